@@ -1,0 +1,178 @@
+"""What decides the task: one frozen dataclass, whose fields are the keyword arguments of ``gymnasium.make``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from hsal_env.data.canvases import CanvasConfig
+from hsal_env.data.glyphs import GLYPH_POLICIES, NUM_CLASSES, SOURCES, SPLITS
+from hsal_env.errors import ConfigError
+
+DEFAULT_NUM_EXAMPLES = {"train": 60_000, "val": 5_000, "test": 10_000}
+"""Canvases in a split: the paper's 60,000 and 10,000, and a validation set from the training side."""
+
+_CHOICES = {
+    "source": SOURCES,
+    "split": SPLITS,
+    "glyphs": GLYPH_POLICIES,
+    "features": ("lazy", "store"),
+    "coordinates": ("paper", "centred"),
+    "beta": ("bounded", "exp"),
+    "mask_scale": ("paper", "peak"),
+    "update": ("paper", "peak", "none"),
+    "protocol": ("free", "teacher"),
+    "action_mode": ("native", "flat"),
+}
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The part of the configuration that the dynamics read. Fields as in :class:`EnvConfig`."""
+
+    glimpses: int = 2
+    components: int = 5
+    max_objects: int = 4
+    coordinates: str = "paper"
+    beta: str = "bounded"
+    mask_scale: str = "paper"
+    update: str = "paper"
+    renormalise_saliency: bool = False
+    protocol: str = "free"
+
+    @property
+    def option_length(self) -> int:
+        """Decisions in a meta-step: one attention, k locations, one label."""
+        return self.glimpses + 2
+
+    @property
+    def max_meta_steps(self) -> int:
+        """Most meta-steps in an episode: one per object and one to stop."""
+        return self.max_objects + 1
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """Every keyword argument of the environments. Defaults are the paper's ("faithful"); D, S, L name our readings of it.
+
+    Attributes:
+        task: ``"single"``, ``"set"`` (no label twice) or ``"multiset"`` (labels independent) (D3).
+        source: ``"mnist"``, ``"digits"`` (scikit-learn's, no network) or ``"auto"``: MNIST where it can be had.
+        split: ``"train"``, ``"val"`` or ``"test"``.
+        glyphs: ``"disjoint"``: no digit in two splits; ``"paper"``: all splits draw from the training digits (D1).
+        seed: picks the canvases; with ``split`` and an index it fixes a canvas.
+        num_examples: canvases in the split; None: 60,000, 5,000 or 10,000.
+        data_root: folder of MNIST; None: ``$HSAL_DATA``, else the cache folder.
+        min_objects: fewest objects in an image.
+        max_objects: most objects in an image; None: 1 for ``"single"``, else 4.
+        min_size_px: smallest digit.
+        max_size_px: largest digit.
+        canvas_px: side of the image.
+        clutter: number of clutter crops.
+        clutter_px: their side.
+        activation: activation model: a name, or ``"package.module:Name"``.
+        saliency: saliency model: a name, or ``"package.module:Name"``.
+        features: ``"lazy"``: V is computed at each reset; ``"store"``: once for the whole split, kept in the cache
+            folder. With ``"lazy"`` the image is read alone, so results do not depend on the number of lanes.
+        glimpses: k, locations per meta-step.
+        components: K, Gaussians in the attention mask.
+        coordinates: ``"paper"`` or ``"centred"`` (S4).
+        beta: ``"bounded"`` or ``"exp"`` (S5).
+        mask_scale: ``"paper"``, or ``"peak"``: M divided by its maximum.
+        update: ``"paper"``, ``"peak"`` (subtract M / max M), or ``"none"`` (S8).
+        renormalise_saliency: normalise S again after every update (S2 says no).
+        protocol: ``"free"``: stop ends the episode and is rewarded; ``"teacher"``: the training roll-out (L4, L5).
+        action_mode: ``"native"``: the two-level Dict; ``"flat"``: one Discrete with a mask.
+        include_image: whether the observation holds the image; None: in the native mode only.
+        include_volume: whether the observation holds the activation volume.
+    """
+
+    task: str = "multiset"
+    source: str = "auto"
+    split: str = "train"
+    glyphs: str = "disjoint"
+    seed: int = 0
+    num_examples: int | None = None
+    data_root: str | None = None
+    min_objects: int = 1
+    max_objects: int | None = None
+    min_size_px: int = 20
+    max_size_px: int = 50
+    canvas_px: int = 100
+    clutter: int = 8
+    clutter_px: int = 5
+    activation: str = "compact"
+    saliency: str = "sum-of-squares"
+    features: str = "lazy"
+    glimpses: int = 2
+    components: int = 5
+    coordinates: str = "paper"
+    beta: str = "bounded"
+    mask_scale: str = "paper"
+    update: str = "paper"
+    renormalise_saliency: bool = False
+    protocol: str = "free"
+    action_mode: str = "native"
+    include_image: bool | None = None
+    include_volume: bool = False
+
+    def __post_init__(self) -> None:
+        for name, known in _CHOICES.items():
+            if getattr(self, name) not in known:
+                raise ConfigError(f"Expected {name} to be one of {', '.join(known)}; got {getattr(self, name)!r}.")
+        for name, least in (("glimpses", 0), ("components", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"Expected {name} of at least {least}; got {getattr(self, name)}.")
+        if self.num_examples is not None and self.num_examples < 1:
+            raise ConfigError(f"Expected num_examples of at least 1; got {self.num_examples}.")
+        object.__setattr__(self, "max_objects", self.objects_limit)
+        _ = self.canvas  # validates the canvas fields
+
+    @classmethod
+    def from_kwargs(cls, kwargs: dict[str, Any]) -> EnvConfig:
+        """Build from keyword arguments.
+
+        Raises:
+            ConfigError: an unknown name, or a value outside its range.
+        """
+        unknown = sorted(set(kwargs) - {field.name for field in fields(cls)})
+        if unknown:
+            known = ", ".join(field.name for field in fields(cls))
+            raise ConfigError(f"Unknown environment arguments {', '.join(unknown)}. Known ones: {known}.")
+        return cls(**kwargs)
+
+    @property
+    def objects_limit(self) -> int:
+        """``max_objects`` with its default filled in."""
+        return self.max_objects if self.max_objects is not None else (1 if self.task == "single" else 4)
+
+    @property
+    def canvas(self) -> CanvasConfig:
+        """The look of a canvas."""
+        return CanvasConfig(
+            self.task, self.min_objects, self.objects_limit, self.min_size_px, self.max_size_px,
+            self.canvas_px, self.clutter, self.clutter_px,
+        )  # fmt: skip
+
+    @property
+    def rules(self) -> Rules:
+        """The part that the dynamics read."""
+        return Rules(
+            self.glimpses, self.components, self.objects_limit, self.coordinates, self.beta,
+            self.mask_scale, self.update, self.renormalise_saliency, self.protocol,
+        )  # fmt: skip
+
+    @property
+    def size(self) -> int:
+        """Canvases in the split."""
+        return self.num_examples or DEFAULT_NUM_EXAMPLES[self.split]
+
+    @property
+    def num_classes(self) -> int:
+        """C, the number of labels, "stop" not counted."""
+        return NUM_CLASSES
+
+    @property
+    def shows_image(self) -> bool:
+        """Whether the observation holds the image."""
+        return self.action_mode == "native" if self.include_image is None else self.include_image

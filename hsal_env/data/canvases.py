@@ -1,0 +1,229 @@
+"""Canvases: digits of several sizes and places, with clutter, on a black square (paper section 5; decisions D1 to D3).
+
+A canvas is a pure function of (glyphs, config, seed, index): its random numbers are a block of a counter-based
+generator (Philox), so that canvas ``i`` is the same alone, in a batch, and in any order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from hsal_env.data.glyphs import NUM_CLASSES, Glyphs
+from hsal_env.data.resize import bilinear_resize
+from hsal_env.errors import ConfigError, DataError
+
+TASKS = ("single", "set", "multiset")
+_DRAWS_PER_OBJECT = 6  # label, glyph, size, patch, row offset, column offset
+_DRAWS_PER_CROP = 4  # glyph, row, column, cell
+
+
+@dataclass(frozen=True)
+class CanvasConfig:
+    """What a canvas looks like.
+
+    Attributes:
+        task: ``"single"``: one object; ``"set"``: no label twice; ``"multiset"``: labels drawn independently.
+        min_objects: fewest objects, at least 1.
+        max_objects: most objects; the count is uniform between the two.
+        min_size_px: smallest side of a digit.
+        max_size_px: largest side of a digit; sizes are uniform between the two.
+        canvas_px: side of the canvas.
+        clutter: number of clutter crops.
+        clutter_px: side of a crop, and of the grid that crops are laid on.
+    """
+
+    task: str = "multiset"
+    min_objects: int = 1
+    max_objects: int = 4
+    min_size_px: int = 20
+    max_size_px: int = 50
+    canvas_px: int = 100
+    clutter: int = 8
+    clutter_px: int = 5
+
+    def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise ConfigError(f"Expected task to be one of {', '.join(TASKS)}; got {self.task!r}.")
+        if self.task == "single" and (self.min_objects, self.max_objects) != (1, 1):
+            raise ConfigError(
+                f"task='single' needs min_objects = max_objects = 1; got {self.min_objects} and {self.max_objects}."
+            )
+        if not 1 <= self.min_objects <= self.max_objects:
+            raise ConfigError(f"Expected 1 <= min_objects <= max_objects; got {self.min_objects} and {self.max_objects}.")
+        if self.task == "set" and self.max_objects > NUM_CLASSES:
+            raise ConfigError(f"A set has at most {NUM_CLASSES} different labels; got max_objects={self.max_objects}.")
+        if not 1 <= self.min_size_px <= self.max_size_px <= self.canvas_px:
+            raise ConfigError(
+                "Expected 1 <= min_size_px <= max_size_px <= canvas_px; got "
+                f"{self.min_size_px}, {self.max_size_px}, {self.canvas_px}."
+            )
+        fit = (self.canvas_px // self.max_size_px) ** 2
+        if self.max_objects > fit:
+            raise ConfigError(
+                f"{self.max_objects} objects of up to {self.max_size_px} px do not fit a canvas of {self.canvas_px} px, "
+                f"which holds {fit}. Lower max_objects or max_size_px, or raise canvas_px."
+            )
+        if self.clutter < 0 or not 1 <= self.clutter_px <= 28:
+            raise ConfigError(f"Expected clutter >= 0 and clutter_px in 1..28; got {self.clutter}, {self.clutter_px}.")
+        if self.clutter > (self.canvas_px // self.clutter_px) ** 2:
+            raise ConfigError(
+                f"{self.clutter} crops of {self.clutter_px} px do not fit a canvas of {self.canvas_px} px; lower clutter."
+            )
+
+
+class CanvasBatch(NamedTuple):
+    """Composed canvases.
+
+    Attributes:
+        images: uint8 ``[B, canvas_px, canvas_px]``.
+        labels: int64 ``[B, max_objects]`` in the order of drawing, padded with -1.
+        boxes: int64 ``[B, max_objects, 4]`` as (row, col, height, width) in px, padded with -1.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    boxes: np.ndarray
+
+
+class Canvases:
+    """An endless, random-access supply of canvases.
+
+    Args:
+        glyphs: the digits to draw from.
+        config: the look of a canvas.
+        seed: with ``stream``, picks the sequence of canvases.
+        stream: a second key, so that splits of one seed differ.
+    """
+
+    def __init__(self, glyphs: Glyphs, config: CanvasConfig | None = None, seed: int = 0, stream: int = 0) -> None:
+        self.config = config or CanvasConfig()
+        self.glyphs = glyphs
+        present = np.bincount(glyphs.labels, minlength=NUM_CLASSES)
+        if len(present) != NUM_CLASSES or not present.all():
+            raise DataError(f"Expected glyphs of every label in 0..9; got counts {present.tolist()}.")
+        self._class_size = present  # [10]
+        self._class_start = np.concatenate([[0], np.cumsum(present)[:-1]])
+        self._by_class = np.argsort(glyphs.labels, kind="stable")
+        draws = 1 + _DRAWS_PER_OBJECT * self.config.max_objects + _DRAWS_PER_CROP * self.config.clutter
+        self._counters = -(-draws // 4)  # Philox yields four 64-bit words per counter
+        self._key = np.random.SeedSequence([seed, stream]).generate_state(2, np.uint64)
+
+    def compose(self, indices: Sequence[int] | np.ndarray) -> CanvasBatch:
+        """Compose the canvases of the given non-negative indices.
+
+        Raises:
+            DataError: an index is negative.
+        """
+        indices = np.asarray(indices, dtype=np.int64)
+        if indices.size and indices.min() < 0:
+            raise DataError(f"Expected canvas indices of at least 0; got {indices.min()}.")
+        draw = _Draws(self._random_words(indices))
+        labels, glyph, sizes, boxes = self._layout(draw)
+        images = np.zeros((len(indices), self.config.canvas_px, self.config.canvas_px), np.uint8)
+        self._paste_clutter(images, draw)
+        self._paste_objects(images, glyph, sizes, boxes)
+        return CanvasBatch(images, labels, boxes)
+
+    def _random_words(self, indices: np.ndarray) -> np.ndarray:
+        """The 32-bit random numbers of each canvas, ``[B, words]``."""
+        per_canvas = 4 * self._counters
+
+        def block(first: int, count: int) -> np.ndarray:
+            bits = np.random.Philox(key=self._key, counter=first * self._counters)
+            return bits.random_raw(count * per_canvas).reshape(count, per_canvas)
+
+        if len(indices) > 1 and (np.diff(indices) == 1).all():
+            words = block(int(indices[0]), len(indices))
+        else:
+            words = np.concatenate([np.empty((0, per_canvas), np.uint64), *(block(int(i), 1) for i in indices)])
+        return words >> np.uint64(32)
+
+    def _layout(self, draw: _Draws) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Labels, glyph indices, sizes and boxes of the objects, each padded with -1."""
+        c, lanes = self.config, draw.lanes
+        count = c.min_objects + draw.below(c.max_objects - c.min_objects + 1)  # [B]
+        absent = np.arange(c.max_objects) >= count[:, None]  # [B, N]
+        if c.task == "set":
+            labels = draw.distinct_below(np.full(lanes, NUM_CLASSES), NUM_CLASSES, c.max_objects)
+        else:
+            labels = draw.below(NUM_CLASSES, c.max_objects)
+        glyph = self._by_class[self._class_start[labels] + draw.below(self._class_size[labels], c.max_objects)]
+        sizes = c.min_size_px + draw.below(c.max_size_px - c.min_size_px + 1, c.max_objects)
+        sizes[absent] = 0
+        largest = sizes.max(1)  # the patches of this image are as wide as its largest digit
+        side = c.canvas_px // largest
+        patch = draw.distinct_below(side**2, int(side.max(initial=1)) ** 2, c.max_objects)
+        room = (largest[:, None] - sizes) + 1
+        top = (patch // side[:, None]) * largest[:, None] + draw.below(room, c.max_objects)
+        left = (patch % side[:, None]) * largest[:, None] + draw.below(room, c.max_objects)
+        boxes = np.stack([top, left, sizes, sizes], axis=2)
+        for padded in (labels, glyph, boxes):
+            padded[absent] = -1
+        return labels, glyph, sizes, boxes
+
+    def _paste_clutter(self, images: np.ndarray, draw: _Draws) -> None:
+        c, px = self.config, self.config.clutter_px
+        if not c.clutter:
+            return
+        per_side = c.canvas_px // px
+        glyph = draw.below(len(self.glyphs.labels), c.clutter)  # [B, clutter]
+        top, left = draw.below(29 - px, c.clutter), draw.below(29 - px, c.clutter)
+        cell = draw.distinct_below(np.full(draw.lanes, per_side**2), per_side**2, c.clutter)
+        span = np.arange(px)
+        crops = self.glyphs.images[
+            glyph[..., None, None], (top[..., None] + span)[..., :, None], (left[..., None] + span)[..., None, :]
+        ]
+        rows = (cell // per_side * px)[..., None] + span
+        columns = (cell % per_side * px)[..., None] + span
+        lanes = np.arange(draw.lanes)[:, None, None, None]
+        images[lanes, rows[..., :, None], columns[..., None, :]] = crops
+
+    def _paste_objects(self, images: np.ndarray, glyph: np.ndarray, sizes: np.ndarray, boxes: np.ndarray) -> None:
+        lane, slot = np.nonzero(sizes)
+        order = np.argsort(sizes[lane, slot], kind="stable")
+        lane, slot = lane[order], slot[order]
+        size = sizes[lane, slot]
+        for size_px in np.unique(size):  # one resize per size; digits never overlap, so their order is free
+            first, last = np.searchsorted(size, [size_px, size_px + 1])
+            digits = bilinear_resize(self.glyphs.images[glyph[lane[first:last], slot[first:last]]], int(size_px))
+            corners = boxes[lane[first:last], slot[first:last], :2].tolist()
+            for digit, i, (top, left) in zip(digits, lane[first:last].tolist(), corners, strict=True):
+                window = images[i, top : top + size_px, left : left + size_px]
+                np.copyto(window, digit, where=digit > 0)
+
+
+class _Draws:
+    """Consumes a block of 32-bit random words column by column."""
+
+    def __init__(self, words: np.ndarray) -> None:
+        self._words, self._used = words, 0
+
+    @property
+    def lanes(self) -> int:
+        return len(self._words)
+
+    def below(self, bound: int | np.ndarray, count: int | None = None) -> np.ndarray:
+        """Integers in ``0..bound - 1``, ``[B]`` or ``[B, count]``; the bias is under bound / 2**32."""
+        width = 1 if count is None else count
+        words = self._words[:, self._used : self._used + width]
+        self._used += width
+        words = words[:, 0] if count is None else words
+        return (words * np.asarray(bound, np.uint64) >> np.uint64(32)).astype(np.int64)
+
+    def distinct_below(self, bound: np.ndarray, most: int, count: int) -> np.ndarray:
+        """``[B, count]`` different integers in ``0..bound - 1`` (``bound`` ``[B]``, at most ``most``).
+
+        The first ``count`` places of a Fisher-Yates shuffle. Where ``count`` exceeds ``bound`` the surplus repeats.
+        """
+        lanes = np.arange(self.lanes)
+        deck = np.tile(np.arange(most, dtype=np.int64), (self.lanes, 1))
+        for place in range(count):
+            place_in = np.minimum(place, bound - 1)
+            other = place_in + self.below(bound - place_in)
+            deck[lanes, place_in], deck[lanes, other] = deck[lanes, other], deck[lanes, place_in]
+        # a lane with bound < count has more slots than places; those slots are padding
+        return deck[lanes[:, None], np.minimum(np.arange(count), bound[:, None] - 1)]

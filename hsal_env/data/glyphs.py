@@ -1,0 +1,190 @@
+"""Glyphs: the single digits that canvases are made of.
+
+Two sources. ``mnist`` is torchvision's MNIST; ``digits`` is scikit-learn's 1,797 real handwritten 8x8 digits, which
+come with that package and need no network. Train, validation and test glyphs are disjoint in both (decision D1).
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import warnings
+import zlib
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from hsal_env.data.resize import bilinear_resize
+from hsal_env.errors import ConfigError, DataError, DataUnavailableError
+
+GLYPH_PX = 28
+NUM_CLASSES = 10
+SOURCES = ("auto", "mnist", "digits")
+SPLITS = ("train", "val", "test")
+GLYPH_POLICIES = ("disjoint", "paper")
+
+_MNIST_MARGIN_PX = 4
+_MNIST_VALIDATION = 5_000  # the last glyphs of MNIST's training file
+_DIGITS_TRAIN, _DIGITS_VALIDATION = 1_197, 200  # contiguous, so that few writers are shared; the last 400 are test
+_IDX_FILES = {
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+}
+
+
+class Glyphs(NamedTuple):
+    """One split of one source.
+
+    Attributes:
+        images: uint8 ``[N, 28, 28]``, ink is bright.
+        labels: int64 ``[N]`` in ``0..9``.
+        source: ``"mnist"`` or ``"digits"``: what the pixels really are.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    source: str
+
+
+def cache_folder() -> Path:
+    """``$HSAL_CACHE``, else ``$XDG_CACHE_HOME/hsal``, else ``~/.cache/hsal``."""
+    if os.environ.get("HSAL_CACHE"):
+        return Path(os.environ["HSAL_CACHE"]).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hsal"
+
+
+def load_glyphs(source: str, split: str, data_root: str | None = None, policy: str = "disjoint") -> Glyphs:
+    """Load the glyphs of one split.
+
+    Args:
+        source: ``"mnist"``, ``"digits"``, or ``"auto"``: MNIST where it can be had, else digits with one warning.
+        split: ``"train"``, ``"val"`` or ``"test"``.
+        data_root: where MNIST lies or is downloaded to; else ``$HSAL_DATA``, else the cache folder.
+        policy: ``"disjoint"`` (D1, no glyph in two splits) or ``"paper"``: every split draws from all training
+            glyphs, as the first author's generator does, so that test canvases share digits with training ones.
+
+    Raises:
+        ConfigError: an unknown source, split or policy.
+        DataUnavailableError: ``source="mnist"`` and MNIST is neither found nor downloadable.
+        DataError: an MNIST file is there but damaged (also with ``"auto"``: a broken file is never passed over).
+    """
+    for name, value, known in (("source", source, SOURCES), ("split", split, SPLITS), ("glyphs", policy, GLYPH_POLICIES)):
+        if value not in known:
+            raise ConfigError(f"Expected {name} to be one of {', '.join(known)}; got {value!r}.")
+    if source == "digits":
+        return _digits(split, policy)
+    try:
+        return _mnist(split, policy, data_root)
+    except DataUnavailableError as error:
+        if source == "mnist":
+            raise
+        _warn_fallback(str(error))
+        return _digits(split, policy)
+
+
+@cache
+def _warn_fallback(reason: str) -> None:
+    warnings.warn(f"source='auto' uses scikit-learn's digits instead of MNIST, so scores are not MNIST scores. {reason}", stacklevel=4)
+
+
+@cache
+def _digits(split: str, policy: str) -> Glyphs:
+    from sklearn.datasets import load_digits  # heavy, and only this source needs it
+
+    bunch = load_digits()
+    small = np.round(bunch.images * (255 / 16)).astype(np.uint8)  # [1797, 8, 8] from 0..16
+    ink = bilinear_resize(small, GLYPH_PX - 2 * _MNIST_MARGIN_PX)  # MNIST's frame, so that one model reads both
+    images = np.pad(ink, ((0, 0), (_MNIST_MARGIN_PX,) * 2, (_MNIST_MARGIN_PX,) * 2))
+    labels = bunch.target.astype(np.int64)
+    train_end, validation_end = _DIGITS_TRAIN, _DIGITS_TRAIN + _DIGITS_VALIDATION
+    if policy == "paper":
+        part = slice(0, validation_end)
+    else:
+        part = {"train": slice(0, train_end), "val": slice(train_end, validation_end), "test": slice(validation_end, None)}[split]
+    return _frozen(images[part], labels[part], "digits")
+
+
+@cache
+def _mnist(split: str, policy: str, data_root: str | None) -> Glyphs:
+    images, labels = _read_mnist(find_mnist(data_root), "test" if split == "test" and policy == "disjoint" else "train")
+    if policy == "disjoint" and split != "test":
+        part = slice(-_MNIST_VALIDATION) if split == "train" else slice(-_MNIST_VALIDATION, None)
+        images, labels = images[part], labels[part]
+    return _frozen(images, labels, "mnist")
+
+
+def _frozen(images: np.ndarray, labels: np.ndarray, source: str) -> Glyphs:
+    """Read-only arrays: they are shared by every environment of the process."""
+    images, labels = np.ascontiguousarray(images), np.ascontiguousarray(labels)
+    images.flags.writeable = labels.flags.writeable = False
+    return Glyphs(images, labels, source)
+
+
+# --- MNIST on disk ----------------------------------------------------------------------------------------------------
+
+
+@cache
+def find_mnist(data_root: str | None = None) -> Path:
+    """Return the folder that holds MNIST's four IDX files, gzipped or not, downloading them if need be.
+
+    Looks in ``data_root``, ``$HSAL_DATA`` and the cache folder (each: the folder itself, ``raw`` and ``MNIST/raw``),
+    then lets torchvision download to the first of them.
+
+    Raises:
+        DataUnavailableError: nothing found and the download failed; the message says what was tried.
+    """
+    roots = [Path(root).expanduser() for root in (data_root, os.environ.get("HSAL_DATA")) if root] + [cache_folder()]
+    folders = [folder for root in roots for folder in (root / "MNIST" / "raw", root / "raw", root)]
+    names = [name for pair in _IDX_FILES.values() for name in pair]
+    for folder in folders:
+        if all(_idx_path(folder, name) for name in names):
+            return folder
+    try:
+        from hsal_env.data.torchvision_import import import_torchvision
+
+        import_torchvision().datasets.MNIST(str(roots[0]), download=True)
+    except Exception as error:  # torchvision raises whatever its transport raises
+        raise DataUnavailableError(
+            f"MNIST was not found under {', '.join(str(root) for root in roots)}, and downloading it failed "
+            f"({type(error).__name__}: {error}). Put its four *-ubyte or *-ubyte.gz files in DIR/MNIST/raw and pass "
+            f"data_root=DIR (--data-root DIR) or set HSAL_DATA=DIR; or use source='digits', which needs no network."
+        ) from error
+    return roots[0] / "MNIST" / "raw"
+
+
+def _idx_path(folder: Path, name: str) -> Path | None:
+    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
+
+
+def _read_mnist(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
+    image_path, label_path = (_idx_path(folder, name) for name in _IDX_FILES[part])
+    assert image_path and label_path  # find_mnist looked
+    images, labels = read_idx(image_path), read_idx(label_path)
+    if images.ndim != 3 or images.shape[1:] != (GLYPH_PX, GLYPH_PX):
+        raise DataError(f"{image_path}: expected images of 28x28, got shape {images.shape}. Delete the file and fetch it again.")
+    if labels.ndim != 1 or len(labels) != len(images):
+        raise DataError(f"{label_path}: expected {len(images)} labels for {image_path.name}, got shape {labels.shape}.")
+    if labels.max(initial=0) >= NUM_CLASSES:
+        raise DataError(f"{label_path}: expected labels in 0..9, got {labels.max()}. Delete the file and fetch it again.")
+    return images, labels.astype(np.int64)
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """Read one IDX file of unsigned bytes, gzipped (``.gz``) or not.
+
+    Raises:
+        DataError: not an IDX file of bytes, cut off, with bytes left over, or broken gzip.
+    """
+    try:
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read ({error}). Delete the file and fetch it again.") from error
+    if len(raw) < 4 or raw[:3] != b"\x00\x00\x08" or len(raw) < 4 + 4 * raw[3]:
+        raise DataError(f"{path}: expected an IDX file of unsigned bytes, got a header of {raw[:4]!r}. Delete the file and fetch it again.")
+    shape = tuple(np.frombuffer(raw, ">i4", count=raw[3], offset=4).tolist())
+    body = np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3])
+    if body.size != np.prod(shape):
+        raise DataError(f"{path}: the header announces {shape}, {np.prod(shape)} bytes; got {body.size}. Delete the file and fetch it again.")
+    return body.reshape(shape)

@@ -1,0 +1,42 @@
+"""Import torchvision even where its compiled operators do not match this build of torch.
+
+A CPU build of torch beside a CUDA build of torchvision fails at import with "operator torchvision::nms does not exist",
+since torchvision registers fake kernels for operators that its extension would have declared. Declaring the two
+schemas is enough for everything that HSAL uses: data sets, models and transforms, not the operators themselves.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+
+_SCHEMAS = (
+    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "roi_align(Tensor input, Tensor rois, float spatial_scale, int pooled_height, int pooled_width, "
+    "int sampling_ratio, bool aligned) -> Tensor",
+)
+_library = None
+
+
+def import_torchvision() -> ModuleType:
+    """Return the torchvision module.
+
+    Raises:
+        ImportError: torchvision is not installed.
+        RuntimeError: it is installed and broken in another way than the one described above.
+    """
+    global _library
+    try:
+        return importlib.import_module("torchvision")
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error) or _library is not None:
+            raise
+    import torch
+
+    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+        del sys.modules[name]  # the half-imported package
+    _library = torch.library.Library("torchvision", "FRAGMENT")  # the declarations live as long as this object
+    for schema in _SCHEMAS:
+        _library.define(schema)
+    return importlib.import_module("torchvision")

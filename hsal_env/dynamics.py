@@ -1,0 +1,232 @@
+"""The decision process over :mod:`hsal_env.functional`: a state, and one function per kind of decision.
+
+A meta-step is an option of k + 2 decisions: ``attend`` (the meta-controller's mask), k times ``look`` (a location), then
+``name`` (a label or "stop"), which updates the saliency map. ``phase`` counts them: 0, 1..k, k + 1. The functions are
+pure and differentiable, so that an agent can run them with gradient over a stored trajectory.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from hsal_env import functional as F
+from hsal_env.config import Rules
+
+
+class Example(NamedTuple):
+    """What a reset draws, for B lanes.
+
+    Attributes:
+        volume: V, float32 ``[B, D, H, W]``.
+        raw_saliency: unnormalised saliency, float32 ``[B, H, W]``.
+        counts: the multiset of labels, int64 ``[B, C]``.
+        index: int64 ``[B]``, which canvas.
+    """
+
+    volume: Tensor
+    raw_saliency: Tensor
+    counts: Tensor
+    index: Tensor
+
+
+class State(NamedTuple):
+    """The full state of B lanes. ``none`` stands for a location or label not taken yet.
+
+    Attributes:
+        example: constant through the episode.
+        saliency: S_t ``[B, H, W]`` in [0, 1].
+        mask: M_t ``[B, H, W]``; zeros before ``attend``.
+        priority: P_t ``[B, H, W]`` in [0, 1]; zeros before ``attend``.
+        glimpse: the latest glimpse vector ``[B, D]``; zeros before ``attend``.
+        locations: this meta-step's glimpsed cells ``[B, k]``; H W = none.
+        last_location: ``[B]``; H W = none.
+        last_label: the label of the previous meta-step ``[B]``; C + 1 = none.
+        remaining: counts not yet named ``[B, C]``.
+        predicted: counts named so far ``[B, C]``.
+        phase: ``[B]`` in 0..k + 1.
+        meta_step: finished meta-steps ``[B]``.
+        returns: rewards so far, of locations and of labels ``[B, 2]``.
+        looks: raw saliency summed over glimpses taken, and over as many uniformly drawn ones ``[B, 2]`` (S3).
+        forbidden: decisions that the view did not allow ``[B]``.
+    """
+
+    example: Example
+    saliency: Tensor
+    mask: Tensor
+    priority: Tensor
+    glimpse: Tensor
+    locations: Tensor
+    last_location: Tensor
+    last_label: Tensor
+    remaining: Tensor
+    predicted: Tensor
+    phase: Tensor
+    meta_step: Tensor
+    returns: Tensor
+    looks: Tensor
+    forbidden: Tensor
+
+
+class Action(NamedTuple):
+    """One decision for B lanes; the phase says which part is read.
+
+    Attributes:
+        attention: raw mixture parameters ``[B, 4K]``.
+        location: flat cell ``[B]``.
+        label: ``[B]``; C = stop.
+    """
+
+    attention: Tensor
+    location: Tensor
+    label: Tensor
+
+
+class Outcome(NamedTuple):
+    """What a decision led to: the next state, and ``[B]`` each of reward, terminated and truncated."""
+
+    state: State
+    reward: Tensor
+    terminated: Tensor
+    truncated: Tensor
+
+
+def initial(example: Example, rules: Rules) -> State:
+    """The state at reset: S_1 is the saliency normalised to [0, 1] (S2), nothing attended or named."""
+    saliency = F.normalise(example.raw_saliency)
+    blank = torch.zeros_like(saliency)
+    lanes, channels = example.volume.shape[:2]
+    classes = example.counts.shape[1]
+    cells = saliency[0].numel()
+    count = torch.zeros(lanes, dtype=torch.int64, device=saliency.device)
+    return State(
+        example=example,
+        saliency=saliency,
+        mask=blank,
+        priority=blank,
+        glimpse=example.volume.new_zeros(lanes, channels),
+        locations=count.new_full((lanes, rules.glimpses), cells),
+        last_location=count.new_full((lanes,), cells),
+        last_label=count.new_full((lanes,), classes + 1),
+        remaining=example.counts,
+        predicted=torch.zeros_like(example.counts),
+        phase=count,
+        meta_step=count,
+        returns=saliency.new_zeros(lanes, 2),
+        looks=saliency.new_zeros(lanes, 2),
+        forbidden=count,
+    )
+
+
+def attend(state: State, attention: Tensor, rules: Rules) -> State:
+    """Place the mask: M_t from the raw ``attention`` ``[B, 4K]``, then P_t and g_0. Earns nothing."""
+    map_size = (state.saliency.shape[1], state.saliency.shape[2])
+    parameters = F.mixture(attention, map_size, rules.coordinates, rules.beta)
+    mask = F.attention_mask(parameters, map_size, rules.mask_scale)
+    return state._replace(
+        mask=mask,
+        priority=F.priority(mask, state.saliency),
+        glimpse=F.initial_glimpse(mask, state.example.volume),
+        phase=state.phase + 1,
+    )
+
+
+def look(state: State, location: Tensor, rules: Rules) -> Outcome:
+    """Take a glimpse at ``location`` ``[B]``; earns P there."""
+    raw = raw_saliency_left(state).flatten(1)
+    at = location[:, None]
+    reward = F.location_rewards(state.priority).gather(1, at).squeeze(1)
+    slot = one_hot(state.phase - 1, rules.glimpses).bool()  # [B, k]
+    never = torch.zeros_like(reward, dtype=torch.bool)
+    following = state._replace(
+        glimpse=F.glimpse(state.example.volume, location),
+        locations=torch.where(slot, at, state.locations),
+        last_location=location,
+        phase=state.phase + 1,
+        returns=state.returns + torch.stack([reward, torch.zeros_like(reward)], dim=1),
+        looks=state.looks + torch.stack([raw.gather(1, at).squeeze(1), raw.mean(dim=1)], dim=1),
+    )
+    return Outcome(following, reward, never, never)
+
+
+def name(state: State, label: Tensor, rules: Rules) -> Outcome:
+    """Name ``label`` ``[B]`` (C = stop), update the saliency map, and end the meta-step.
+
+    Free protocol (L5): stop terminates; max_objects + 1 meta-steps without it truncate. Teacher protocol (L4): nothing
+    stops early, and the meta-step after the last object terminates.
+    """
+    classes, cells = state.remaining.shape[1], state.saliency[0].numel()
+    meta_step = state.meta_step + 1
+    final = state.meta_step == state.example.counts.sum(dim=1)
+    if rules.protocol == "teacher":
+        rewards, terminated, truncated = F.label_rewards(state.remaining, final), final, torch.zeros_like(final)
+    else:
+        rewards, terminated = F.label_rewards(state.remaining), label == classes
+        truncated = ~terminated & (meta_step >= rules.max_meta_steps)
+    reward = rewards.gather(1, label[:, None]).squeeze(1)
+    saliency = F.update_saliency(state.saliency, state.mask, state.locations, rules.update)
+    blank = torch.zeros_like(saliency)
+    following = state._replace(
+        saliency=F.normalise(saliency) if rules.renormalise_saliency else saliency,
+        mask=blank,
+        priority=blank,
+        glimpse=torch.zeros_like(state.glimpse),
+        locations=torch.full_like(state.locations, cells),
+        last_location=torch.full_like(state.last_location, cells),
+        last_label=label,
+        remaining=F.take(state.remaining, label),
+        predicted=state.predicted + one_hot(label, classes + 1)[:, :-1],
+        phase=torch.zeros_like(state.phase),
+        meta_step=meta_step,
+        returns=state.returns + torch.stack([torch.zeros_like(reward), reward], dim=1),
+    )
+    return Outcome(following, reward, terminated, truncated)
+
+
+def transition(state: State, action: Action, rules: Rules, forbidden: Tensor | None = None) -> Outcome:
+    """One decision of each lane, whatever its phase. Lanes in one phase cost one function, mixed lanes each of theirs.
+
+    Args:
+        forbidden: bool ``[B]``, lanes whose action their phase does not allow: they earn -1 and stay as they are, and
+            are truncated after as many such decisions as an episode has proper ones.
+    """
+    last = rules.glimpses + 1
+    kind = state.phase.clamp(max=1) + (state.phase == last).long()  # 0 attend, 1 look, 2 name
+    kinds = kind[:1] if bool((kind == kind[0]).all()) else kind.unique()
+    outcome: Outcome | None = None
+    for this in kinds.tolist():
+        if this == 0:
+            never = torch.zeros_like(kind, dtype=torch.bool)
+            branch = Outcome(attend(state, action.attention, rules), torch.zeros_like(state.returns[:, 0]), never, never)
+        elif this == 1:
+            branch = look(state._replace(phase=state.phase.clamp(1, max(rules.glimpses, 1))), action.location, rules)
+        else:
+            branch = name(state, action.label, rules)
+        outcome = branch if outcome is None else select(kind == this, branch, outcome)
+    assert outcome is not None
+    return outcome if forbidden is None else _forbid(forbidden, state, outcome, rules)
+
+
+def _forbid(forbidden: Tensor, state: State, outcome: Outcome, rules: Rules) -> Outcome:
+    cost = torch.zeros_like(state.returns)
+    cost[:, 1] = 1.0
+    count = state.forbidden + 1
+    stay = state._replace(forbidden=count, returns=state.returns - cost)
+    too_many = count >= rules.option_length * rules.max_meta_steps
+    return select(forbidden, Outcome(stay, -cost[:, 1], torch.zeros_like(too_many), too_many), outcome)
+
+
+def select(lanes: Tensor, if_true, if_false):
+    """Choose lane by lane between two equally shaped nested tuples of ``[B, ...]`` tensors."""
+    if isinstance(if_true, Tensor):
+        return if_true if if_true is if_false else torch.where(lanes.view(-1, *[1] * (if_true.dim() - 1)), if_true, if_false)
+    return type(if_true)(*(select(lanes, a, b) for a, b in zip(if_true, if_false, strict=True)))
+
+
+def raw_saliency_left(state: State) -> Tensor:
+    """Raw saliency, with suppressed cells counted by the fraction of S_1 that is left: ``raw S_t / S_1`` (S3). ``[B, H, W]``."""
+    first = F.normalise(state.example.raw_saliency)
+    return torch.where(first > 0, state.example.raw_saliency * state.saliency / torch.where(first > 0, first, 1.0), 0.0)

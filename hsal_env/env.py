@@ -1,0 +1,165 @@
+"""The single environment: a batch of one."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.error import ResetNeeded
+
+from hsal_env.config import EnvConfig
+from hsal_env.dynamics import State
+from hsal_env.errors import ActionError, ConfigError
+from hsal_env.simulation import Simulation
+
+
+class HSALEnv(gym.Env):
+    """Name every object of an image, one at a time, in any order, and say when there are no more.
+
+    ## Description
+    The image is turned into an activation volume V and a saliency map S. An episode is a sequence of options of k + 2
+    decisions each: a mask of attention on the saliency map (the meta-controller's), k glimpse locations, and a label
+    (the controller's). After each label the saliency of what was attended is suppressed. "Stop" ends the episode.
+    From "Saliency-based Sequential Image Attention with Multiset Prediction" (Welleck et al., NIPS 2017).
+
+    ## Action space
+    | action_mode | space |
+    |---|---|
+    | ``native`` | ``Dict(attention: Box(-1, 1, (4K,)), location: Discrete(H W), label: Discrete(C + 1))``; the phase says which part is read, the others may be left out |
+    | ``flat`` | ``Discrete(H W + C + 1)``: cells, then labels, then stop; at phase 0 a cell is one spotlight centred there |
+
+    ## Observation space
+    A ``Dict``; in the flat view the maps are vectors, there is no image, and ``action_mask`` is added.
+
+    | key | space | meaning |
+    |---|---|---|
+    | ``image`` | ``Box(0, 255, (100, 100, 1), uint8)`` | the canvas |
+    | ``saliency`` | ``Box(0, 1, (H, W))`` | S_t |
+    | ``priority`` | ``Box(0, 1, (H, W))`` | P_t; zeros before attention is placed |
+    | ``glimpse`` | ``Box((D,))`` | g_0 after attention, then V at the last location |
+    | ``last_location`` | ``Discrete(H W + 1)`` | this option's last location; H W = none |
+    | ``last_label`` | ``Discrete(C + 2)`` | the previous option's label; C + 1 = none |
+    | ``phase`` | ``Discrete(k + 2)`` | 0: attention; 1..k: location; k + 1: label |
+    | ``volume`` | ``Box((D, H, W))`` | V, with ``include_volume=True`` |
+    | ``action_mask`` | ``MultiBinary(H W + C + 1)`` | flat view only |
+
+    ## Rewards
+    0 for attention; P_t at a location; for a label +1 if it is still in the multiset of remaining labels, else -1; for
+    stop +1 if nothing remains, else -1. A forbidden action of the flat view: -1, and nothing happens.
+
+    ## Starting state
+    A canvas of the split drawn uniformly, or ``reset(options={"index": i})``.
+
+    ## Episode end
+    Terminated by stop (``protocol="teacher"``: after as many meta-steps as there are objects, plus one). Truncated after
+    max_objects + 1 meta-steps.
+
+    ## Information
+    ``source`` (``"mnist"`` or ``"digits"``: what the pixels are), ``index``, ``label_counts``, ``remaining_counts``;
+    at the end of an episode ``exact_match``, ``precision``, ``recall``, ``return_location``, ``return_label``,
+    ``attn_saliency``, ``attn_saliency_uniform``. For learners and plots; a policy that reads them cheats.
+
+    ## Arguments
+    ``render_mode`` (None or ``"rgb_array"``), and every field of :class:`hsal_env.config.EnvConfig`.
+
+    Raises:
+        ConfigError: an unknown argument or a value outside its range.
+        DataError: the data are missing or damaged.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 4}
+
+    def __init__(self, render_mode: str | None = None, **config: Any) -> None:
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            raise ConfigError(f"Expected render_mode None or 'rgb_array'; got {render_mode!r}.")
+        self.render_mode = render_mode
+        self.simulation = Simulation(EnvConfig.from_kwargs(config))
+        self.action_space = self.simulation.view.action_space
+        self.observation_space = self.simulation.view.observation_space
+        self._state: State | None = None
+        self._images: torch.Tensor | None = None
+        self._ended = True
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict, dict]:
+        """Start an episode on a random canvas, or on ``options["index"]``.
+
+        Raises:
+            DataError: the index is outside the split.
+            ConfigError: an unknown option.
+        """
+        super().reset(seed=seed)
+        options = dict(options or {})
+        index = options.pop("index", None)
+        if options:
+            raise ConfigError(f"Expected reset options of {{'index'}}; got also {sorted(options)}.")
+        if index is None:
+            index = self.np_random.integers(len(self.simulation.examples))
+        self._state, self._images = self.simulation.start(np.array([index]))
+        self._ended = False
+        return self._observe(), self._info()
+
+    def step(self, action: Any) -> tuple[dict, float, bool, bool, dict]:
+        """Make one decision.
+
+        Raises:
+            ResetNeeded: before the first reset, or after the end of an episode.
+            ActionError: the action is outside its space.
+        """
+        if self._state is None or self._ended:
+            raise ResetNeeded("The episode has ended or not begun; call reset() before step().")
+        self._state, reward, terminated, truncated = self.simulation.step(self._state, _batched(action))
+        self._ended = bool(terminated | truncated)
+        return self._observe(), float(reward), bool(terminated), bool(truncated), self._info()
+
+    def action_masks(self) -> np.ndarray:
+        """bool ``[H W + C + 1]``, what sb3-contrib's MaskablePPO asks for.
+
+        Raises:
+            ConfigError: not in the flat view, whose actions alone can be masked.
+        """
+        if self.simulation.config.action_mode != "flat":
+            raise ConfigError("action_masks() needs action_mode='flat'; the native view is a Dict of three parts.")
+        return self._observe()["action_mask"].astype(bool)
+
+    def render(self) -> np.ndarray | None:
+        """RGB uint8 ``[h, w, 3]``: image with glimpses, S, M and P; None without a render mode.
+
+        Raises:
+            ResetNeeded: before the first reset.
+        """
+        if self.render_mode is None:
+            return None
+        if self._state is None:
+            raise ResetNeeded("Nothing to draw yet; call reset() before render().")
+        from hsal_env.rendering import draw_state  # matplotlib is slow to import
+
+        canvas = self.simulation.examples.compose(self._state.example.index.numpy()).images[0]
+        return draw_state(canvas, self._state, lane=0)
+
+    def _observe(self) -> dict[str, Any]:
+        assert self._state is not None
+        parts = self.simulation.view.observe(self._state, self._images)
+        return {name: _unbatched(value) for name, value in parts.items()}
+
+    def _info(self) -> dict[str, Any]:
+        assert self._state is not None
+        parts = self.simulation.info(self._state)
+        if self._ended:
+            parts |= self.simulation.episode_info(self._state)
+        return {"source": self.simulation.examples.source} | {name: _unbatched(value) for name, value in parts.items()}
+
+
+def _batched(action: Any) -> Any:
+    try:
+        if isinstance(action, dict):
+            return {name: np.asarray(value)[None] for name, value in action.items()}
+        return np.asarray(action)[None]
+    except (TypeError, ValueError) as error:
+        raise ActionError(f"The action cannot be read as numbers: {action!r} ({error}).") from error
+
+
+def _unbatched(value: torch.Tensor) -> Any:
+    """Lane 0 as a numpy array of its own, or a numpy scalar."""
+    return value[0].numpy().copy() if value.dim() > 1 else value.numpy()[0]

@@ -1,0 +1,190 @@
+"""The paper's equations, batched, in data-flow order. One implementation, used by environment, agent and trainer.
+
+Every function is pure: no in-place write, no branch on a tensor's value, so that gradients flow wherever the paper
+lets them. Shapes: B lanes (images), K Gaussians, D activation channels, H x W map cells, C classes, k glimpses.
+Locations are flat cell indices ``row * W + col``; the label C is "stop". References are to Welleck et al., NIPS 2017;
+S1 to S8 and L1 to L5 are the project's readings of its open points, restated where they apply.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+# --- saliency ---------------------------------------------------------------------------------------------------------
+
+
+def sum_of_squares(volume: Tensor) -> Tensor:
+    """Raw saliency of an activation volume, section 3 "Saliency Model": ``S_ij = sum_c V_cij**2`` (S1).
+
+    Args:
+        volume: ``[B, D, H, W]``.
+
+    Returns:
+        ``[B, H, W]``, non-negative, unbounded.
+    """
+    return volume.square().sum(dim=1)
+
+
+def normalise(maps: Tensor) -> Tensor:
+    """Map each lane linearly to minimum 0 and maximum 1 (Appendix A); a constant map becomes zeros (S2).
+
+    Args:
+        maps: ``[B, H, W]``.
+    """
+    low = maps.amin(dim=(1, 2), keepdim=True)
+    span = maps.amax(dim=(1, 2), keepdim=True) - low
+    return torch.where(span > 0, (maps - low) / torch.where(span > 0, span, 1.0), 0.0)
+
+
+# --- Gaussian attention (section 3, "Gaussian Attention Mechanism") -----------------------------------------------------
+
+
+class Mixture(NamedTuple):
+    """Parameters of the attention mask, each ``[B, K]``.
+
+    Attributes:
+        alpha: importance, positive, sums to 1.
+        beta: inverse squared width, positive, in 1/cell**2.
+        row: centre kappa_1, in cells; the first row is at 1.
+        col: centre kappa_2, in cells; the first column is at 1.
+    """
+
+    alpha: Tensor
+    beta: Tensor
+    row: Tensor
+    col: Tensor
+
+
+def mixture(attention: Tensor, map_size: tuple[int, int], coordinates: str = "paper", beta: str = "bounded") -> Mixture:
+    """Transform the 4K raw numbers ``(alpha, beta, kappa_1, kappa_2)`` to their ranges.
+
+    ``alpha = softmax(.)``; ``kappa_1 = sigmoid(.) H``, ``kappa_2 = sigmoid(.) W`` (S4). ``coordinates="centred"`` adds
+    1/2, which makes the reachable interval symmetric about the cells 1..H. ``beta="bounded"``:
+    ``(1.5 + 0.5 sigmoid(.)) * 49 / (H W)``, Appendix A's [1.5, 2.0] for a 7x7 map, as wide on any other (S5);
+    ``"exp"``: ``exp(.) * 49 / (H W)``.
+
+    Args:
+        attention: ``[B, 4K]``, unbounded.
+        map_size: (H, W) in cells.
+    """
+    alpha, width, row, col = attention.unflatten(1, (4, -1)).unbind(dim=1)  # each [B, K]
+    scale = 49 / (map_size[0] * map_size[1])
+    offset = {"paper": 0.0, "centred": 0.5}[coordinates]
+    inverse_width = {"bounded": lambda b: 1.5 + 0.5 * b.sigmoid(), "exp": torch.exp}[beta](width)
+    return Mixture(
+        alpha=alpha.softmax(dim=1),
+        beta=inverse_width * scale,
+        row=row.sigmoid() * map_size[0] + offset,
+        col=col.sigmoid() * map_size[1] + offset,
+    )
+
+
+def attention_mask(parameters: Mixture, map_size: tuple[int, int], scale: str = "paper") -> Tensor:
+    """The mask ``M_ij = sum_k alpha_k exp(-beta_k [(kappa_1k - i)**2 + (kappa_2k - j)**2])``, i = 1..H, j = 1..W (S6).
+
+    ``scale="peak"`` divides each mask by its maximum, so that the most attended cell has weight 1.
+
+    Returns:
+        ``[B, H, W]`` in (0, 1].
+    """
+    alpha, beta, row, col = parameters
+    i = torch.arange(1, map_size[0] + 1, device=alpha.device, dtype=alpha.dtype)
+    j = torch.arange(1, map_size[1] + 1, device=alpha.device, dtype=alpha.dtype)
+    by_row = torch.exp(-beta[..., None] * (row[..., None] - i).square())  # [B, K, H]: a Gaussian is separable
+    by_col = torch.exp(-beta[..., None] * (col[..., None] - j).square())  # [B, K, W]
+    mask = (alpha[..., None] * by_row).transpose(1, 2) @ by_col  # [B, H, W]
+    return mask / mask.amax(dim=(1, 2), keepdim=True) if scale == "peak" else mask
+
+
+def spotlight(location: Tensor, map_size: tuple[int, int], components: int, coordinates: str = "paper") -> Tensor:
+    """The inverse of :func:`mixture`: raw numbers that centre all K Gaussians on ``location`` ``[B]``. ``[B, 4K]``.
+
+    Equal importance, raw width 0 (the middle of the bounded range). A centre that the sigmoid only reaches in the limit
+    is infinite here; clamp it.
+    """
+    offset = {"paper": 0.0, "centred": 0.5}[coordinates]
+    row = ((location // map_size[1] + 1 - offset) / map_size[0]).logit()
+    col = ((location % map_size[1] + 1 - offset) / map_size[1]).logit()
+    zero = torch.zeros_like(row)
+    return torch.stack([zero, zero, row, col], dim=1).repeat_interleave(components, dim=1)
+
+
+# --- interface (section 3, "Interface") -------------------------------------------------------------------------------
+
+
+def priority(mask: Tensor, saliency: Tensor) -> Tensor:
+    """Priority map ``P = M * S`` (elementwise), normalised to [0, 1] at each step (Appendix A, S2). ``[B, H, W]``."""
+    return normalise(mask * saliency)
+
+
+def initial_glimpse(mask: Tensor, volume: Tensor) -> Tensor:
+    """Covert glimpse ``g_0 = sum_ij M_ij V_:ij``, a sum, not a mean (S7). ``[B, H, W]``, ``[B, D, H, W]`` to ``[B, D]``."""
+    return (volume.flatten(2) @ mask.flatten(1)[..., None]).squeeze(-1)
+
+
+# --- controller (section 3, "Controller") -----------------------------------------------------------------------------
+
+
+def glimpse(volume: Tensor, location: Tensor) -> Tensor:
+    """Overt glimpse ``g_i = V_:,a_i``: the column of ``volume`` ``[B, D, H, W]`` at ``location`` ``[B]``. ``[B, D]``."""
+    return volume.flatten(2)[torch.arange(len(location), device=location.device), :, location]
+
+
+# --- rewards (section 4.2, "Reward") ----------------------------------------------------------------------------------
+
+
+def location_rewards(priority_map: Tensor) -> Tensor:
+    """Reward of each possible location, ``R_loc(a) = P_a``, detached (L3). ``[B, H, W]`` to ``[B, H W]``."""
+    return priority_map.detach().flatten(1)
+
+
+def label_rewards(remaining: Tensor, final: Tensor | None = None) -> Tensor:
+    """Reward of each possible label: +1 if it is in the multiset of remaining labels, else -1.
+
+    "Stop", index C: without ``final`` (free protocol, L5) +1 exactly when nothing remains. With it (teacher protocol,
+    L4) stop is never in the multiset, and a lane at its final meta-step m + 1 earns 0 for every label: that step
+    carries a cross-entropy to "stop" instead.
+
+    Args:
+        remaining: counts ``[B, C]``, the multiset A_i.
+        final: bool ``[B]``, the lanes at their meta-step m + 1.
+
+    Returns:
+        ``[B, C + 1]``, float32.
+    """
+    named = 2.0 * (remaining > 0).float() - 1.0
+    if final is None:
+        stop = 2.0 * (remaining.sum(dim=1, keepdim=True) == 0).float() - 1.0
+        return torch.cat([named, stop], dim=1)
+    return torch.cat([named, -torch.ones_like(named[:, :1])], dim=1) * (~final[:, None]).float()
+
+
+def take(remaining: Tensor, label: Tensor) -> Tensor:
+    """``A_{i+1}``: remove one ``label`` ``[B]`` from ``remaining`` ``[B, C]`` where it is there; stop removes nothing."""
+    named = one_hot(label, remaining.shape[1] + 1)[:, :-1].to(remaining.dtype)
+    return (remaining - named).clamp(min=0)
+
+
+# --- update (section 3, "Update Mechanism") ---------------------------------------------------------------------------
+
+
+def update_saliency(saliency: Tensor, mask: Tensor, locations: Tensor, rule: str = "paper") -> Tensor:
+    """Inhibition of return: glimpsed cells become 0, all others ``max(S - M, 0)`` (S8).
+
+    ``rule="peak"`` subtracts ``M / max M`` instead, so that the attended peak is wiped whatever the mixture's height;
+    ``rule="none"`` leaves S as it is (a control).
+
+    Args:
+        saliency: ``[B, H, W]`` in [0, 1].
+        mask: ``[B, H, W]``.
+        locations: ``[B, k]`` flat cells.
+    """
+    if rule == "none":
+        return saliency
+    suppression = mask / mask.amax(dim=(1, 2), keepdim=True) if rule == "peak" else mask
+    glimpsed = one_hot(locations, saliency[0].numel()).sum(dim=1).unflatten(1, saliency.shape[1:]) > 0  # [B, H, W]
+    return torch.where(glimpsed, 0.0, (saliency - suppression).clamp(min=0))

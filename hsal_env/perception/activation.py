@@ -1,0 +1,89 @@
+"""Activation models f_A: image -> activation volume V (paper section 3, "Meta-Controller").
+
+An activation model is any ``nn.Module`` with the attributes of :class:`ActivationModel`. HSAL ships one, ``"compact"``,
+trained on single-object canvases by ``train/pretrain_perception.py``; part of its weights file is where it came from.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from hsal_env.errors import CheckpointError
+
+WEIGHTS_FOLDER = Path(__file__).with_name("weights")
+
+
+class ActivationModel(Protocol):
+    """What the environment asks of an activation model.
+
+    Attributes:
+        in_channels: 1 (grey) or 3 (colour): the images it reads.
+        channels: D, the depth of its volume.
+    """
+
+    in_channels: int
+    channels: int
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """``[B, in_channels, h_px, w_px]`` in [0, 1] to ``[B, D, H, W]``."""
+        ...
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions with batch norm beside a 1x1 shortcut; halves the map."""
+
+    def __init__(self, in_channels: int, channels: int, second_kernel: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(in_channels, channels, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, second_kernel, padding=second_kernel // 2, bias=False),
+            nn.BatchNorm2d(channels),
+        )
+        self.shortcut = nn.Sequential(nn.Conv2d(in_channels, channels, 1, stride=2, bias=False), nn.BatchNorm2d(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.body(x) + self.shortcut(x))
+
+
+class CompactResNet(nn.Module):
+    """A small residual network: 100x100 px to 7x7 cells, 16 px apart, each seeing 55 px.
+
+    The receptive field is about one object wide on purpose: a wider one mixes an object's neighbours into its cells.
+    """
+
+    in_channels = 1
+    channels = 128
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(self.in_channels, 24, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(24),
+            nn.ReLU(),
+            ResidualBlock(24, 48, second_kernel=3),
+            ResidualBlock(48, 96, second_kernel=3),
+            ResidualBlock(96, self.channels, second_kernel=1),
+        ).to(memory_format=torch.channels_last)  # NCHW convolutions are several times slower on CPU
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(images.contiguous(memory_format=torch.channels_last))
+
+
+def load_compact(path: Path = WEIGHTS_FOLDER / "compact.pt") -> CompactResNet:
+    """The bundled compact model.
+
+    Raises:
+        CheckpointError: the weights file is missing, damaged, or of another architecture.
+    """
+    model = CompactResNet()
+    try:
+        model.load_state_dict(torch.load(path, weights_only=True))
+    except Exception as error:  # torch raises several kinds for a damaged file
+        raise CheckpointError(f"{path}: not the weights of CompactResNet ({error}). Reinstall hsal or retrain them.") from error
+    return model

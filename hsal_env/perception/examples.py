@@ -1,0 +1,145 @@
+"""Examples: a canvas together with what the perception models make of it. What an environment draws from."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from hsal_env.config import EnvConfig
+from hsal_env.data import canvases as canvases_module
+from hsal_env.data import resize as resize_module
+from hsal_env.data.canvases import CanvasBatch, Canvases
+from hsal_env.data.glyphs import NUM_CLASSES, SPLITS, cache_folder, load_glyphs
+from hsal_env.dynamics import Example
+from hsal_env.errors import DataError
+from hsal_env.perception.feature_store import FeatureStore
+from hsal_env.perception.registry import activation_model, saliency_model
+
+_ENCODE_BATCH = 64
+
+
+def to_images(canvases: np.ndarray, channels: int) -> Tensor:
+    """uint8 ``[B, h_px, w_px]`` to float32 ``[B, channels, h_px, w_px]`` in [0, 1], grey repeated over channels (D5)."""
+    return (torch.from_numpy(canvases)[:, None].float() / 255).expand(-1, channels, -1, -1)
+
+
+class Examples:
+    """The canvases of one split, with volume and saliency.
+
+    Volumes are computed in bfloat16 where the processor multiplies it natively, and kept in half precision, stored or
+    not, so that both ways give the same numbers up to the rounding of the convolution.
+
+    Args:
+        config: which canvases, and which perception models.
+        progress: show a progress bar while the feature store is filled.
+
+    Raises:
+        ConfigError, DataError: see :func:`load_glyphs`, :func:`activation_model` and :class:`FeatureStore`.
+    """
+
+    def __init__(self, config: EnvConfig, progress: bool = True) -> None:
+        self.config = config
+        glyphs = load_glyphs(config.source, config.split, config.data_root, config.glyphs)
+        self.source = glyphs.source
+        self.canvases = Canvases(glyphs, config.canvas, config.seed, stream=SPLITS.index(config.split))
+        self._activation = activation_model(config.activation)
+        self._saliency = saliency_model(config.saliency)
+        self._store = self._open_store(progress) if config.features == "store" else None
+        probe = self._store.read([0], "volume")["volume"] if self._store else self.encode(self.canvases.compose([0]).images)
+        self.channels, *map_size = probe.shape[1:]
+        self.map_size: tuple[int, int] = (map_size[0], map_size[1])
+
+    def __len__(self) -> int:
+        return self.config.size
+
+    @torch.no_grad()
+    def encode(self, images: np.ndarray) -> Tensor:
+        """V of uint8 canvases ``[B, h_px, w_px]``: float16 ``[B, D, H, W]``.
+
+        Raises:
+            DataError: the model's volume is not finite or not ``[B, D, H, W]``.
+        """
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=native_bfloat16()):
+            volume = self._activation(to_images(images, self._activation.in_channels))
+        if volume.dim() != 4 or not bool(volume.isfinite().all()):
+            raise DataError(
+                f"activation={self.config.activation!r}: expected a finite volume [B, D, H, W]; got shape "
+                f"{tuple(volume.shape)}{'' if volume.isfinite().all() else ' with NaN or infinity'}."
+            )
+        return volume.to(torch.float16)
+
+    def load(self, indices: Sequence[int] | np.ndarray) -> tuple[Example, CanvasBatch | None]:
+        """The examples of the given indices, and their canvases (None if they came from the store).
+
+        Raises:
+            DataError: an index outside 0..len - 1.
+        """
+        indices = np.asarray(indices, dtype=np.int64)
+        if indices.size and not 0 <= indices.min() <= indices.max() < len(self):
+            raise DataError(f"Expected example indices in 0..{len(self) - 1}; got {indices.min()}..{indices.max()}.")
+        if self._store:
+            canvases, record = None, self._store.read(indices, "volume", "labels")
+            volume, labels = torch.from_numpy(record["volume"]), record["labels"]
+        else:
+            canvases = self.canvases.compose(indices)
+            # one image at a time: a convolution may round differently in a batch, and lanes must not matter
+            volume = torch.cat([self.encode(image[None]) for image in canvases.images])
+            labels = canvases.labels
+        volume = volume.float()
+        raw = self._saliency(self._model_images(indices, canvases), volume)
+        return Example(volume, raw, torch.from_numpy(label_counts(labels)), torch.from_numpy(indices)), canvases
+
+    def compose(self, indices: np.ndarray) -> CanvasBatch:
+        """The canvases of the given indices."""
+        return self.canvases.compose(indices)
+
+    def _model_images(self, indices: np.ndarray, canvases: CanvasBatch | None) -> Tensor | None:
+        if not getattr(self._saliency, "needs_images", True):
+            return None
+        return to_images((canvases or self.compose(indices)).images, self._activation.in_channels)
+
+    def _open_store(self, progress: bool) -> FeatureStore:
+        config = self.config
+        glyphs = self.canvases.glyphs
+        key = fingerprint(
+            repr((config.canvas, config.seed, config.split, config.size, config.activation, native_bfloat16())),
+            glyphs.images, glyphs.labels, self._activation,
+            *(inspect.getsource(module) for module in (canvases_module, resize_module, type(self._activation))),
+        )  # fmt: skip
+        return FeatureStore.open(cache_folder() / "features" / key, lambda: self._encode_all(progress), len(self))
+
+    def _encode_all(self, progress: bool):
+        for start in tqdm(range(0, len(self), _ENCODE_BATCH), desc=f"features, {self.config.split}", disable=not progress, mininterval=1):
+            batch = self.canvases.compose(range(start, min(start + _ENCODE_BATCH, len(self))))
+            yield {"volume": self.encode(batch.images).numpy(), "labels": batch.labels, "boxes": batch.boxes}
+
+
+def label_counts(labels: np.ndarray) -> np.ndarray:
+    """Label lists ``[B, N]`` padded with -1 to counts int64 ``[B, C]``."""
+    return (labels[:, :, None] == np.arange(NUM_CLASSES)).sum(axis=1)
+
+
+@cache
+def native_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 natively (otherwise float32 is faster, and finer)."""
+    return getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
+
+
+def fingerprint(*parts: str | np.ndarray | nn.Module) -> str:
+    """A short hash of texts, arrays and weights."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, nn.Module):
+            for name, tensor in part.state_dict().items():
+                digest.update(name.encode())
+                digest.update(tensor.contiguous().numpy().tobytes())
+        else:
+            digest.update(part.encode() if isinstance(part, str) else part.tobytes())
+    return digest.hexdigest()[:20]

@@ -1,0 +1,30 @@
+"""The environment ids: a table and one loop. Strings only, so that importing them is quick."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gymnasium.envs.registration import register, registry
+
+_SOURCES = {"MNIST": "auto", "Digits": "digits"}
+_TASKS = {"Single": "single", "Set": "set", "Multiset": "multiset"}
+_TEN = {"task": "multiset", "min_objects": 10, "max_objects": 10, "min_size_px": 20, "max_size_px": 20}
+
+ENVIRONMENTS: dict[str, dict[str, Any]] = {
+    f"HSAL-{name}{task}-v0": {"source": source, "task": key}
+    for name, source in _SOURCES.items()
+    for task, key in _TASKS.items()
+} | {"HSAL-MNISTMultiset10-v0": {"source": "auto", **_TEN}}
+"""Keyword arguments of each id; any of them, and every other, can be overridden in ``gymnasium.make``."""
+
+
+def register_all() -> None:
+    """Register every id; doing it twice is harmless."""
+    for env_id, kwargs in ENVIRONMENTS.items():
+        if env_id not in registry:
+            register(
+                id=env_id,
+                entry_point="hsal_env.env:HSALEnv",
+                vector_entry_point="hsal_env.vector_env:HSALVectorEnv",
+                kwargs=kwargs,
+            )

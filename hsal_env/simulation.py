@@ -1,0 +1,72 @@
+"""What the single and the vector environment share: examples, rules and a view, for any number of lanes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hsal_env import dynamics
+from hsal_env.config import EnvConfig
+from hsal_env.dynamics import Outcome, State
+from hsal_env.perception.examples import Examples
+from hsal_env.spaces import VIEWS, View
+
+
+class Simulation:
+    """Draws examples, applies decisions, and describes states. Holds no state of its own.
+
+    Args:
+        config: everything that decides the task.
+    """
+
+    def __init__(self, config: EnvConfig) -> None:
+        self.config, self.rules = config, config.rules
+        self.examples = Examples(config)
+        self.view: View = VIEWS[config.action_mode](config, self.examples.channels, self.examples.map_size)
+
+    @torch.no_grad()
+    def start(self, indices: np.ndarray) -> tuple[State, Tensor | None]:
+        """Initial state of the examples ``indices`` ``[B]``, and their images uint8 ``[B, h_px, w_px, 1]`` if observed."""
+        example, canvases = self.examples.load(indices)
+        images = None
+        if self.config.shows_image:
+            images = torch.from_numpy((canvases or self.examples.compose(indices)).images)[..., None]
+        return dynamics.initial(example, self.rules), images
+
+    @torch.no_grad()
+    def step(self, state: State, action: Any) -> Outcome:
+        """Apply batched actions of the view.
+
+        Raises:
+            ActionError: an action outside its space.
+        """
+        decoded, forbidden = self.view.decode(action, state.phase)
+        return dynamics.transition(state, decoded, self.rules, forbidden)
+
+    def info(self, state: State) -> dict[str, Tensor]:
+        """What a learner, not a policy, may use: example index, label counts and remaining counts."""
+        example = state.example
+        return {"index": example.index, "label_counts": example.counts, "remaining_counts": state.remaining}
+
+    def episode_info(self, state: State) -> dict[str, Tensor]:
+        """Metrics of episodes that ended in ``state``, ``[B]`` each.
+
+        ``exact_match``: predicted multiset = true one; ``precision``, ``recall`` of the predicted multiset (precision
+        of an empty one is 1); ``return_location``, ``return_label``: rewards by level; ``attn_saliency``: mean raw
+        saliency at the glimpses, ``attn_saliency_uniform``: the same for uniformly drawn ones (S3).
+        """
+        hits = torch.minimum(state.predicted, state.example.counts).sum(dim=1)
+        named, true = state.predicted.sum(dim=1), state.example.counts.sum(dim=1)
+        glimpses = (state.meta_step * self.rules.glimpses).clamp(min=1)
+        return {
+            "exact_match": (state.predicted == state.example.counts).all(dim=1).double(),
+            "precision": torch.where(named > 0, hits / named.clamp(min=1), 1.0).double(),
+            "recall": (hits / true).double(),
+            "return_location": state.returns[:, 0].double(),
+            "return_label": state.returns[:, 1].double(),
+            "attn_saliency": (state.looks[:, 0] / glimpses).double(),
+            "attn_saliency_uniform": (state.looks[:, 1] / glimpses).double(),
+        }

@@ -1,0 +1,203 @@
+"""The native vector environment: N lanes in one batch, equal to N single environments to the bit."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from gymnasium.utils import seeding
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from torch import Tensor
+
+from hsal_env.config import EnvConfig
+from hsal_env.dynamics import State
+from hsal_env.errors import ConfigError
+from hsal_env.simulation import Simulation
+
+
+class HSALVectorEnv(VectorEnv):
+    """N lanes of :class:`hsal_env.env.HSALEnv`, stepped together.
+
+    Args:
+        num_envs: N, the number of lanes.
+        render_mode: None or ``"rgb_array"`` (one picture per lane).
+        output: ``"numpy"``, or ``"torch"``: observations, rewards and infos are tensors.
+        autoreset_mode: as in Gymnasium. ``DISABLED``: lanes that ended go on through the motions, with reward 0 and
+            their flags held, until ``reset`` (all lanes, or ``options["reset_mask"]``).
+        config: fields of :class:`hsal_env.config.EnvConfig`.
+
+    ``reset(seed=s)`` seeds lane i with s + i; ``options={"index": array}`` picks the canvases.
+
+    Raises:
+        ConfigError: an unknown argument or a value outside its range.
+        DataError: the data are missing or damaged.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {
+        "render_modes": ["rgb_array"],
+        "render_fps": 4,
+        "autoreset_mode": AutoresetMode.NEXT_STEP,
+    }
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        render_mode: str | None = None,
+        output: str = "numpy",
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+        **config: Any,
+    ) -> None:
+        if num_envs < 1:
+            raise ConfigError(f"Expected num_envs of at least 1; got {num_envs}.")
+        if output not in ("numpy", "torch"):
+            raise ConfigError(f"Expected output 'numpy' or 'torch'; got {output!r}.")
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            raise ConfigError(f"Expected render_mode None or 'rgb_array'; got {render_mode!r}.")
+        self.num_envs, self.render_mode, self.output = num_envs, render_mode, output
+        self.autoreset_mode = AutoresetMode(autoreset_mode)
+        self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}  # type: ignore[misc]
+        self.simulation = Simulation(EnvConfig.from_kwargs(config))
+        self.single_action_space = self.simulation.view.action_space
+        self.single_observation_space = self.simulation.view.observation_space
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self._rngs: list[np.random.Generator] = []
+        self._state: State | None = None
+        self._images: Tensor | None = None
+        self._terminated = self._truncated = torch.zeros(num_envs, dtype=torch.bool)
+
+    @property
+    def state(self) -> State:
+        """The full state of all lanes, for learners that run in process."""
+        assert self._state is not None, "call reset() first"
+        return self._state
+
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict, dict]:
+        """Start an episode in every lane, or in those of ``options["reset_mask"]``.
+
+        Raises:
+            ConfigError: an unknown option, or one of the wrong length.
+            DataError: an index is outside the split.
+        """
+        options = dict(options or {})
+        indices, mask = options.pop("index", None), options.pop("reset_mask", None)
+        if options:
+            raise ConfigError(f"Expected reset options of {{'index', 'reset_mask'}}; got also {sorted(options)}.")
+        for what, value in (("index", indices), ("reset_mask", mask)):
+            if value is not None and np.shape(value) != (self.num_envs,):
+                raise ConfigError(f"Expected options[{what!r}] of shape ({self.num_envs},); got {np.shape(value)}.")
+        self._seed(seed)
+        lanes = np.arange(self.num_envs) if mask is None else np.flatnonzero(mask)
+        if len(lanes) < self.num_envs and self._state is None:
+            raise ConfigError("The first reset must start every lane; got a reset_mask.")
+        self._restart(lanes, None if indices is None else np.asarray(indices)[lanes])
+        return self._observe(), self._info(torch.zeros(self.num_envs, dtype=torch.bool))
+
+    def step(self, actions: Any) -> tuple[dict, Any, Any, Any, dict]:
+        """Make one decision in every lane.
+
+        Raises:
+            ActionError: an action outside its space.
+        """
+        previous, ended = self.state, self._terminated | self._truncated
+        state, reward, terminated, truncated = self.simulation.step(previous, actions)
+        if self.autoreset_mode is AutoresetMode.DISABLED:
+            terminated, truncated = terminated & ~ended | self._terminated, truncated & ~ended | self._truncated
+        else:
+            terminated, truncated = terminated & ~ended, truncated & ~ended
+        reward = torch.where(ended, 0.0, reward)
+        self._state, self._terminated, self._truncated = state, terminated, truncated
+        if self.autoreset_mode is AutoresetMode.NEXT_STEP and bool(ended.any()):
+            self._restart(np.flatnonzero(ended.numpy()))
+        now_ended = terminated | truncated
+        info: dict[str, Any] = {}
+        if self.autoreset_mode is AutoresetMode.SAME_STEP and bool(now_ended.any()):
+            info = {"final_obs": self._observe(), "final_info": self._info(now_ended), "_final_obs": self._out(now_ended)}
+            info["_final_info"] = info["_final_obs"]
+            self._restart(np.flatnonzero(now_ended.numpy()))
+            info |= self._info(torch.zeros_like(now_ended))
+        else:
+            info = self._info(now_ended if self.autoreset_mode is not AutoresetMode.DISABLED else now_ended & ~ended)
+        return self._observe(), self._out(reward, np.float64), self._out(terminated), self._out(truncated), info
+
+    def render(self) -> tuple[np.ndarray, ...] | None:
+        """One RGB picture per lane; None without a render mode."""
+        if self.render_mode is None:
+            return None
+        from hsal_env.rendering import draw_state  # matplotlib is slow to import
+
+        canvases = self.simulation.examples.compose(self.state.example.index.numpy()).images
+        return tuple(draw_state(canvas, self.state, lane) for lane, canvas in enumerate(canvases))
+
+    def action_masks(self) -> np.ndarray:
+        """bool ``[N, H W + C + 1]`` of the flat view.
+
+        Raises:
+            ConfigError: not in the flat view.
+        """
+        if self.simulation.config.action_mode != "flat":
+            raise ConfigError("action_masks() needs action_mode='flat'; the native view is a Dict of three parts.")
+        return self.simulation.view.observe(self.state, self._images)["action_mask"].numpy().astype(bool)
+
+    def _seed(self, seed: int | list[int | None] | None) -> None:
+        if isinstance(seed, list) and len(seed) != self.num_envs:
+            raise ConfigError(f"Expected {self.num_envs} seeds; got {len(seed)}.")
+        if seed is None and self._rngs:
+            return
+        seeds = seed if isinstance(seed, list) else [None if seed is None else seed + i for i in range(self.num_envs)]
+        if not self._rngs:
+            self._rngs = [seeding.np_random(None)[0] for _ in seeds] if None in seeds else [np.random.default_rng()] * len(seeds)
+        for lane, value in enumerate(seeds):
+            if value is not None:
+                self._rngs[lane] = seeding.np_random(value)[0]
+
+    def _restart(self, lanes: np.ndarray, indices: np.ndarray | None = None) -> None:
+        if indices is None:
+            size = len(self.simulation.examples)
+            indices = np.array([self._rngs[lane].integers(size) for lane in lanes])
+        fresh, images = self.simulation.start(indices)
+        if len(lanes) == self.num_envs:
+            self._state, self._images = fresh, images
+            self._terminated = self._truncated = torch.zeros(self.num_envs, dtype=torch.bool)
+            return
+        into = torch.from_numpy(lanes)
+        self._state = _scatter(self.state, fresh, into)
+        if images is not None and self._images is not None:
+            self._images = self._images.index_copy(0, into, images)
+        if self.autoreset_mode is AutoresetMode.DISABLED:
+            self._terminated = self._terminated.index_fill(0, into, False)
+            self._truncated = self._truncated.index_fill(0, into, False)
+
+    def _observe(self) -> dict[str, Any]:
+        parts = self.simulation.view.observe(self.state, self._images)
+        return {name: self._out(value) for name, value in parts.items()}
+
+    def _info(self, ended: Tensor) -> dict[str, Any]:
+        """Gymnasium's vector layout: an array per key, and under ``_key`` the lanes it holds for."""
+        everywhere = torch.ones_like(ended)
+        info: dict[str, Any] = {"source": np.full(self.num_envs, self.simulation.examples.source, dtype=object)}
+        info["_source"] = self._out(everywhere)
+        for name, value in self.simulation.info(self.state).items():
+            info[name], info[f"_{name}"] = self._out(value), info["_source"]
+        if bool(ended.any()):
+            for name, value in self.simulation.episode_info(self.state).items():
+                info[name], info[f"_{name}"] = self._out(torch.where(ended, value, 0.0)), self._out(ended)
+        return info
+
+    def _out(self, value: Tensor, dtype: Any = None) -> Any:
+        if self.output == "torch":
+            return value
+        return np.array(value.numpy(), dtype=dtype)  # a copy: writing to it must not change the state
+
+
+def _scatter(state: Any, fresh: Any, lanes: Tensor) -> Any:
+    """Put the lanes of ``fresh`` at ``lanes`` of a nested tuple of tensors."""
+    if isinstance(state, Tensor):
+        return state.index_copy(0, lanes, fresh)
+    return type(state)(*(_scatter(old, new, lanes) for old, new in zip(state, fresh, strict=True)))
+
+
