@@ -53,7 +53,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class EnvConfig:
-    """Every keyword argument of the environments. Defaults are the paper's ("faithful"); D, S, L name our readings of it.
+    """Every keyword argument of the environments. Defaults are the paper's; D, S and L name our readings.
 
     Attributes:
         task: ``"single"``, ``"set"`` (no label twice) or ``"multiset"`` (labels independent) (D3).
@@ -125,7 +125,6 @@ class EnvConfig:
                 raise ConfigError(f"Expected {name} of at least {least}; got {getattr(self, name)}.")
         if self.num_examples is not None and self.num_examples < 1:
             raise ConfigError(f"Expected num_examples of at least 1; got {self.num_examples}.")
-        object.__setattr__(self, "max_objects", self.objects_limit)
         _ = self.canvas  # validates the canvas fields
 
     @classmethod

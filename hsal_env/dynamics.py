@@ -1,13 +1,13 @@
 """The decision process over :mod:`hsal_env.functional`: a state, and one function per kind of decision.
 
-A meta-step is an option of k + 2 decisions: ``attend`` (the meta-controller's mask), k times ``look`` (a location), then
-``name`` (a label or "stop"), which updates the saliency map. ``phase`` counts them: 0, 1..k, k + 1. The functions are
+A meta-step is an option of k + 2 decisions: ``attend`` (the meta-controller's mask), k times ``look`` (a location),
+then ``name`` (a label or "stop"), which updates the saliency map. ``phase`` counts them: 0, 1..k, k + 1. The functions are
 pure and differentiable, so that an agent can run them with gradient over a stored trajectory.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,13 +24,13 @@ class Example(NamedTuple):
         volume: V, float32 ``[B, D, H, W]``.
         raw_saliency: unnormalised saliency, float32 ``[B, H, W]``.
         counts: the multiset of labels, int64 ``[B, C]``.
-        index: int64 ``[B]``, which canvas.
+        canvas_index: int64 ``[B]``, which canvas.
     """
 
     volume: Tensor
     raw_saliency: Tensor
     counts: Tensor
-    index: Tensor
+    canvas_index: Tensor
 
 
 class State(NamedTuple):
@@ -200,7 +200,9 @@ def transition(state: State, action: Action, rules: Rules, forbidden: Tensor | N
     for this in kinds.tolist():
         if this == 0:
             never = torch.zeros_like(kind, dtype=torch.bool)
-            branch = Outcome(attend(state, action.attention, rules), torch.zeros_like(state.returns[:, 0]), never, never)
+            branch = Outcome(
+                attend(state, action.attention, rules), torch.zeros_like(state.returns[:, 0]), never, never
+            )
         elif this == 1:
             branch = look(state._replace(phase=state.phase.clamp(1, max(rules.glimpses, 1))), action.location, rules)
         else:
@@ -219,14 +221,18 @@ def _forbid(forbidden: Tensor, state: State, outcome: Outcome, rules: Rules) -> 
     return select(forbidden, Outcome(stay, -cost[:, 1], torch.zeros_like(too_many), too_many), outcome)
 
 
-def select(lanes: Tensor, if_true, if_false):
+def select(lanes: Tensor, if_true: Any, if_false: Any) -> Any:
     """Choose lane by lane between two equally shaped nested tuples of ``[B, ...]`` tensors."""
     if isinstance(if_true, Tensor):
-        return if_true if if_true is if_false else torch.where(lanes.view(-1, *[1] * (if_true.dim() - 1)), if_true, if_false)
+        return (
+            if_true
+            if if_true is if_false
+            else torch.where(lanes.view(-1, *[1] * (if_true.dim() - 1)), if_true, if_false)
+        )
     return type(if_true)(*(select(lanes, a, b) for a, b in zip(if_true, if_false, strict=True)))
 
 
 def raw_saliency_left(state: State) -> Tensor:
-    """Raw saliency, with suppressed cells counted by the fraction of S_1 that is left: ``raw S_t / S_1`` (S3). ``[B, H, W]``."""
+    """Raw saliency ``[B, H, W]``, suppressed cells counted by the fraction of S_1 that is left: ``raw S_t / S_1`` (S3)."""
     first = F.normalise(state.example.raw_saliency)
     return torch.where(first > 0, state.example.raw_saliency * state.saliency / torch.where(first > 0, first, 1.0), 0.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -15,7 +15,7 @@ from hsal_env.errors import ActionError, ConfigError
 from hsal_env.simulation import Simulation
 
 
-class HSALEnv(gym.Env):
+class HSALEnv(gym.Env[dict[str, Any], Any]):
     """Name every object of an image, one at a time, in any order, and say when there are no more.
 
     ## Description
@@ -27,8 +27,11 @@ class HSALEnv(gym.Env):
     ## Action space
     | action_mode | space |
     |---|---|
-    | ``native`` | ``Dict(attention: Box(-1, 1, (4K,)), location: Discrete(H W), label: Discrete(C + 1))``; the phase says which part is read, the others may be left out |
-    | ``flat`` | ``Discrete(H W + C + 1)``: cells, then labels, then stop; at phase 0 a cell is one spotlight centred there |
+    | ``native`` | ``Dict(attention: Box(-1, 1, (4K,)), location: Discrete(H W), label: Discrete(C + 1))`` |
+    | ``flat`` | ``Discrete(H W + C + 1)``: cells, then labels, then stop |
+
+    Natively the phase says which part is read; the others may be left out. In the flat view a cell at phase 0 is one
+    spotlight centred there, and ``action_mask`` says what the phase allows.
 
     ## Observation space
     A ``Dict``; in the flat view the maps are vectors, there is no image, and ``action_mask`` is added.
@@ -69,7 +72,7 @@ class HSALEnv(gym.Env):
         DataError: the data are missing or damaged.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 4}
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 4}  # noqa: RUF012 - as in the base class
 
     def __init__(self, render_mode: str | None = None, **config: Any) -> None:
         if render_mode not in (None, *self.metadata["render_modes"]):
@@ -82,7 +85,9 @@ class HSALEnv(gym.Env):
         self._images: torch.Tensor | None = None
         self._ended = True
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict, dict]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Start an episode on a random canvas, or on ``options["index"]``.
 
         Raises:
@@ -100,7 +105,7 @@ class HSALEnv(gym.Env):
         self._ended = False
         return self._observe(), self._info()
 
-    def step(self, action: Any) -> tuple[dict, float, bool, bool, dict]:
+    def step(self, action: Any) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """Make one decision.
 
         Raises:
@@ -135,7 +140,7 @@ class HSALEnv(gym.Env):
             raise ResetNeeded("Nothing to draw yet; call reset() before render().")
         from hsal_env.rendering import draw_state  # matplotlib is slow to import
 
-        canvas = self.simulation.examples.compose(self._state.example.index.numpy()).images[0]
+        canvas = self.simulation.examples.compose(self._state.example.canvas_index.numpy()).images[0]
         return draw_state(canvas, self._state, lane=0)
 
     def _observe(self) -> dict[str, Any]:

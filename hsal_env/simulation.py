@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hsal_env import dynamics
 from hsal_env.config import EnvConfig
-from hsal_env.dynamics import Outcome, State
+from hsal_env.dynamics import Example, Outcome, State
 from hsal_env.perception.examples import Examples
 from hsal_env.spaces import VIEWS, View
 
@@ -20,20 +20,22 @@ class Simulation:
 
     Args:
         config: everything that decides the task.
+        device: where the state lives.
     """
 
-    def __init__(self, config: EnvConfig) -> None:
-        self.config, self.rules = config, config.rules
+    def __init__(self, config: EnvConfig, device: torch.device | str = "cpu") -> None:
+        self.config, self.rules, self.device = config, config.rules, torch.device(device)
         self.examples = Examples(config)
         self.view: View = VIEWS[config.action_mode](config, self.examples.channels, self.examples.map_size)
 
     @torch.no_grad()
     def start(self, indices: np.ndarray) -> tuple[State, Tensor | None]:
         """Initial state of the examples ``indices`` ``[B]``, and their images uint8 ``[B, h_px, w_px, 1]`` if observed."""
-        example, canvases = self.examples.load(indices)
+        on_host, canvases = self.examples.load(indices)
+        example = Example(*(part.to(self.device) for part in on_host))
         images = None
         if self.config.shows_image:
-            images = torch.from_numpy((canvases or self.examples.compose(indices)).images)[..., None]
+            images = torch.from_numpy((canvases or self.examples.compose(indices)).images)[..., None].to(self.device)
         return dynamics.initial(example, self.rules), images
 
     @torch.no_grad()
@@ -49,7 +51,7 @@ class Simulation:
     def info(self, state: State) -> dict[str, Tensor]:
         """What a learner, not a policy, may use: example index, label counts and remaining counts."""
         example = state.example
-        return {"index": example.index, "label_counts": example.counts, "remaining_counts": state.remaining}
+        return {"index": example.canvas_index, "label_counts": example.counts, "remaining_counts": state.remaining}
 
     def episode_info(self, state: State) -> dict[str, Tensor]:
         """Metrics of episodes that ended in ``state``, ``[B]`` each.

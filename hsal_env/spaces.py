@@ -33,7 +33,7 @@ class View(Protocol):
         observation_space: of one lane.
     """
 
-    action_space: spaces.Space
+    action_space: spaces.Space[Any]
     observation_space: spaces.Dict
 
     def decode(self, action: Any, phase: Tensor) -> tuple[Action, Tensor | None]:
@@ -65,7 +65,7 @@ class NativeView:
         self.stop = config.num_classes
         self.glimpses = config.glimpses
         attention = spaces.Box(-1, 1, (4 * config.components,), np.float32)
-        self.action_space: spaces.Space = spaces.Dict(
+        self.action_space: spaces.Space[Any] = spaces.Dict(
             attention=attention, location=spaces.Discrete(self.cells), label=spaces.Discrete(self.stop + 1)
         )
         self.observation_space = self._observation_space(channels, self.map_size)
@@ -73,7 +73,7 @@ class NativeView:
     def _observation_space(self, channels: int, maps: tuple[int, ...]) -> spaces.Dict:
         config = self.config
         limit = _FLOAT16_MAX * self.cells  # g_0 sums the volume over all cells
-        parts: dict[str, spaces.Space] = {
+        parts: dict[str, spaces.Space[Any]] = {
             "saliency": spaces.Box(0, 1, maps, np.float32),
             "priority": spaces.Box(0, 1, maps, np.float32),
             "glimpse": spaces.Box(-limit, limit, (channels,), np.float32),
@@ -124,8 +124,8 @@ class NativeView:
     def _attention(self, given: dict[str, Any], read: Tensor, lanes: int) -> Tensor:
         width = 4 * self.config.components
         if not bool(read.any()):
-            return torch.zeros(lanes, width)
-        attention = _part(given, "attention")
+            return torch.zeros(lanes, width, device=read.device)
+        attention = _part(given, "attention", read.device)
         if attention.shape != (lanes, width):
             raise ActionError(f"Expected attention of shape {(lanes, width)}; got {tuple(attention.shape)}.")
         attention = attention.float()
@@ -137,10 +137,12 @@ class NativeView:
     @staticmethod
     def _discrete(given: dict[str, Any], name: str, bound: int, read: Tensor, lanes: int) -> Tensor:
         if not bool(read.any()):
-            return torch.zeros(lanes, dtype=torch.int64)
-        value = _part(given, name)
+            return torch.zeros(lanes, dtype=torch.int64, device=read.device)
+        value = _part(given, name, read.device)
         if value.is_floating_point() or value.shape != (lanes,):
-            raise ActionError(f"Expected integer {name} of shape {(lanes,)}; got {value.dtype} of {tuple(value.shape)}.")
+            raise ActionError(
+                f"Expected integer {name} of shape {(lanes,)}; got {value.dtype} of {tuple(value.shape)}."
+            )
         value = value.long()
         outside = ((value < 0) | (value >= bound)) & read
         if bool(outside.any()):
@@ -168,7 +170,7 @@ class FlatView(NativeView):
     def action_mask(self, phase: Tensor) -> Tensor:
         """int8 ``[B, H W + C + 1]``, 1 where the action is allowed."""
         names = (phase == self.glimpses + 1)[:, None]
-        is_label = torch.arange(self.cells + self.stop + 1) >= self.cells
+        is_label = torch.arange(self.cells + self.stop + 1, device=phase.device) >= self.cells
         return (names == is_label).to(torch.int8)
 
     def observe(self, state: State, images: Tensor | None) -> dict[str, Tensor]:
@@ -179,16 +181,18 @@ class FlatView(NativeView):
     def decode(self, action: Any, phase: Tensor) -> tuple[Action, Tensor]:  # type: ignore[override]
         """See :class:`View`."""
         count = self.cells + self.stop + 1
-        chosen = self._discrete({"action": action}, "action", count, torch.ones_like(phase, dtype=torch.bool), len(phase))
+        chosen = self._discrete(
+            {"action": action}, "action", count, torch.ones_like(phase, dtype=torch.bool), len(phase)
+        )
         is_label = chosen >= self.cells
         cell, label = torch.where(is_label, 0, chosen), torch.where(is_label, chosen - self.cells, 0)
-        return Action(self._spotlights[cell], cell, label), is_label != (phase == self.glimpses + 1)
+        return Action(self._spotlights.to(phase.device)[cell], cell, label), is_label != (phase == self.glimpses + 1)
 
 
-def _part(given: dict[str, Any], name: str) -> Tensor:
+def _part(given: dict[str, Any], name: str, device: torch.device) -> Tensor:
     if name not in given:
         raise ActionError(f"Expected the action to hold {name!r} at this phase; got only {sorted(given)}.")
-    return torch.as_tensor(given[name])
+    return torch.as_tensor(given[name], device=device)
 
 
 VIEWS = {"native": NativeView, "flat": FlatView}

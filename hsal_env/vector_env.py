@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,13 +17,14 @@ from hsal_env.errors import ConfigError
 from hsal_env.simulation import Simulation
 
 
-class HSALVectorEnv(VectorEnv):
+class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
     """N lanes of :class:`hsal_env.env.HSALEnv`, stepped together.
 
     Args:
         num_envs: N, the number of lanes.
         render_mode: None or ``"rgb_array"`` (one picture per lane).
         output: ``"numpy"``, or ``"torch"``: observations, rewards and infos are tensors.
+        device: where the state lives; another one than ``"cpu"`` needs ``output="torch"``.
         autoreset_mode: as in Gymnasium. ``DISABLED``: lanes that ended go on through the motions, with reward 0 and
             their flags held, until ``reset`` (all lanes, or ``options["reset_mask"]``).
         config: fields of :class:`hsal_env.config.EnvConfig`.
@@ -35,7 +36,7 @@ class HSALVectorEnv(VectorEnv):
         DataError: the data are missing or damaged.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {
+    metadata: dict[str, Any] = {  # noqa: RUF012 - as in the base class
         "render_modes": ["rgb_array"],
         "render_fps": 4,
         "autoreset_mode": AutoresetMode.NEXT_STEP,
@@ -46,6 +47,7 @@ class HSALVectorEnv(VectorEnv):
         num_envs: int = 1,
         render_mode: str | None = None,
         output: str = "numpy",
+        device: str = "cpu",
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         **config: Any,
     ) -> None:
@@ -53,12 +55,14 @@ class HSALVectorEnv(VectorEnv):
             raise ConfigError(f"Expected num_envs of at least 1; got {num_envs}.")
         if output not in ("numpy", "torch"):
             raise ConfigError(f"Expected output 'numpy' or 'torch'; got {output!r}.")
+        if output == "numpy" and torch.device(device).type != "cpu":
+            raise ConfigError(f"device={device!r} needs output='torch'; numpy arrays live on the CPU.")
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise ConfigError(f"Expected render_mode None or 'rgb_array'; got {render_mode!r}.")
         self.num_envs, self.render_mode, self.output = num_envs, render_mode, output
         self.autoreset_mode = AutoresetMode(autoreset_mode)
-        self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}  # type: ignore[misc]
-        self.simulation = Simulation(EnvConfig.from_kwargs(config))
+        self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
+        self.simulation = Simulation(EnvConfig.from_kwargs(config), device)
         self.single_action_space = self.simulation.view.action_space
         self.single_observation_space = self.simulation.view.observation_space
         self.action_space = batch_space(self.single_action_space, num_envs)
@@ -66,7 +70,8 @@ class HSALVectorEnv(VectorEnv):
         self._rngs: list[np.random.Generator] = []
         self._state: State | None = None
         self._images: Tensor | None = None
-        self._terminated = self._truncated = torch.zeros(num_envs, dtype=torch.bool)
+        self._nowhere = torch.zeros(num_envs, dtype=torch.bool, device=self.simulation.device)
+        self._terminated = self._truncated = self._nowhere
 
     @property
     def state(self) -> State:
@@ -76,7 +81,7 @@ class HSALVectorEnv(VectorEnv):
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[dict, dict]:
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Start an episode in every lane, or in those of ``options["reset_mask"]``.
 
         Raises:
@@ -95,9 +100,9 @@ class HSALVectorEnv(VectorEnv):
         if len(lanes) < self.num_envs and self._state is None:
             raise ConfigError("The first reset must start every lane; got a reset_mask.")
         self._restart(lanes, None if indices is None else np.asarray(indices)[lanes])
-        return self._observe(), self._info(torch.zeros(self.num_envs, dtype=torch.bool))
+        return self._observe(), self._info(self._nowhere)
 
-    def step(self, actions: Any) -> tuple[dict, Any, Any, Any, dict]:
+    def step(self, actions: Any) -> tuple[dict[str, Any], Any, Any, Any, dict[str, Any]]:
         """Make one decision in every lane.
 
         Raises:
@@ -112,14 +117,18 @@ class HSALVectorEnv(VectorEnv):
         reward = torch.where(ended, 0.0, reward)
         self._state, self._terminated, self._truncated = state, terminated, truncated
         if self.autoreset_mode is AutoresetMode.NEXT_STEP and bool(ended.any()):
-            self._restart(np.flatnonzero(ended.numpy()))
+            self._restart(np.flatnonzero(ended.cpu()))
         now_ended = terminated | truncated
-        info: dict[str, Any] = {}
+        info: dict[str, Any]
         if self.autoreset_mode is AutoresetMode.SAME_STEP and bool(now_ended.any()):
-            info = {"final_obs": self._observe(), "final_info": self._info(now_ended), "_final_obs": self._out(now_ended)}
+            info = {
+                "final_obs": self._observe(),
+                "final_info": self._info(now_ended),
+                "_final_obs": self._out(now_ended),
+            }
             info["_final_info"] = info["_final_obs"]
-            self._restart(np.flatnonzero(now_ended.numpy()))
-            info |= self._info(torch.zeros_like(now_ended))
+            self._restart(np.flatnonzero(now_ended.cpu()))
+            info |= self._info(self._nowhere)
         else:
             info = self._info(now_ended if self.autoreset_mode is not AutoresetMode.DISABLED else now_ended & ~ended)
         return self._observe(), self._out(reward, np.float64), self._out(terminated), self._out(truncated), info
@@ -130,7 +139,7 @@ class HSALVectorEnv(VectorEnv):
             return None
         from hsal_env.rendering import draw_state  # matplotlib is slow to import
 
-        canvases = self.simulation.examples.compose(self.state.example.index.numpy()).images
+        canvases = self.simulation.examples.compose(self.state.example.canvas_index.cpu().numpy()).images
         return tuple(draw_state(canvas, self.state, lane) for lane, canvas in enumerate(canvases))
 
     def action_masks(self) -> np.ndarray:
@@ -141,7 +150,7 @@ class HSALVectorEnv(VectorEnv):
         """
         if self.simulation.config.action_mode != "flat":
             raise ConfigError("action_masks() needs action_mode='flat'; the native view is a Dict of three parts.")
-        return self.simulation.view.observe(self.state, self._images)["action_mask"].numpy().astype(bool)
+        return self.simulation.view.observe(self.state, self._images)["action_mask"].cpu().numpy().astype(bool)
 
     def _seed(self, seed: int | list[int | None] | None) -> None:
         if isinstance(seed, list) and len(seed) != self.num_envs:
@@ -149,11 +158,11 @@ class HSALVectorEnv(VectorEnv):
         if seed is None and self._rngs:
             return
         seeds = seed if isinstance(seed, list) else [None if seed is None else seed + i for i in range(self.num_envs)]
-        if not self._rngs:
-            self._rngs = [seeding.np_random(None)[0] for _ in seeds] if None in seeds else [np.random.default_rng()] * len(seeds)
-        for lane, value in enumerate(seeds):
-            if value is not None:
-                self._rngs[lane] = seeding.np_random(value)[0]
+        kept: list[np.random.Generator | None] = [*self._rngs] or [None] * self.num_envs
+        self._rngs = [
+            old if old is not None and value is None else seeding.np_random(value)[0]
+            for old, value in zip(kept, seeds, strict=True)
+        ]
 
     def _restart(self, lanes: np.ndarray, indices: np.ndarray | None = None) -> None:
         if indices is None:
@@ -162,9 +171,9 @@ class HSALVectorEnv(VectorEnv):
         fresh, images = self.simulation.start(indices)
         if len(lanes) == self.num_envs:
             self._state, self._images = fresh, images
-            self._terminated = self._truncated = torch.zeros(self.num_envs, dtype=torch.bool)
+            self._terminated = self._truncated = self._nowhere
             return
-        into = torch.from_numpy(lanes)
+        into = torch.from_numpy(lanes).to(self.simulation.device)
         self._state = _scatter(self.state, fresh, into)
         if images is not None and self._images is not None:
             self._images = self._images.index_copy(0, into, images)
@@ -199,5 +208,3 @@ def _scatter(state: Any, fresh: Any, lanes: Tensor) -> Any:
     if isinstance(state, Tensor):
         return state.index_copy(0, lanes, fresh)
     return type(state)(*(_scatter(old, new, lanes) for old, new in zip(state, fresh, strict=True)))
-
-

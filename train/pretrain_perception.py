@@ -4,14 +4,17 @@
 
 A classifier reads the volume through its own saliency: ``logits = W sum_ij (S_ij / sum S) V_ij`` with
 ``S = sum_c V_c**2``, so that what is salient is what tells the label. Two small penalties shape the map for an agent
-that will visit its peaks: the area ``sum_ij S_ij / max S`` (one object, few cells) and ``(log max S)**2`` (every object
-equally high). No boxes, no second object, no order is used.
+that will visit its peaks: the area ``sum_ij S_ij / max S`` (one object, few cells) and ``log(max S / D)**2`` (every
+object equally high, D channels of unit mean square). No boxes, no second object, no order is used.
+
+The output is a weights file for ``hsal_env/perception/weights`` and, beside it, a JSON of arguments and accuracies.
 """
 
 from __future__ import annotations
 
-import os
-import tempfile
+import dataclasses
+import json
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +26,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
+from agents.report import versions
 from hsal_env import functional as F
 from hsal_env.data import CanvasConfig, Canvases, load_glyphs
+from hsal_env.errors import HSALError
+from hsal_env.files import replacing
 from hsal_env.perception.activation import CompactResNet
+from hsal_env.perception.examples import to_images
 
 
 @dataclass
@@ -34,7 +41,7 @@ class Args:
 
     output: Path = Path("compact.pt")
     """where the weights go"""
-    passes: int = 30
+    passes: int = 14
     """passes over num_canvases canvases, fresh ones in each"""
     num_canvases: int = 60_000
     """canvases in a pass"""
@@ -75,42 +82,36 @@ class Pretrainer(nn.Module):
 
 
 def stream(args: Args, split: str, source: str, distractors: bool, seed: int) -> Canvases:
+    """Single-object canvases of a source and split."""
     look = CanvasConfig(task="single", max_objects=1, **({"clutter": 4, "clutter_px": 14} if distractors else {}))
     return Canvases(load_glyphs(source, split, args.data_root), look, seed=seed, stream=10 + distractors)
 
 
-def to_tensor(images: np.ndarray) -> Tensor:
-    return torch.from_numpy(images)[:, None].float() / 255
-
-
 @torch.no_grad()
 def accuracy(net: Pretrainer, canvases: Canvases, count: int = 10_000) -> dict[str, float]:
+    """Share of right labels on held-out canvases, and the saliency map's mean area in cells of peak height."""
     net.eval()
     right, area = 0, 0.0
     for start in range(0, count, 500):
         batch = canvases.compose(range(start, start + 500))
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            logits, saliency = net(to_tensor(batch.images))
+            logits, saliency = net(to_images(batch.images, net.model.in_channels))
         right += int((logits.argmax(1).numpy() == batch.labels[:, 0]).sum())
         area += float((saliency / saliency.amax(dim=(1, 2), keepdim=True)).sum())
     net.train()
     return {"accuracy": right / count, "area_cell": area / count}
 
 
-def save(state: dict, path: Path) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent or ".", prefix=path.name)
-    os.close(handle)
-    torch.save(state, name)
-    os.replace(name, path)
-
-
 def main(args: Args) -> None:
+    """Train, test, save."""
     torch.manual_seed(args.seed)
     rng = np.random.default_rng(args.seed)
     net = Pretrainer()
     optimiser = torch.optim.AdamW(net.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay)
     steps = args.num_canvases // args.batch_size
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, args.learning_rate, total_steps=args.passes * steps, pct_start=0.15)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, args.learning_rate, total_steps=args.passes * steps, pct_start=0.15
+    )
     train = {(s, d): stream(args, "train", s, d, args.seed) for s in ("mnist", "digits") for d in (False, True)}
     start = time.perf_counter()
     cursor = dict.fromkeys(train, 0)
@@ -124,25 +125,35 @@ def main(args: Args) -> None:
                 first = cursor[source, distractors]
                 parts.append(canvases.compose(range(first, first + count)))
                 cursor[source, distractors] += count
-            images = to_tensor(np.concatenate([part.images for part in parts]))
+            images = to_images(np.concatenate([part.images for part in parts]), net.model.in_channels)
             labels = torch.from_numpy(np.concatenate([part.labels[:, 0] for part in parts]))
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 logits, saliency = net(images)
             peak = saliency.amax(dim=(1, 2))
             area = (saliency / (peak[:, None, None] + 1e-6)).sum(dim=(1, 2)).mean()
-            height = (peak + 1e-6).log().square().mean()
+            height = (peak / net.model.channels + 1e-6).log().square().mean()
             loss = cross_entropy(logits.float(), labels) + args.area_coef * area + args.height_coef * height
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
             schedule.step()
-        line = {s: accuracy(net, stream(args, "val", s, False, 99), 2_000) for s in ("mnist", "digits")}
-        tqdm.write(f"pass {epoch + 1} loss {loss.item():.4f} {line} {time.perf_counter() - start:.0f} s")
-        save(net.state_dict(), args.output.with_suffix(".partial.pt"))
-    test = {s: accuracy(net, stream(args, "test", s, False, 99)) for s in ("mnist", "digits")}
-    tqdm.write(f"test {test}")
-    save(net.model.state_dict(), args.output)
+        val = {s: accuracy(net, stream(args, "val", s, False, seed=99), 2_000) for s in ("mnist", "digits")}
+        tqdm.write(f"pass {epoch + 1}: loss {loss.item():.4f}, validation {val}, {time.perf_counter() - start:.0f} s")
+        with replacing(args.output) as path:
+            torch.save(net.model.state_dict(), path)
+    results = {
+        "test": {s: accuracy(net, stream(args, "test", s, False, seed=99)) for s in ("mnist", "digits")},
+        "seconds": time.perf_counter() - start,
+        "args": {**dataclasses.asdict(args), "output": args.output.name, "data_root": None},
+        "versions": versions(),
+    }
+    tqdm.write(f"test: {results['test']}")
+    with replacing(args.output.with_suffix(".json")) as path:
+        path.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    try:
+        main(tyro.cli(Args))
+    except HSALError as error:
+        sys.exit(f"error: {error}")

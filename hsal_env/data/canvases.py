@@ -53,7 +53,9 @@ class CanvasConfig:
                 f"task='single' needs min_objects = max_objects = 1; got {self.min_objects} and {self.max_objects}."
             )
         if not 1 <= self.min_objects <= self.max_objects:
-            raise ConfigError(f"Expected 1 <= min_objects <= max_objects; got {self.min_objects} and {self.max_objects}.")
+            raise ConfigError(
+                f"Expected 1 <= min_objects <= max_objects; got {self.min_objects} and {self.max_objects}."
+            )
         if self.task == "set" and self.max_objects > NUM_CLASSES:
             raise ConfigError(f"A set has at most {NUM_CLASSES} different labels; got max_objects={self.max_objects}.")
         if not 1 <= self.min_size_px <= self.max_size_px <= self.canvas_px:

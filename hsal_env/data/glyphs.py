@@ -70,7 +70,11 @@ def load_glyphs(source: str, split: str, data_root: str | None = None, policy: s
         DataUnavailableError: ``source="mnist"`` and MNIST is neither found nor downloadable.
         DataError: an MNIST file is there but damaged (also with ``"auto"``: a broken file is never passed over).
     """
-    for name, value, known in (("source", source, SOURCES), ("split", split, SPLITS), ("glyphs", policy, GLYPH_POLICIES)):
+    for name, value, known in (
+        ("source", source, SOURCES),
+        ("split", split, SPLITS),
+        ("glyphs", policy, GLYPH_POLICIES),
+    ):
         if value not in known:
             raise ConfigError(f"Expected {name} to be one of {', '.join(known)}; got {value!r}.")
     if source == "digits":
@@ -86,7 +90,10 @@ def load_glyphs(source: str, split: str, data_root: str | None = None, policy: s
 
 @cache
 def _warn_fallback(reason: str) -> None:
-    warnings.warn(f"source='auto' uses scikit-learn's digits instead of MNIST, so scores are not MNIST scores. {reason}", stacklevel=4)
+    warnings.warn(
+        f"source='auto' uses scikit-learn's digits instead of MNIST, so scores are not MNIST scores. {reason}",
+        stacklevel=4,
+    )
 
 
 @cache
@@ -102,7 +109,11 @@ def _digits(split: str, policy: str) -> Glyphs:
     if policy == "paper":
         part = slice(0, validation_end)
     else:
-        part = {"train": slice(0, train_end), "val": slice(train_end, validation_end), "test": slice(validation_end, None)}[split]
+        part = {
+            "train": slice(0, train_end),
+            "val": slice(train_end, validation_end),
+            "test": slice(validation_end, None),
+        }[split]
     return _frozen(images[part], labels[part], "digits")
 
 
@@ -163,11 +174,15 @@ def _read_mnist(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
     assert image_path and label_path  # find_mnist looked
     images, labels = read_idx(image_path), read_idx(label_path)
     if images.ndim != 3 or images.shape[1:] != (GLYPH_PX, GLYPH_PX):
-        raise DataError(f"{image_path}: expected images of 28x28, got shape {images.shape}. Delete the file and fetch it again.")
+        raise DataError(
+            f"{image_path}: expected images of 28x28, got shape {images.shape}. Delete the file and fetch it again."
+        )
     if labels.ndim != 1 or len(labels) != len(images):
         raise DataError(f"{label_path}: expected {len(images)} labels for {image_path.name}, got shape {labels.shape}.")
     if labels.max(initial=0) >= NUM_CLASSES:
-        raise DataError(f"{label_path}: expected labels in 0..9, got {labels.max()}. Delete the file and fetch it again.")
+        raise DataError(
+            f"{label_path}: expected labels in 0..9, got {labels.max()}. Delete the file and fetch it again."
+        )
     return images, labels.astype(np.int64)
 
 
@@ -182,9 +197,13 @@ def read_idx(path: Path) -> np.ndarray:
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read ({error}). Delete the file and fetch it again.") from error
     if len(raw) < 4 or raw[:3] != b"\x00\x00\x08" or len(raw) < 4 + 4 * raw[3]:
-        raise DataError(f"{path}: expected an IDX file of unsigned bytes, got a header of {raw[:4]!r}. Delete the file and fetch it again.")
+        raise DataError(
+            f"{path}: expected an IDX file of unsigned bytes, got a header of {raw[:4]!r}. Delete the file and fetch it again."
+        )
     shape = tuple(np.frombuffer(raw, ">i4", count=raw[3], offset=4).tolist())
     body = np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3])
     if body.size != np.prod(shape):
-        raise DataError(f"{path}: the header announces {shape}, {np.prod(shape)} bytes; got {body.size}. Delete the file and fetch it again.")
+        raise DataError(
+            f"{path}: the header announces {shape}, {np.prod(shape)} bytes; got {body.size}. Delete the file and fetch it again."
+        )
     return body.reshape(shape)

@@ -45,9 +45,12 @@ class ResidualBlock(nn.Module):
             nn.Conv2d(channels, channels, second_kernel, padding=second_kernel // 2, bias=False),
             nn.BatchNorm2d(channels),
         )
-        self.shortcut = nn.Sequential(nn.Conv2d(in_channels, channels, 1, stride=2, bias=False), nn.BatchNorm2d(channels))
+        self.shortcut = nn.Sequential(
+            nn.Conv2d(in_channels, channels, 1, stride=2, bias=False), nn.BatchNorm2d(channels)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
+        """``[B, in_channels, h, w]`` to ``[B, channels, h / 2, w / 2]``, rounded up."""
         return torch.relu(self.body(x) + self.shortcut(x))
 
 
@@ -69,9 +72,12 @@ class CompactResNet(nn.Module):
             ResidualBlock(24, 48, second_kernel=3),
             ResidualBlock(48, 96, second_kernel=3),
             ResidualBlock(96, self.channels, second_kernel=1),
-        ).to(memory_format=torch.channels_last)  # NCHW convolutions are several times slower on CPU
+        )
+        # NCHW convolutions are several times slower on CPU
+        self.layers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, images: Tensor) -> Tensor:
+        """``[B, 1, 100, 100]`` in [0, 1] to ``[B, 128, 7, 7]``, non-negative."""
         return self.layers(images.contiguous(memory_format=torch.channels_last))
 
 
@@ -85,5 +91,7 @@ def load_compact(path: Path = WEIGHTS_FOLDER / "compact.pt") -> CompactResNet:
     try:
         model.load_state_dict(torch.load(path, weights_only=True))
     except Exception as error:  # torch raises several kinds for a damaged file
-        raise CheckpointError(f"{path}: not the weights of CompactResNet ({error}). Reinstall hsal or retrain them.") from error
+        raise CheckpointError(
+            f"{path}: not the weights of CompactResNet ({error}). Reinstall hsal or retrain them."
+        ) from error
     return model

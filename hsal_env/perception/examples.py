@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
+from typing import cast
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from hsal_env.data.canvases import CanvasBatch, Canvases
 from hsal_env.data.glyphs import NUM_CLASSES, SPLITS, cache_folder, load_glyphs
 from hsal_env.dynamics import Example
 from hsal_env.errors import DataError
-from hsal_env.perception.feature_store import FeatureStore
+from hsal_env.perception.feature_store import FeatureStore, Record
 from hsal_env.perception.registry import activation_model, saliency_model
 
 _ENCODE_BATCH = 64
@@ -52,9 +53,11 @@ class Examples:
         self._activation = activation_model(config.activation)
         self._saliency = saliency_model(config.saliency)
         self._store = self._open_store(progress) if config.features == "store" else None
-        probe = self._store.read([0], "volume")["volume"] if self._store else self.encode(self.canvases.compose([0]).images)
-        self.channels, *map_size = probe.shape[1:]
-        self.map_size: tuple[int, int] = (map_size[0], map_size[1])
+        probe = (
+            self._store.read([0], "volume")["volume"] if self._store else self.encode(self.canvases.compose([0]).images)
+        )
+        self.channels, rows, columns = (int(size) for size in probe.shape[1:])
+        self.map_size = (rows, columns)
 
     def __len__(self) -> int:
         return self.config.size
@@ -110,13 +113,18 @@ class Examples:
         glyphs = self.canvases.glyphs
         key = fingerprint(
             repr((config.canvas, config.seed, config.split, config.size, config.activation, native_bfloat16())),
-            glyphs.images, glyphs.labels, self._activation,
+            glyphs.images, glyphs.labels, cast("nn.Module", self._activation),
             *(inspect.getsource(module) for module in (canvases_module, resize_module, type(self._activation))),
         )  # fmt: skip
         return FeatureStore.open(cache_folder() / "features" / key, lambda: self._encode_all(progress), len(self))
 
-    def _encode_all(self, progress: bool):
-        for start in tqdm(range(0, len(self), _ENCODE_BATCH), desc=f"features, {self.config.split}", disable=not progress, mininterval=1):
+    def _encode_all(self, progress: bool) -> Iterator[Record]:
+        for start in tqdm(
+            range(0, len(self), _ENCODE_BATCH),
+            desc=f"features, {self.config.split}",
+            disable=not progress,
+            mininterval=1,
+        ):
             batch = self.canvases.compose(range(start, min(start + _ENCODE_BATCH, len(self))))
             yield {"volume": self.encode(batch.images).numpy(), "labels": batch.labels, "boxes": batch.boxes}
 

@@ -79,7 +79,7 @@ class FeatureStore:
                     arrays[name] = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", values.dtype, shape)
                     _reserve(folder / f"{name}.npy")
                 arrays[name][filled : filled + len(values)] = values
-                sums[name] = zlib.crc32(np.ascontiguousarray(values), sums.get(name, 0))
+                sums[name] = zlib.crc32(values.tobytes(), sums.get(name, 0))
             filled += len(next(iter(batch.values())))
         if filled != length:
             raise DataError(f"Expected {length} examples for the feature store; got {filled}.")
@@ -99,7 +99,7 @@ class FeatureStore:
             flat = self._arrays[name].reshape(-1).view(np.uint8)
             total = 0
             for start in range(0, len(flat), _CHUNK_BYTES):
-                total = zlib.crc32(flat[start : start + _CHUNK_BYTES], total)
+                total = zlib.crc32(flat[start : start + _CHUNK_BYTES].tobytes(), total)
             if total != expected or len(self._arrays[name]) != length:
                 raise ValueError(f"{name}.npy does not match its checksum")
 

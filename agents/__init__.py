@@ -1,0 +1,1 @@
+"""Agents: what learns. ``protocol`` says what an agent is; ``actor_critic`` is the paper's."""

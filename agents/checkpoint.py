@@ -1,0 +1,120 @@
+"""Checkpoints: weights with everything needed to rebuild the agent, its environment and its training.
+
+Plain tensors, numbers, texts, lists and dicts, read with ``weights_only=True``: no class path, no code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from agents.config import AgentConfig
+from agents.protocol import World, build_agent
+from hsal_env.config import EnvConfig, Rules
+from hsal_env.errors import CheckpointError, ConfigError
+from hsal_env.files import replacing
+
+FORMAT = 1
+_REQUIRED = {"format", "agent", "agent_config", "env", "world", "source", "model"}
+
+
+class Loaded(NamedTuple):
+    """A rebuilt agent.
+
+    Attributes:
+        agent: in evaluation mode.
+        env: the environment it was trained on.
+        source: ``"mnist"`` or ``"digits"``: what it was trained on.
+        content: the whole checkpoint.
+    """
+
+    agent: Any
+    env: EnvConfig
+    source: str
+    content: dict[str, Any]
+
+
+def describe(
+    name: str, agent: torch.nn.Module, config: AgentConfig, env: EnvConfig, source: str, world: World
+) -> dict[str, Any]:
+    """The part of a checkpoint that rebuilds an agent."""
+    return {
+        "format": FORMAT,
+        "agent": name,
+        "agent_config": dataclasses.asdict(config),
+        # where the data lie is a fact of the machine, not of the agent
+        "env": {key: value for key, value in dataclasses.asdict(env).items() if key != "data_root"},
+        "world": {**world._asdict(), "rules": dataclasses.asdict(world.rules), "map_size": list(world.map_size)},
+        "source": source,
+        "model": agent.state_dict(),
+    }
+
+
+def save(path: Path, content: dict[str, Any]) -> None:
+    """Write atomically: an interrupted or failed write leaves the previous file as it was.
+
+    Raises:
+        CheckpointError: the file cannot be written.
+    """
+    try:
+        with replacing(path) as temporary:
+            torch.save(content, temporary)
+    except (OSError, RuntimeError) as error:  # torch raises RuntimeError on a full disk
+        raise CheckpointError(f"Cannot write {path}: {error}. Free space or pass another --output-dir.") from error
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read a checkpoint's content.
+
+    Raises:
+        CheckpointError: missing, cut off, damaged, or not one of ours.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"No checkpoint at {path}.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise CheckpointError(
+            f"{path} is cut off, damaged, or not a checkpoint ({type(error).__name__}: {error})."
+        ) from error
+    missing = _REQUIRED - set(content) if isinstance(content, dict) else _REQUIRED
+    if missing:
+        raise CheckpointError(f"{path} is not an agent's checkpoint: it lacks {', '.join(sorted(missing))}.")
+    if content["format"] != FORMAT:
+        raise CheckpointError(f"{path} has format {content['format']}; this version reads {FORMAT}.")
+    return content
+
+
+def load(path: Path) -> Loaded:
+    """Rebuild the agent of a checkpoint.
+
+    Raises:
+        CheckpointError: see :func:`read`; or its configuration or weights do not fit this version's agent.
+    """
+    content = read(path)
+    try:
+        config = AgentConfig(**content["agent_config"])
+        env = EnvConfig.from_kwargs(content["env"])
+        world = content["world"]
+        world = World(Rules(**world["rules"]), tuple(world["map_size"]), world["channels"], world["num_classes"])
+        agent = build_agent(content["agent"], world, config)
+        restore(agent, content["model"], path)
+    except (TypeError, KeyError, ConfigError) as error:
+        raise CheckpointError(f"{path} does not fit this version of HSAL: {error}") from error
+    return Loaded(agent.eval(), env, content["source"], content)
+
+
+def restore(agent: torch.nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:
+    """Load weights into an agent.
+
+    Raises:
+        CheckpointError: names or shapes differ.
+    """
+    try:
+        agent.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} holds weights of another shape: {error}") from error

@@ -1,0 +1,105 @@
+"""Sizes and switches of the paper's agent, and how it learns. No torch here, so that ``--help`` is quick."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hsal_env.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """Hyper-parameters of :class:`agents.actor_critic.ActorCritic`. Defaults are the paper's; C names our readings.
+
+    Attributes:
+        meta_hidden: size of the meta-controller's encoding and recurrent state (C6).
+        controller_hidden: size of the controller's encoding and recurrent state (C6).
+        location_hidden: hidden units of the location head (C3).
+        controller_state: ``"reset"``: zero at every meta-step; ``"carry"``: through the episode (C1).
+        detach_location_head: location and value heads read the detached hidden state (C4).
+        location_sees_priority: the location head also reads P, detached, and not only through the recurrent state.
+        attention_init: ``"default"``: the layer's usual weights; ``"spread"``: the centres start on a ring over the
+            map, and the layer's weights four times as large, so that they soon move apart.
+        bfloat16: multiply matrices in bfloat16; the recurrent state and everything else stay float32.
+    """
+
+    meta_hidden: int = 128
+    controller_hidden: int = 512
+    location_hidden: int = 64
+    controller_state: str = "reset"
+    detach_location_head: bool = True
+    location_sees_priority: bool = False
+    attention_init: str = "default"
+    bfloat16: bool = False
+
+    def __post_init__(self) -> None:
+        for name, known in (("controller_state", ("reset", "carry")), ("attention_init", ("default", "spread"))):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"Expected {name} to be one of {', '.join(known)}; got {getattr(self, name)!r}.")
+        for name in ("meta_hidden", "controller_hidden", "location_hidden"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"Expected {name} of at least 1; got {getattr(self, name)}.")
+
+
+ALGORITHMS = ("reinforce", "ppo", "cross-entropy")
+
+
+@dataclass(frozen=True)
+class LearnerConfig:
+    """How an agent learns. Defaults are the paper's where it says; L7 leaves the rest to us.
+
+    Attributes:
+        algorithm: ``"reinforce"``, ``"ppo"`` or ``"cross-entropy"`` (the paper's baseline, L6).
+        estimator: REINFORCE's ``"sampled"``, ``"exact"`` or ``"log"`` form, see :func:`agents.losses.reinforce`.
+        batch_size: images in a roll-out.
+        passes: passes over the training images.
+        learning_rate: Adam's, at its peak.
+        warmup: share of all updates during which the learning rate rises linearly; it then falls as a cosine to 0.
+        ent_coef: weight of the entropy bonus.
+        vf_coef: weight of the value loss.
+        stop_coef: weight of the stop loss.
+        location_coef: weight of the glimpse locations' loss.
+        gamma: discount; 0 is the paper's immediate credit (L2).
+        gae_lambda: lambda of the advantage estimate, see :func:`agents.returns.advantages`.
+        clip_coef: PPO's clipping range.
+        update_epochs: PPO's epochs over a roll-out.
+        num_minibatches: PPO's minibatches in an epoch.
+        max_grad_norm: clip the gradient to this norm.
+    """
+
+    algorithm: str = "reinforce"
+    estimator: str = "sampled"
+    batch_size: int = 256
+    passes: int = 10
+    learning_rate: float = 1e-3
+    warmup: float = 0.05
+    ent_coef: float = 0.0
+    vf_coef: float = 0.5
+    stop_coef: float = 1.0
+    location_coef: float = 1.0
+    gamma: float = 0.0
+    gae_lambda: float = 1.0
+    clip_coef: float = 0.2
+    update_epochs: int = 3
+    num_minibatches: int = 4
+    max_grad_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, known in (("algorithm", ALGORITHMS), ("estimator", ("sampled", "exact", "log"))):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"Expected {name} to be one of {', '.join(known)}; got {getattr(self, name)!r}.")
+        for name in ("batch_size", "passes", "update_epochs", "num_minibatches"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"Expected {name} of at least 1; got {getattr(self, name)}.")
+        if self.batch_size % self.num_minibatches and self.algorithm == "ppo":
+            raise ConfigError(
+                f"Expected num_minibatches to divide batch_size; got {self.num_minibatches}, {self.batch_size}."
+            )
+        for name in ("gamma", "gae_lambda", "warmup"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"Expected {name} in [0, 1]; got {getattr(self, name)}.")
+        if self.estimator != "sampled" and (self.gamma or self.algorithm != "reinforce"):
+            raise ConfigError(
+                f"estimator={self.estimator!r} needs algorithm='reinforce' and immediate credit, gamma=0; "
+                "use estimator='sampled'."
+            )

@@ -1,0 +1,80 @@
+"""The controller: priority map and glimpses to locations and a label (paper section 3, "Controller")."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from agents.encoding import one_hot_or_zeros, recurrent
+
+
+class Controller(nn.Module):
+    """``x_i = [P_t, y_{t-1}, a_{i-1}, g_{i-1}]``, ``e_i = W_encode x_i``, ``h_i = GRU(e_i, h_{i-1})``, and three heads.
+
+    Args:
+        cells: H W.
+        labels: C + 1.
+        channels: D.
+        hidden: size of encoding and state.
+        location_hidden: hidden units of the location head.
+        detach: location and value heads read the detached state (C4).
+        location_sees_priority: the location head also reads P, detached.
+    """
+
+    def __init__(
+        self,
+        cells: int,
+        labels: int,
+        channels: int,
+        hidden: int,
+        location_hidden: int,
+        detach: bool,
+        location_sees_priority: bool,
+    ) -> None:
+        super().__init__()
+        self.cells, self.labels = cells, labels
+        self.detach, self.location_sees_priority = detach, location_sees_priority
+        self.encode = nn.Linear(cells + labels + cells + channels, hidden)
+        self.gru = nn.GRUCell(hidden, hidden)
+        seen = hidden + cells if location_sees_priority else hidden
+        self.location = nn.Sequential(nn.Linear(seen, location_hidden), nn.ReLU(), nn.Linear(location_hidden, cells))
+        self.label = nn.Linear(hidden, labels)
+        self.value = nn.Linear(hidden, 1)
+
+    def forward(
+        self, priority: Tensor, last_label: Tensor, last_location: Tensor, glimpse: Tensor, state: Tensor
+    ) -> Tensor:
+        """One step: the new state ``[B, hidden]``.
+
+        Args:
+            priority: P_t ``[B, H, W]``.
+            last_label: ``[B]``; C + 1 = none.
+            last_location: ``[B]``; H W = none.
+            glimpse: g_{i-1} ``[B, D]``.
+            state: h_{i-1} ``[B, hidden]``.
+        """
+        x = torch.cat(
+            [
+                priority.flatten(1),
+                one_hot_or_zeros(last_label, self.labels),
+                one_hot_or_zeros(last_location, self.cells),
+                glimpse,
+            ],
+            dim=1,
+        )
+        return recurrent(self.gru, self.encode(x), state)
+
+    def location_log_probs(self, state: Tensor, priority: Tensor) -> Tensor:
+        """``log softmax`` over cells, ``[B, H W]``."""
+        seen = state.detach() if self.detach else state
+        if self.location_sees_priority:
+            seen = torch.cat([seen, priority.detach().flatten(1)], dim=1)
+        return self.location(seen).float().log_softmax(dim=1)
+
+    def label_log_probs(self, state: Tensor) -> Tensor:
+        """``log softmax`` over labels and stop, ``[B, C + 1]``."""
+        return self.label(state).float().log_softmax(dim=1)
+
+    def values(self, state: Tensor) -> Tensor:
+        """The baseline V(s_{t,i}), ``[B]``."""
+        return self.value(state.detach() if self.detach else state).float().squeeze(-1)

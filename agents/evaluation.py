@@ -1,0 +1,113 @@
+"""How good an agent is on held-out canvases: greedy, until it says stop, at most max_objects + 1 labels."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode
+from tqdm import tqdm
+
+from agents.trajectory import collect
+from hsal_env import multiset
+from hsal_env.config import EnvConfig
+from hsal_env.rendering import MetaStep
+from hsal_env.vector_env import HSALVectorEnv
+
+_LANES = 500
+
+
+def make_env(config: EnvConfig, lanes: int, device: str = "cpu") -> HSALVectorEnv:
+    """The environment for :func:`agents.trajectory.collect`: native, tensors, no auto-reset, no images."""
+    plain = dataclasses.replace(config, action_mode="native", include_image=False)
+    return HSALVectorEnv(
+        lanes, output="torch", device=device, autoreset_mode=AutoresetMode.DISABLED, **dataclasses.asdict(plain)
+    )
+
+
+def evaluation_config(config: EnvConfig, split: str, episodes: int, seed: int = 0) -> EnvConfig:
+    """The environment that an agent trained on ``config`` is tested on: free protocol, canvases of ``split``."""
+    return dataclasses.replace(
+        config, split=split, num_examples=episodes, seed=seed, protocol="free", features="store", action_mode="native"
+    )
+
+
+def evaluate(agent: Any, config: EnvConfig, device: str = "cpu", progress: bool = True) -> dict[str, Any]:
+    """Test an agent on every canvas of ``config``.
+
+    Returns:
+        The scores of :func:`hsal_env.multiset.scores`; ``attn_saliency``, the mean raw saliency at its glimpses, and
+        ``attn_saliency_ratio``, the same over that of uniformly drawn glimpses (S3; None without glimpses);
+        ``by_count``: episodes, exact_match and macro_f1 by number of objects.
+    """
+    lanes = min(_LANES, config.size)
+    env = make_env(config, lanes, device)
+    predicted, true, looks, glimpses = [], [], np.zeros(2), 0
+    starts = range(0, config.size, lanes)
+    for start in tqdm(starts, desc=f"evaluate, {config.split}", disable=not progress):
+        fresh = min(lanes, config.size - start)
+        rollout = collect(env, agent, np.minimum(np.arange(start, start + lanes), config.size - 1), deterministic=True)
+        predicted.append(rollout.predicted[:fresh].cpu().numpy())
+        true.append(rollout.trajectory.example.counts[:fresh].cpu().numpy())
+        looks += rollout.looks[:fresh].double().sum(dim=0).cpu().numpy()
+        glimpses += int(rollout.glimpses[:fresh].sum())
+    named, counts = np.concatenate(predicted), np.concatenate(true)
+    sizes = counts.sum(1)
+    by_count = {}
+    for size in np.unique(sizes).tolist():
+        part = multiset.scores(named[sizes == size], counts[sizes == size])
+        by_count[str(size)] = {"episodes": int((sizes == size).sum())} | {
+            name: part[name] for name in ("exact_match", "macro_f1")
+        }
+    return {
+        **multiset.scores(named, counts),
+        "attn_saliency": looks[0] / glimpses if glimpses else None,
+        "attn_saliency_ratio": looks[0] / looks[1] if looks[1] else None,
+        "by_count": by_count,
+    }
+
+
+def blind_guess(train: EnvConfig, test: EnvConfig) -> dict[str, float]:
+    """Scores of always naming the multiset that is most frequent among 10,000 training canvases."""
+    from hsal_env.perception.examples import Examples, label_counts
+
+    few = dataclasses.replace(train, features="lazy", num_examples=min(10_000, train.size))
+    guess = multiset.most_frequent(label_counts(Examples(few).compose(np.arange(few.size)).labels))
+    true = label_counts(Examples(dataclasses.replace(test, features="lazy")).compose(np.arange(test.size)).labels)
+    return multiset.scores(np.broadcast_to(guess, true.shape), true)
+
+
+@torch.no_grad()
+def record(agent: Any, config: EnvConfig, indices: np.ndarray) -> list[tuple[np.ndarray, list[MetaStep], list[int]]]:
+    """Greedy episodes on the canvases ``indices``, for pictures: canvas, meta-steps, true labels of each."""
+    env = make_env(config, len(indices))
+    observation, _ = env.reset(options={"index": indices})
+    state = agent.initial(len(indices))
+    steps: list[list[MetaStep]] = [[] for _ in indices]
+    ended = torch.zeros(len(indices), dtype=torch.bool)
+    while not bool(ended.all()):
+        locations: list[torch.Tensor] = []
+        for phase in range(env.simulation.rules.option_length):
+            before = env.state
+            action, log_prob, _, state = agent.act(observation, state, deterministic=True)
+            if 0 < phase < env.simulation.rules.option_length - 1:
+                locations.append(action["location"])
+            observation, reward, terminated, truncated, _ = env.step(action)
+        for lane in (~ended).nonzero().squeeze(1).tolist():
+            steps[lane].append(
+                MetaStep(
+                    saliency=before.saliency[lane].numpy(),
+                    mask=before.mask[lane].numpy(),
+                    priority=before.priority[lane].numpy(),
+                    locations=[int(location[lane]) for location in locations],
+                    label=int(action["label"][lane]),
+                    probability=float(log_prob[lane].exp()),
+                    reward=float(reward[lane]),
+                )
+            )
+        ended = terminated | truncated
+    canvases = env.simulation.examples.compose(np.asarray(indices))
+    labels = [[label for label in row.tolist() if label >= 0] for row in canvases.labels]
+    return list(zip(canvases.images, steps, labels, strict=True))

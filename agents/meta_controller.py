@@ -1,0 +1,51 @@
+"""The meta-controller: saliency map to attention (paper section 3, "Meta-Controller")."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from agents.encoding import one_hot_or_zeros, recurrent
+from hsal_env.spaces import ATTENTION_SCALE
+
+
+class MetaController(nn.Module):
+    """``x_t = [S_t, y_{t-1}]``, ``e_t = W_encode x_t``, ``h_t = GRU(e_t, h_{t-1})``, raw attention ``= W_attn h_t``.
+
+    Args:
+        cells: H W.
+        labels: C + 1.
+        components: K.
+        hidden: size of encoding and state.
+        spread: start with the centres on a ring over the map.
+    """
+
+    def __init__(self, cells: int, labels: int, components: int, hidden: int, spread: bool) -> None:
+        super().__init__()
+        self.labels = labels
+        self.encode = nn.Linear(cells + labels, hidden)
+        self.gru = nn.GRUCell(hidden, hidden)
+        self.attention = nn.Linear(hidden, 4 * components)
+        if spread:
+            angle = torch.arange(components) * (2 * math.pi / components)
+            with torch.no_grad():
+                self.attention.weight.mul_(4)
+                self.attention.bias.zero_()
+                self.attention.bias[2 * components :] = torch.cat([angle.sin(), angle.cos()])
+
+    def forward(self, saliency: Tensor, last_label: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """One step.
+
+        Args:
+            saliency: S_t ``[B, H, W]``.
+            last_label: ``[B]``; C + 1 = none yet, encoded as zeros (C2).
+            state: h_{t-1} ``[B, hidden]``.
+
+        Returns:
+            Raw attention ``[B, 4K]`` in [-8, 8], and h_t.
+        """
+        x = torch.cat([saliency.flatten(1), one_hot_or_zeros(last_label, self.labels)], dim=1)
+        state = recurrent(self.gru, self.encode(x), state)
+        return self.attention(state).float().clamp(-ATTENTION_SCALE, ATTENTION_SCALE), state

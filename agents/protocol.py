@@ -1,0 +1,105 @@
+"""What an agent is: the contract that lets anyone's agent be trained, saved, loaded and evaluated by our commands.
+
+An agent is an ``nn.Module`` with three methods. ``initial`` makes its recurrent state, an explicit value (any
+nested tuple of ``[B, ...]`` tensors). ``act`` makes one decision for B lanes of the native environment. ``evaluate`` scores the
+decisions of a stored trajectory with gradient; only learners that use our trainers need it.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from agents.config import AgentConfig
+from agents.trajectory import Evaluation, Trajectory
+from hsal_env.config import Rules
+from hsal_env.errors import ConfigError
+from hsal_env.plugins import import_object
+
+ENTRY_POINTS = "hsal.agents"
+
+
+class World(NamedTuple):
+    """What an agent must know of an environment to be built for it.
+
+    Attributes:
+        rules: the rules of the decision process.
+        map_size: (H, W) in cells.
+        channels: D.
+        num_classes: C.
+    """
+
+    rules: Rules
+    map_size: tuple[int, int]
+    channels: int
+    num_classes: int
+
+
+class Decision(NamedTuple):
+    """What ``act`` returns for B lanes.
+
+    Attributes:
+        action: batched native action; parts that the phase does not read may be left out.
+        log_prob: of the location or label ``[B]``; 0 for attention, which is deterministic.
+        value: state-value estimate ``[B]``; 0 for attention.
+        state: the recurrent state to pass to the next call.
+    """
+
+    action: dict[str, Tensor]
+    log_prob: Tensor
+    value: Tensor
+    state: Any
+
+
+@runtime_checkable
+class Agent(Protocol):
+    """The contract. ``Agent(world, config)`` builds one."""
+
+    def initial(self, lanes: int) -> Any:
+        """The recurrent state at the start of an episode."""
+        ...
+
+    def act(
+        self,
+        observation: dict[str, Tensor],
+        state: Any,
+        deterministic: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> Decision:
+        """One decision per lane from batched native observations."""
+        ...
+
+    def evaluate(self, trajectory: Trajectory) -> Evaluation:
+        """Scores of the stored decisions, with gradient."""
+        ...
+
+
+def find_agent(name: str) -> Any:
+    """The agent class registered under ``name`` in the entry-point group ``hsal.agents``, or ``package.module:Name``.
+
+    Raises:
+        ConfigError: nothing of that name is installed, or it cannot be imported, or it lacks a method.
+    """
+    if name == "hsal":
+        name = "agents.actor_critic:ActorCritic"  # also when run from a checkout that was not installed
+    if ":" in name:
+        found = import_object(name, "agent")
+    else:
+        known = {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
+        if name not in known:
+            raise ConfigError(
+                f"Unknown agent {name!r}. Expected {', '.join(sorted({'hsal', *known}))}, or 'package.module:Name'."
+            )
+        found = known[name].load()
+    missing = [method for method in ("initial", "act", "evaluate") if not callable(getattr(found, method, None))]
+    if missing:
+        raise ConfigError(f"Agent {name!r} lacks {', '.join(missing)}; see agents/protocol.py.")
+    return found
+
+
+def build_agent(name: str, world: World, config: AgentConfig) -> Any:
+    """``find_agent(name)(world, config)``."""
+    return find_agent(name)(world, config)

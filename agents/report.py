@@ -1,0 +1,45 @@
+"""Results as people read them."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import hsal_env
+
+_PACKAGES = ("torch", "numpy", "gymnasium", "stable-baselines3", "torchvision", "scikit-learn")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, HSAL and the packages that numbers may depend on."""
+    found = {"python": platform.python_version(), "hsal": hsal_env.__version__}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "absent"
+    return found
+
+
+def format_table(results: dict[str, Any]) -> str:
+    """The test table of ``metrics.json`` or of ``evaluate_agent.py --json`` as text."""
+    test = results["test"]
+    episodes = sum(part["episodes"] for part in test["by_count"].values())
+    lines = [f"{results.get('split', 'test')} canvases of {results['source']}, {episodes} episodes, greedy", ""]
+    for name in ("exact_match", "macro_f1", "micro_f1", "overall_precision", "overall_recall", "example_f1"):
+        lines.append(f"  {name.replace('_', ' '):<24}{test[name]:8.4f}")
+    if test["attn_saliency_ratio"] is not None:
+        lines.append(
+            f"  {'saliency at glimpses':<24}{test['attn_saliency']:8.3f}  {test['attn_saliency_ratio']:.2f} times uniform"
+        )
+    lines += ["", f"  {'objects':<10}{'episodes':>10}{'exact match':>14}{'macro-F1':>12}"]
+    for count, part in test["by_count"].items():
+        lines.append(f"  {count:<10}{part['episodes']:>10}{part['exact_match']:>14.4f}{part['macro_f1']:>12.4f}")
+    if "blind_guess" in results:
+        guess = results["blind_guess"]
+        lines += [
+            "",
+            f"  always the most frequent multiset: exact match {guess['exact_match']:.4f}, macro-F1 {guess['macro_f1']:.4f}",
+        ]
+    return "\n".join(lines)

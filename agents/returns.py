@@ -1,0 +1,33 @@
+"""Credit: from rewards to advantages (decision L2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def advantages(rewards: Tensor, values: Tensor, live: Tensor, gamma: float, gae_lambda: float) -> Tensor:
+    """Generalised advantage estimates ``A_n = sum_j (gamma lambda)**j delta_{n+j}``, over the decisions of both kinds.
+
+    ``delta_n = r_n + gamma V_{n+1} - V_n``, with V = 0 after the end. gamma = 0 is the paper's immediate credit
+    ``R - V``; lambda = 1 is the discounted return minus V.
+
+    Args:
+        rewards: ``[M, k + 1, B]``.
+        values: ``[M, k + 1, B]``.
+        live: bool ``[M, B]``.
+        gamma: discount in [0, 1].
+        gae_lambda: in [0, 1].
+
+    Returns:
+        ``[M, k + 1, B]``, zeros where not live.
+    """
+    mask = live[:, None].expand_as(rewards).flatten(0, 1).float()  # [N, B]
+    rewards_, values_ = rewards.flatten(0, 1) * mask, values.flatten(0, 1) * mask
+    running = following = torch.zeros_like(rewards_[0])
+    out = []
+    for reward, value, alive in zip(rewards_.flip(0), values_.flip(0), mask.flip(0), strict=True):
+        running = (reward + gamma * following - value + gamma * gae_lambda * running) * alive
+        following = value
+        out.append(running)
+    return torch.stack(out[::-1]).view_as(rewards)

@@ -1,0 +1,242 @@
+"""A training run: passes over the images, a folder of results, and the way back after an interruption."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from agents import checkpoint
+from agents.config import AgentConfig, LearnerConfig
+from agents.evaluation import blind_guess, evaluate, evaluation_config, make_env, record
+from agents.learner import Learner
+from agents.protocol import World, build_agent
+from agents.report import format_table, versions
+from hsal_env.config import EnvConfig
+from hsal_env.errors import CheckpointError, ConfigError
+from hsal_env.files import replacing
+from hsal_env.rendering import draw_episodes, save_picture
+
+_PICTURED_EPISODES = 4
+
+
+class Run:
+    """One training run in one folder.
+
+    Args:
+        folder: receives checkpoint.pt, metrics.json, progress.csv, episodes.png and TensorBoard logs.
+        env: the training environment.
+        agent_name: see :func:`agents.protocol.find_agent`.
+        agent_config: sizes and switches of the agent.
+        learner_config: how it learns.
+        seed: of weights, order of images, and samples.
+        device: ``"cpu"``, ``"cuda"`` or ``"auto"``.
+        val_episodes: validation canvases.
+        log_every: updates between two rows of progress.csv.
+        resume: continue from the folder's checkpoint.
+        command: what was typed, for metrics.json.
+
+    Raises:
+        ConfigError: the device is not there, or there are fewer images than a batch.
+        CheckpointError: the folder cannot be written, already holds a checkpoint (without ``resume``), holds none (with
+            it), or holds one of another configuration.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        env: EnvConfig,
+        agent_name: str,
+        agent_config: AgentConfig,
+        learner_config: LearnerConfig,
+        seed: int,
+        device: str = "auto",
+        val_episodes: int = 2_000,
+        log_every: int = 20,
+        resume: bool = False,
+        command: list[str] | None = None,
+    ) -> None:
+        self.folder, self.env_config, self.seed, self.log_every = Path(folder), env, seed, log_every
+        self.agent_name, self.agent_config, self.learner_config = agent_name, agent_config, learner_config
+        self.val_episodes, self.command = val_episodes, command or []
+        self.checkpoint_path = self.folder / "checkpoint.pt"
+        self._claim_folder(resume)
+        self.device = _device(device)
+        start = time.perf_counter()
+        self.env = make_env(env, learner_config.batch_size, self.device)
+        self.feature_seconds = time.perf_counter() - start
+        examples = self.env.simulation.examples
+        self.source = examples.source
+        self.world = World(env.rules, examples.map_size, examples.channels, env.num_classes)
+        self.updates_per_pass = len(examples) // learner_config.batch_size
+        if not self.updates_per_pass:
+            raise ConfigError(
+                f"Expected at least batch_size={learner_config.batch_size} training images; got {len(examples)}. "
+                "Raise --num-examples or lower --batch-size."
+            )
+        torch.manual_seed(seed)
+        self.agent = build_agent(agent_name, self.world, agent_config).to(self.device)
+        self.learner = Learner(self.agent, learner_config, self.updates_per_pass * learner_config.passes, seed)
+        self.rows: list[dict[str, float]] = []
+        self.train_seconds = 0.0
+        if resume:
+            self._restore()
+
+    def train(self, checkpoint_minutes: float = 3.0) -> None:
+        """Run the remaining updates, with a progress bar; validate and save after every pass and now and then."""
+        saved = started = time.perf_counter()
+        before = self.train_seconds
+        pending: list[dict[str, float]] = []
+        board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.learner.step)
+        bar = tqdm(
+            total=self.learner.num_updates, initial=self.learner.step, desc=self.learner_config.algorithm, unit="update"
+        )
+        while self.learner.step < self.learner.num_updates:
+            epoch, batch = divmod(self.learner.step, self.updates_per_pass)
+            size = self.learner_config.batch_size
+            order = np.random.default_rng([self.seed, epoch]).permutation(self.env_config.size)
+            pending.append(self.learner.update(self.env, order[batch * size : (batch + 1) * size]))
+            bar.update()
+            pass_ends = batch + 1 == self.updates_per_pass
+            if not pass_ends and self.learner.step % self.log_every:
+                continue
+            row = {name: float(np.mean([line[name] for line in pending])) for name in pending[0]}
+            pending = []
+            if pass_ends:
+                row |= self._validate()
+                bar.write(
+                    f"pass {epoch + 1}: validation exact match {row['val/exact_match']:.3f}, macro-F1 {row['val/macro_f1']:.3f}"
+                )
+            now = time.perf_counter()
+            self.train_seconds = before + now - started
+            self._log(row, board)
+            bar.set_postfix(reward=f"{row['reward/label']:.3f}", ratio=f"{row['attention/saliency_ratio']:.1f}")
+            if pass_ends or now - saved > 60 * checkpoint_minutes:
+                self._save()
+                saved = now
+        bar.close()
+        board.close()
+
+    def test(self, episodes: int) -> dict[str, Any]:
+        """Test on held-out canvases; write metrics.json and episodes.png, and print the table."""
+        config = evaluation_config(self.env_config, "test", episodes)
+        self.agent.eval()
+        results = {
+            "source": self.source,
+            "test": evaluate(self.agent, config, self.device),
+            "blind_guess": blind_guess(self.env_config, config),
+            "train_seconds": self.train_seconds,
+            "feature_seconds": self.feature_seconds,
+            "config": self._config(),
+            "versions": versions(),
+            "command": self.command,
+        }
+        with replacing(self.folder / "metrics.json") as path:
+            path.write_text(json.dumps(results, indent=2) + "\n")
+        indices = np.arange(min(_PICTURED_EPISODES, episodes))
+        save_picture(draw_episodes(record(self.agent.cpu(), config, indices)), self.folder / "episodes.png")
+        self.agent.to(self.device)
+        tqdm.write(format_table(results))
+        tqdm.write(f"Results are in {self.folder}")
+        return results
+
+    def _config(self) -> dict[str, Any]:
+        return {
+            "env": dataclasses.asdict(self.env_config),
+            "agent_name": self.agent_name,
+            "agent": dataclasses.asdict(self.agent_config),
+            "learner": dataclasses.asdict(self.learner_config),
+            "seed": self.seed,
+        }
+
+    def _validate(self) -> dict[str, float]:
+        self.agent.eval()
+        scores = evaluate(
+            self.agent, evaluation_config(self.env_config, "val", self.val_episodes), self.device, progress=False
+        )
+        self.agent.train()
+        return {f"val/{name}": scores[name] for name in ("exact_match", "macro_f1")}
+
+    def _log(self, row: dict[str, float], board: SummaryWriter) -> None:
+        for name, value in row.items():
+            board.add_scalar(name, value, self.learner.step)
+        self.rows.append({"update": self.learner.step, "seconds": self.train_seconds, **row})
+
+    def _save(self) -> None:
+        content = checkpoint.describe(
+            self.agent_name, self.agent, self.agent_config, self.env_config, self.source, self.world
+        )
+        content |= {
+            "optimiser": self.learner.optimiser.state_dict(),
+            "step": self.learner.step,
+            "rows": self.rows,
+            "train_seconds": self.train_seconds,
+            "run": self._identity(),
+        }
+        checkpoint.save(self.checkpoint_path, content)
+        with replacing(self.folder / "progress.csv") as path:
+            path.write_text(_csv(self.rows))
+
+    def _restore(self) -> None:
+        content = checkpoint.read(self.checkpoint_path)
+        stored, current = content.get("run"), self._identity()
+        if stored != current:
+            different = sorted(key for key in current if stored is None or stored.get(key) != current[key])
+            raise CheckpointError(
+                f"{self.checkpoint_path} is of another run: {', '.join(different)} differ. Resume with the flags it was "
+                "started with, or choose another --output-dir."
+            )
+        checkpoint.restore(self.agent, content["model"], self.checkpoint_path)
+        self.learner.optimiser.load_state_dict(content["optimiser"])
+        self.learner.step, self.rows = content["step"], content["rows"]
+        self.train_seconds = content["train_seconds"]
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be equal for a run to be continued."""
+        config = self._config()
+        del config["env"]["data_root"]
+        return {**config, "source": self.source}
+
+    def _claim_folder(self, resume: bool) -> None:
+        if resume and not self.checkpoint_path.is_file():
+            raise CheckpointError(
+                f"Nothing to resume: no {self.checkpoint_path}. Leave out --resume, or mend --output-dir."
+            )
+        if not resume and self.checkpoint_path.exists():
+            raise CheckpointError(
+                f"{self.checkpoint_path} exists. Continue it with --resume, or choose another --output-dir."
+            )
+        try:
+            with replacing(self.folder / ".writable") as probe:
+                probe.write_text("")
+            (self.folder / ".writable").unlink()
+        except OSError as error:
+            raise CheckpointError(f"Cannot write to the output folder {self.folder}: {error}.") from error
+
+
+def _csv(rows: list[dict[str, float]]) -> str:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"Expected a device that is there, such as cpu; got {name!r} ({error}).") from error
+    return name

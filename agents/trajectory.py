@@ -1,0 +1,145 @@
+"""Trajectories: what passes between a roll-out and an update.
+
+All lanes run from reset and in step, so the layout is by meta-step: M meta-steps, B lanes, k glimpses. The activation
+volume is kept once per lane, not once per step.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hsal_env.dynamics import Example, State
+
+if TYPE_CHECKING:
+    from hsal_env.vector_env import HSALVectorEnv
+
+
+class Trajectory(NamedTuple):
+    """Decisions of B lanes.
+
+    Attributes:
+        example: volume, raw saliency, counts and index of each lane.
+        locations: int64 ``[M, k, B]``.
+        labels: int64 ``[M, B]``.
+        rewards: ``[M, k + 1, B]``, of the k locations and the label.
+        log_probs: ``[M, k + 1, B]``, under the policy that decided.
+        values: ``[M, k + 1, B]``, its state-value estimates.
+        live: bool ``[M, B]``: the lane's episode had not ended before this meta-step.
+    """
+
+    example: Example
+    locations: Tensor
+    labels: Tensor
+    rewards: Tensor
+    log_probs: Tensor
+    values: Tensor
+    live: Tensor
+
+    @property
+    def final(self) -> Tensor:
+        """bool ``[M, B]``: meta-step m + 1 of a lane of m objects, the one that should stop."""
+        return torch.arange(len(self.labels), device=self.labels.device)[:, None] == self.example.counts.sum(dim=1)
+
+    def lanes(self, chosen: Tensor) -> Trajectory:
+        """The part of the lanes ``chosen`` (indices)."""
+        example = Example(*(part[chosen] for part in self.example))
+        return Trajectory(example, *(part[..., chosen] for part in self[1:]))
+
+
+class Evaluation(NamedTuple):
+    """What ``agent.evaluate(trajectory)`` returns, with gradient.
+
+    Attributes:
+        location_log_probs: ``[M, k, B, H W]``.
+        label_log_probs: ``[M, B, C + 1]``.
+        values: ``[M, k + 1, B]``.
+        location_rewards: what each location would have earned, ``[M, k, B, H W]``, detached.
+        label_rewards: what each label would have earned, ``[M, B, C + 1]``.
+    """
+
+    location_log_probs: Tensor
+    label_log_probs: Tensor
+    values: Tensor
+    location_rewards: Tensor
+    label_rewards: Tensor
+
+
+class Rollout(NamedTuple):
+    """A trajectory and how its episodes ended.
+
+    Attributes:
+        trajectory: the decisions.
+        predicted: counts named in each lane, int64 ``[B, C]``.
+        looks: raw saliency at glimpses, and at uniformly drawn ones, summed over the episode ``[B, 2]``.
+        glimpses: how many glimpses that was ``[B]``.
+    """
+
+    trajectory: Trajectory
+    predicted: Tensor
+    looks: Tensor
+    glimpses: Tensor
+
+
+@torch.no_grad()
+def collect(
+    env: HSALVectorEnv,
+    agent: Any,
+    indices: np.ndarray,
+    deterministic: bool = False,
+    generator: torch.Generator | None = None,
+    forced_labels: Tensor | None = None,
+) -> Rollout:
+    """Run one episode per lane, on the canvases ``indices`` ``[B]``.
+
+    Args:
+        env: native view, ``output="torch"``, auto-reset disabled.
+        agent: see :class:`agents.protocol.Agent`.
+        indices: which canvases.
+        deterministic: take the most probable actions.
+        generator: where samples come from.
+        forced_labels: int64 ``[M, B]``, taken in place of the agent's labels.
+    """
+    observation, _ = env.reset(options={"index": indices})
+    agent_state = agent.initial(env.num_envs)
+    ended = torch.zeros(env.num_envs, dtype=torch.bool, device=env.simulation.device)
+    final_state: State | None = None
+    rows: dict[str, list[Tensor]] = {
+        name: [] for name in ("locations", "labels", "rewards", "log_probs", "values", "live")
+    }
+    option_length = env.simulation.rules.option_length
+    while not bool(ended.all()):
+        actions: list[dict[str, Tensor]] = []
+        scores: dict[str, list[Tensor]] = {"rewards": [], "log_probs": [], "values": []}
+        rows["live"].append(~ended)
+        for phase in range(option_length):
+            action, log_prob, value, agent_state = agent.act(observation, agent_state, deterministic, generator)
+            if forced_labels is not None and phase == option_length - 1:
+                action = {**action, "label": forced_labels[len(rows["labels"])]}
+            observation, reward, terminated, truncated, _ = env.step(action)
+            actions.append(action)
+            for name, part in (("rewards", reward), ("log_probs", log_prob), ("values", value)):
+                scores[name].append(part)
+        final_state = env.state if final_state is None else _keep(ended, final_state, env.state)
+        ended = terminated | truncated
+        none = ended.new_zeros(0, env.num_envs, dtype=torch.int64)
+        looked = [action["location"] for action in actions[1:-1]]
+        rows["locations"].append(torch.stack(looked) if looked else none)
+        rows["labels"].append(actions[-1]["label"])
+        for name, parts in scores.items():
+            rows[name].append(torch.stack(parts[1:]))  # attention earns nothing
+    assert final_state is not None
+    trajectory = Trajectory(env.state.example, **{name: torch.stack(row) for name, row in rows.items()})
+    glimpses = trajectory.live.sum(dim=0) * env.simulation.rules.glimpses
+    return Rollout(trajectory, final_state.predicted, final_state.looks, glimpses)
+
+
+def _keep(ended: Tensor, old: State, new: State) -> State:
+    """The states in which episodes ended: only the two tallies that matter."""
+    return new._replace(
+        predicted=torch.where(ended[:, None], old.predicted, new.predicted),
+        looks=torch.where(ended[:, None], old.looks, new.looks),
+    )

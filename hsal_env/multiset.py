@@ -1,0 +1,50 @@
+"""Scores of predicted multisets against true ones (paper section 5, "Evaluation Metrics")."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hsal_env.errors import DataError
+
+
+def scores(predicted: np.ndarray, true: np.ndarray) -> dict[str, float]:
+    """Compare label counts, ``[N, C]`` each.
+
+    With TP_nc = min(predicted, true):
+
+    - ``exact_match``: share of images whose multisets are equal (the paper's 0-1);
+    - ``macro_f1``: per class 2 sum_n TP / sum_n (predicted + true), then the mean over classes that occur in either;
+    - ``micro_f1``, ``overall_precision``, ``overall_recall``: from the sums over images and classes (OP, OR);
+    - ``example_f1``: the mean over images of each image's F1 (1 where both multisets are empty).
+
+    Raises:
+        DataError: shapes differ or are not ``[N, C]`` with N > 0, or a count is negative.
+    """
+    predicted, true = np.asarray(predicted, np.int64), np.asarray(true, np.int64)
+    if predicted.shape != true.shape or true.ndim != 2 or not len(true):
+        raise DataError(
+            f"Expected two arrays of counts [N, C] with N > 0; got shapes {predicted.shape} and {true.shape}."
+        )
+    if min(predicted.min(), true.min()) < 0:
+        raise DataError("Expected label counts of at least 0; got negative ones.")
+    hits = np.minimum(predicted, true)
+
+    def f1(hit: np.ndarray, both: np.ndarray) -> np.ndarray:
+        return np.where(both > 0, 2 * hit / np.maximum(both, 1), 1.0)
+
+    both_by_class = (predicted + true).sum(0)
+    by_class = f1(hits.sum(0), both_by_class)[both_by_class > 0]
+    return {
+        "exact_match": float((predicted == true).all(1).mean()),
+        "macro_f1": float(by_class.mean()) if len(by_class) else 1.0,
+        "micro_f1": float(f1(hits.sum(), both_by_class.sum())),
+        "overall_precision": float(hits.sum() / max(predicted.sum(), 1)),
+        "overall_recall": float(hits.sum() / max(true.sum(), 1)),
+        "example_f1": float(f1(hits.sum(1), (predicted + true).sum(1)).mean()),
+    }
+
+
+def most_frequent(counts: np.ndarray) -> np.ndarray:
+    """The multiset ``[C]`` that occurs most often in ``counts`` ``[N, C]``: what a blind guess should say."""
+    kinds, occurrences = np.unique(counts, axis=0, return_counts=True)
+    return kinds[occurrences.argmax()]

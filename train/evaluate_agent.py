@@ -1,0 +1,71 @@
+"""Test a trained agent on held-out canvases and print the table.
+
+python train/evaluate_agent.py runs/x/checkpoint.pt --split test --episodes 10000 --json table.json
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from hsal_env.errors import CheckpointError, HSALError
+
+
+@dataclass(frozen=True)
+class Args:
+    """Test a trained agent."""
+
+    checkpoint: Annotated[Path, tyro.conf.Positional]
+    """a checkpoint.pt"""
+    split: str = "test"
+    """train, val or test"""
+    seed: int = 0
+    """which canvases"""
+    episodes: int = 10_000
+    """how many"""
+    source: str | None = None
+    """mnist or digits; default: what the agent was trained on"""
+    data_root: str | None = None
+    """where MNIST lies"""
+    json: Path | None = None
+    """also write the table here"""
+
+
+def main(args: Args) -> None:
+    """Load, test, print, and write."""
+    from agents.checkpoint import load
+    from agents.evaluation import evaluate, evaluation_config
+    from agents.report import format_table, versions
+    from hsal_env.files import replacing
+
+    loaded = load(args.checkpoint)
+    env = dataclasses.replace(loaded.env, source=args.source or loaded.source, data_root=args.data_root)
+    config = evaluation_config(env, args.split, args.episodes, args.seed)
+    results = {
+        "source": config.source,
+        "trained_on": loaded.source,
+        "split": args.split,
+        "seed": args.seed,
+        "test": evaluate(loaded.agent, config),
+        "versions": versions(),
+    }
+    print(format_table(results))
+    if args.json:
+        try:
+            with replacing(args.json) as path:
+                path.write_text(json.dumps(results, indent=2) + "\n")
+        except OSError as error:
+            raise CheckpointError(f"Cannot write {args.json}: {error}.") from error
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Args))
+    except HSALError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,146 @@
+"""Train the paper's agent: REINFORCE (default), PPO, or the cross-entropy baseline.
+
+    python train/ppo_or_reinforce.py                               # REINFORCE on MNIST Multiset, within 10 minutes
+    python train/ppo_or_reinforce.py --algorithm ppo --seed 1
+    python train/ppo_or_reinforce.py --preset faithful             # the paper's settings throughout
+    python train/ppo_or_reinforce.py --source digits               # no network needed
+    python train/ppo_or_reinforce.py --resume --output-dir runs/x  # go on where it stopped
+
+The output folder receives checkpoint.pt, metrics.json, progress.csv, episodes.png and TensorBoard logs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from agents.config import AgentConfig, LearnerConfig
+from hsal_env import ENVIRONMENTS
+from hsal_env.config import EnvConfig
+from hsal_env.errors import ConfigError, HSALError
+
+
+@dataclass(frozen=True)
+class TrainEnv(EnvConfig):
+    """The training environment; what the trainer decides itself is hidden from the command line."""
+
+    seed: Annotated[int, tyro.conf.arg(name="data-seed")] = 0
+    """picks the canvases; --seed is the learner's"""
+    split: tyro.conf.Suppress[str] = "train"
+    features: tyro.conf.Suppress[str] = "store"
+    protocol: tyro.conf.Suppress[str] = "teacher"
+    action_mode: tyro.conf.Suppress[str] = "native"
+    include_image: tyro.conf.Suppress[bool | None] = False
+    include_volume: tyro.conf.Suppress[bool] = False
+
+
+@dataclass(frozen=True)
+class Args:
+    """Train an agent and test it on held-out canvases."""
+
+    preset: str = "quick"
+    """quick, faithful or tiny: sets the defaults of the other flags"""
+    env_id: str = "HSAL-MNISTMultiset-v0"
+    """the environment, whose arguments the flags below override"""
+    agent_name: Annotated[str, tyro.conf.arg(name="agent")] = "hsal"
+    """an installed agent's name, or package.module:Name"""
+    seed: int = 0
+    """seed of weights, order of images and samples"""
+    output_dir: Path | None = None
+    """where results go; default: runs/ENV-ALGORITHM-SEED-TIME"""
+    resume: bool = False
+    """continue from the checkpoint in --output-dir"""
+    device: str = "auto"
+    """cpu, cuda, or auto: cuda where there is one"""
+    val_episodes: int = 2_000
+    """validation canvases, tested after every pass"""
+    test_episodes: int = 10_000
+    """test canvases, tested once at the end"""
+    checkpoint_minutes: float = 3.0
+    """how often to save; also after every pass"""
+    log_every: int = 20
+    """updates between two lines of progress.csv and TensorBoard"""
+    env: tyro.conf.OmitArgPrefixes[TrainEnv] = field(default_factory=TrainEnv)
+    agent: tyro.conf.OmitArgPrefixes[AgentConfig] = field(default_factory=AgentConfig)
+    learner: tyro.conf.OmitArgPrefixes[LearnerConfig] = field(default_factory=LearnerConfig)
+
+
+QUICK: dict[str, dict[str, Any]] = {
+    "env": {"update": "peak"},
+    "agent": {"location_sees_priority": True, "attention_init": "spread", "bfloat16": True},
+    "learner": {"estimator": "log", "passes": 8, "learning_rate": 4e-3},
+}
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "quick": QUICK,
+    "faithful": {"env": {}, "agent": {}, "learner": {"passes": 8}},
+    "tiny": {
+        **QUICK,
+        "env": {**QUICK["env"], "num_examples": 512},
+        "learner": {**QUICK["learner"], "batch_size": 64, "passes": 2},
+        "args": {"val_episodes": 200, "test_episodes": 200, "log_every": 2},
+    },
+}
+_SAMPLED = {"estimator": "sampled"}  # the other forms are REINFORCE's alone
+
+
+def parse(argv: list[str]) -> Args:
+    """The command line, over the preset's defaults, over the environment id's.
+
+    Raises:
+        ConfigError: an unknown preset or id, or a value outside its range.
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--preset", default="quick")
+    first.add_argument("--env-id", "--env_id", default="HSAL-MNISTMultiset-v0")
+    first.add_argument("--algorithm", default="reinforce")
+    early, _ = first.parse_known_args(argv)
+    for what, value, known in (("preset", early.preset, PRESETS), ("env id", early.env_id, ENVIRONMENTS)):
+        if value not in known:
+            raise ConfigError(f"Unknown {what} {value!r}. Expected one of {', '.join(known)}.")
+    preset = PRESETS[early.preset]
+    learner = {**preset["learner"], **({} if early.algorithm == "reinforce" else _SAMPLED)}
+    default = Args(
+        env=TrainEnv(**{**ENVIRONMENTS[early.env_id], **preset["env"]}),
+        agent=AgentConfig(**preset["agent"]),
+        learner=LearnerConfig(**learner),
+        **preset.get("args", {}),
+    )
+    return tyro.cli(Args, default=default, args=argv)
+
+
+def main(args: Args) -> None:
+    """Train, test, and write the results."""
+    from agents.training import Run  # torch: not before --help
+
+    name = f"{args.env_id}-{args.learner.algorithm}-{args.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    run = Run(
+        folder=args.output_dir or Path("runs") / name,
+        env=EnvConfig(**dataclasses.asdict(args.env)),
+        agent_name=args.agent_name,
+        agent_config=args.agent,
+        learner_config=args.learner,
+        seed=args.seed,
+        device=args.device,
+        val_episodes=args.val_episodes,
+        log_every=args.log_every,
+        resume=args.resume,
+        command=["python", *sys.argv],
+    )
+    run.train(args.checkpoint_minutes)
+    run.test(args.test_episodes)
+
+
+if __name__ == "__main__":
+    try:
+        main(parse(sys.argv[1:]))
+    except HSALError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; continue with --resume and the same --output-dir")
