@@ -16,6 +16,11 @@ from agents.trajectory import Evaluation, Rollout, Trajectory, collect
 from hsal_env.vector_env import HSALVectorEnv
 
 
+def weights_cast_once(device: torch.device) -> torch.autocast:
+    """Keep bfloat16 copies of weights for the whole block: autocast drops them where its outermost block ends."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=False)
+
+
 class Learner:
     """Holds the optimiser; everything random is derived from (seed, step), so that resuming changes nothing.
 
@@ -41,14 +46,16 @@ class Learner:
         if config.algorithm == "cross-entropy":
             env.reset(options={"index": indices})
             forced = losses.shuffled_labels(env.state.example.counts, env.simulation.rules.max_meta_steps, shuffling)
-        rollout = collect(env, self.agent, indices, generator=sampling, forced_labels=forced)
+        with weights_cast_once(device):
+            rollout = collect(env, self.agent, indices, generator=sampling, forced_labels=forced)
         learning_rate = config.learning_rate * self._schedule()
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate
         terms: dict[str, Tensor] = {}
         grad_norm = torch.zeros((), device=device)
         for part, advantage in self._minibatches(rollout, shuffling):
-            evaluation = self.agent.evaluate(part)
+            with weights_cast_once(device):
+                evaluation = self.agent.evaluate(part)
             terms = self._terms(part, evaluation, advantage)
             loss = torch.stack([self._weight(name) * term for name, term in terms.items()]).sum()
             self.optimiser.zero_grad()

@@ -29,15 +29,16 @@ def sum_of_squares(volume: Tensor) -> Tensor:
     return volume.square().sum(dim=1)
 
 
-def normalise(maps: Tensor) -> Tensor:
+def normalise(maps: Tensor, least: float = 0.0) -> Tensor:
     """Map each lane linearly to minimum 0 and maximum 1 (Appendix A); a constant map becomes zeros (S2).
 
     Args:
         maps: ``[B, H, W]``.
+        least: a map whose range is at most this counts as constant.
     """
     low = maps.amin(dim=(1, 2), keepdim=True)
     span = maps.amax(dim=(1, 2), keepdim=True) - low
-    return torch.where(span > 0, (maps - low) / torch.where(span > 0, span, 1.0), 0.0)
+    return torch.where(span > least, (maps - low) / torch.where(span > least, span, 1.0), 0.0)
 
 
 # --- Gaussian attention (section 3, "Gaussian Attention Mechanism") -----------------------------------------------------
@@ -117,8 +118,12 @@ def spotlight(location: Tensor, map_size: tuple[int, int], components: int, coor
 
 
 def priority(mask: Tensor, saliency: Tensor) -> Tensor:
-    """Priority map ``P = M * S`` (elementwise), normalised to [0, 1] at each step (Appendix A, S2). ``[B, H, W]``."""
-    return normalise(mask * saliency)
+    """Priority map ``P = M * S`` (elementwise), normalised to [0, 1] at each step (Appendix A, S2). ``[B, H, W]``.
+
+    A product whose range is at most 1e-4 counts as constant: S, from half-precision volumes, means nothing below, and
+    the gradient of the normalisation, 1 / range, would overflow.
+    """
+    return normalise(mask * saliency, least=1e-4)
 
 
 def initial_glimpse(mask: Tensor, volume: Tensor) -> Tensor:

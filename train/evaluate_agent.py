@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import tyro
 
 from hsal_env.errors import CheckpointError, HSALError
@@ -35,14 +36,17 @@ class Args:
     """where MNIST lies"""
     json: Path | None = None
     """also write the table here"""
+    picture: Path | None = None
+    """also draw the first three episodes here, as PNG"""
 
 
 def main(args: Args) -> None:
     """Load, test, print, and write."""
     from agents.checkpoint import load
-    from agents.evaluation import evaluate, evaluation_config
+    from agents.evaluation import evaluate, evaluation_config, record
     from agents.report import format_table, versions
     from hsal_env.files import replacing
+    from hsal_env.rendering import draw_episodes, save_picture
 
     loaded = load(args.checkpoint)
     env = dataclasses.replace(loaded.env, source=args.source or loaded.source, data_root=args.data_root)
@@ -56,12 +60,15 @@ def main(args: Args) -> None:
         "versions": versions(),
     }
     print(format_table(results))
-    if args.json:
-        try:
+    try:
+        if args.json:
             with replacing(args.json) as path:
                 path.write_text(json.dumps(results, indent=2) + "\n")
-        except OSError as error:
-            raise CheckpointError(f"Cannot write {args.json}: {error}.") from error
+        if args.picture:
+            episodes = record(loaded.agent, config, np.arange(min(3, args.episodes)))
+            save_picture(draw_episodes(episodes), args.picture)
+    except OSError as error:
+        raise CheckpointError(f"Cannot write {args.json or args.picture}: {error}.") from error
 
 
 if __name__ == "__main__":

@@ -1,0 +1,35 @@
+"""What every test shares: one thread, a cache folder of its own, and MNIST where it can be found."""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported, here and in the processes that tests start
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+import torch
+
+torch.set_num_threads(1)
+hypothesis.settings.register_profile("hsal", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("hsal")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The session's cache folder, ``$HSAL_CACHE``: nothing of the user's is read or written."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HSAL_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def mnist_root() -> str:
+    """A folder with ``MNIST/raw``: ``$HSAL_DATA``, or ``shared/data`` beside the checkout."""
+    beside = Path(__file__).parents[2] / "shared" / "data"
+    root = Path(os.environ.get("HSAL_DATA") or beside)
+    if len(list((root / "MNIST" / "raw").glob("*-ubyte*"))) < 4:
+        pytest.skip(f"MNIST's files are not under {root}; set HSAL_DATA to the folder that holds MNIST/raw")
+    return str(root)
