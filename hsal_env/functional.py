@@ -120,15 +120,16 @@ def spotlight(location: Tensor, map_size: tuple[int, int], components: int, coor
 def priority(mask: Tensor, saliency: Tensor) -> Tensor:
     """Priority map ``P = M * S`` (elementwise), normalised to [0, 1] at each step (Appendix A, S2). ``[B, H, W]``.
 
-    A product whose range is at most 1e-4 counts as constant: S, from half-precision volumes, means nothing below, and
+    A product whose range is at most 1e-6 counts as constant: such differences mean nothing in float32, and
     the gradient of the normalisation, 1 / range, would overflow.
     """
-    return normalise(mask * saliency, least=1e-4)
+    return normalise(mask * saliency, least=1e-6)
 
 
 def initial_glimpse(mask: Tensor, volume: Tensor) -> Tensor:
     """Covert glimpse ``g_0 = sum_ij M_ij V_:ij``, a sum, not a mean (S7). ``[B, H, W]``, ``[B, D, H, W]`` to ``[B, D]``."""
-    return (volume.flatten(2) @ mask.flatten(1)[..., None]).squeeze(-1)
+    columns = volume.permute(0, 2, 3, 1).flatten(1, 2)  # [B, H W, D], a view of a channels-last volume
+    return (mask.flatten(1)[:, None] @ columns).squeeze(1)
 
 
 # --- controller (section 3, "Controller") -----------------------------------------------------------------------------
@@ -186,10 +187,10 @@ def update_saliency(saliency: Tensor, mask: Tensor, locations: Tensor, rule: str
     Args:
         saliency: ``[B, H, W]`` in [0, 1].
         mask: ``[B, H, W]``.
-        locations: ``[B, k]`` flat cells.
+        locations: ``[B, k]`` flat cells; H W = none.
     """
     if rule == "none":
         return saliency
     suppression = mask / mask.amax(dim=(1, 2), keepdim=True) if rule == "peak" else mask
-    glimpsed = one_hot(locations, saliency[0].numel()).sum(dim=1).unflatten(1, saliency.shape[1:]) > 0  # [B, H, W]
-    return torch.where(glimpsed, 0.0, (saliency - suppression).clamp(min=0))
+    glimpsed = one_hot(locations, saliency[0].numel() + 1)[..., :-1].sum(dim=1)  # [B, H W]
+    return torch.where(glimpsed.view_as(saliency) > 0, 0.0, (saliency - suppression).clamp(min=0))

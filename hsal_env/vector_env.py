@@ -206,5 +206,5 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
 def _scatter(state: Any, fresh: Any, lanes: Tensor) -> Any:
     """Put the lanes of ``fresh`` at ``lanes`` of a nested tuple of tensors."""
     if isinstance(state, Tensor):
-        return state.index_copy(0, lanes, fresh)
+        return state.clone().index_copy_(0, lanes, fresh)  # clone keeps the volume channels-last, index_copy would not
     return type(state)(*(_scatter(old, new, lanes) for old, new in zip(state, fresh, strict=True)))

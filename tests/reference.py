@@ -24,11 +24,11 @@ def raw_saliency(volume):
     return total
 
 
-def normalise(grid):
-    """Minimum 0 and maximum 1; a constant map gives zeros (S2)."""
+def normalise(grid, least=0.0):
+    """Minimum 0 and maximum 1; a constant map, whose range is at most ``least``, gives zeros (S2)."""
     low, high = min(grid.flatten()), max(grid.flatten())
     result = np.zeros(grid.shape)
-    if high > low:
+    if high - low > least:
         for i, j in np.ndindex(*grid.shape):
             result[i, j] = (grid[i, j] - low) / (high - low)
     return result
@@ -67,11 +67,11 @@ def mask(components, map_size, scale="paper"):
 
 
 def priority(mask_map, saliency):
-    """P = M * S, normalised to [0, 1]."""
+    """P = M * S, normalised to [0, 1]. Not in the paper: a range of at most 1e-6 counts as none."""
     product = np.zeros(saliency.shape)
     for i, j in np.ndindex(*saliency.shape):
         product[i, j] = mask_map[i, j] * saliency[i, j]
-    return normalise(product)
+    return normalise(product, least=1e-6)
 
 
 def initial_glimpse(mask_map, volume):

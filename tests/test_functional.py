@@ -1,6 +1,5 @@
 """The paper's equations: numbers worked by hand, the slow oracle on random inputs, gradients, and the edge cases."""
 
-import itertools
 import math
 
 import numpy as np
@@ -155,8 +154,13 @@ def test_priority_by_hand():
     torch.testing.assert_close(F.priority(mask, saliency), torch.tensor([[[1.0, 0.5, 0.0]]]))
 
 
-def test_priority_of_nothing_salient_is_zeros():
-    assert F.priority(torch.rand(1, 3, 3), torch.zeros(1, 3, 3)).tolist() == torch.zeros(1, 3, 3).tolist()
+@pytest.mark.parametrize(("height", "normalised"), [(0.0, 0.0), (9e-7, 0.0), (2e-6, 1.0)])
+def test_priority_of_hardly_anything_is_zeros_with_zero_gradient(height, normalised):
+    mask = torch.full((1, 1, 2), height, requires_grad=True)
+    priority = F.priority(mask, torch.tensor([[[0.0, 1.0]]]))
+    assert priority.tolist() == [[[0.0, normalised]]]
+    priority.sum().backward()
+    assert mask.grad.isfinite().all()
 
 
 def test_glimpses_by_hand():
@@ -214,7 +218,7 @@ def test_take_by_hand(labels, label, left):
     assert F.take(counts(*labels), torch.tensor([label])).tolist() == counts(*left).tolist()
 
 
-labels_in_image = st.lists(st.integers(0, 9), max_size=6)
+few_labels = st.lists(st.integers(0, 3), max_size=7)  # few, so that they repeat
 
 
 def rewards_of(labels: list[int], sequence: list[int]) -> list[float]:
@@ -225,14 +229,14 @@ def rewards_of(labels: list[int], sequence: list[int]) -> list[float]:
     return rewards
 
 
-@given(labels_in_image, st.permutations(range(10)).flatmap(lambda p: st.lists(st.sampled_from(p[:4]), max_size=7)), st.data())
+@given(few_labels, few_labels, st.data())
 def test_the_total_reward_does_not_depend_on_the_order_of_labels(labels, sequence, data):
     """Section 4.2: for any permutation of a sequence of labels (without stop) the sum of rewards is the same."""
     permuted = data.draw(st.permutations(sequence))
     assert sum(rewards_of(labels, sequence)) == sum(rewards_of(labels, permuted))
 
 
-@given(labels_in_image, st.lists(st.integers(0, 10), max_size=7), st.sampled_from(["free", "teacher"]), st.booleans())
+@given(few_labels, st.lists(st.sampled_from([0, 1, 2, 9, STOP])), st.sampled_from(["free", "teacher"]), st.booleans())
 def test_label_rewards_and_take_equal_the_oracle(labels, sequence, protocol, final):
     remaining, available = counts(*labels), list(labels)
     at_end = None if protocol == "free" else torch.tensor([final])
@@ -286,9 +290,10 @@ def test_an_empty_mask_suppresses_only_what_was_glimpsed(rule):
 # --- all of them ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("coordinates", "beta", "scale", "rule"), itertools.product(
-    ["paper", "centred"], ["bounded", "exp"], ["paper", "peak"], ["paper", "peak"]
-))  # fmt: skip
+@pytest.mark.parametrize("coordinates", ["paper", "centred"])
+@pytest.mark.parametrize("beta", ["bounded", "exp"])
+@pytest.mark.parametrize("scale", ["paper", "peak"])
+@pytest.mark.parametrize("rule", ["paper", "peak"])
 def test_gradients_through_a_meta_step(coordinates, beta, scale, rule):
     """By finite differences: attention and volume to mask, priority, first glimpse and next saliency."""
     map_size, locations = (3, 4), torch.tensor([[5, 0], [2, 2]])

@@ -54,7 +54,7 @@ class Examples:
         self._saliency = saliency_model(config.saliency)
         self._store = self._open_store(progress) if config.features == "store" else None
         probe = (
-            self._store.read([0], "volume")["volume"] if self._store else self.encode(self.canvases.compose([0]).images)
+            self._store.read([0], "volume")["volume"].transpose(0, 3, 1, 2) if self._store else self.encode(self.canvases.compose([0]).images)
         )
         self.channels, rows, columns = (int(size) for size in probe.shape[1:])
         self.map_size = (rows, columns)
@@ -67,8 +67,11 @@ class Examples:
         """V of uint8 canvases ``[B, h_px, w_px]``: float16 ``[B, D, H, W]``.
 
         Raises:
-            DataError: the model's volume is not finite or not ``[B, D, H, W]``.
+            DataError: the images are not uint8 ``[B, h_px, w_px]``, or the model's volume is not finite or not
+                ``[B, D, H, W]``.
         """
+        if images.dtype != np.uint8 or images.ndim != 3:
+            raise DataError(f"Expected images uint8 [B, h_px, w_px]; got {images.dtype} of shape {images.shape}.")
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=native_bfloat16()):
             volume = self._activation(to_images(images, self._activation.in_channels))
         if volume.dim() != 4 or not bool(volume.isfinite().all()):
@@ -89,13 +92,13 @@ class Examples:
             raise DataError(f"Expected example indices in 0..{len(self) - 1}; got {indices.min()}..{indices.max()}.")
         if self._store:
             canvases, record = None, self._store.read(indices, "volume", "labels")
-            volume, labels = torch.from_numpy(record["volume"]), record["labels"]
+            volume, labels = torch.from_numpy(record["volume"]).permute(0, 3, 1, 2), record["labels"]
         else:
             canvases = self.canvases.compose(indices)
             # one image at a time: a convolution may round differently in a batch, and lanes must not matter
             volume = torch.cat([self.encode(image[None]) for image in canvases.images])
             labels = canvases.labels
-        volume = volume.float()
+        volume = volume.float().contiguous(memory_format=torch.channels_last)  # glimpses read columns
         raw = self._saliency(self._model_images(indices, canvases), volume)
         return Example(volume, raw, torch.from_numpy(label_counts(labels)), torch.from_numpy(indices)), canvases
 
@@ -126,11 +129,18 @@ class Examples:
             mininterval=1,
         ):
             batch = self.canvases.compose(range(start, min(start + _ENCODE_BATCH, len(self))))
-            yield {"volume": self.encode(batch.images).numpy(), "labels": batch.labels, "boxes": batch.boxes}
+            columns = self.encode(batch.images).permute(0, 2, 3, 1)  # [B, H, W, D]
+            yield {"volume": columns.numpy(), "labels": batch.labels, "boxes": batch.boxes}
 
 
 def label_counts(labels: np.ndarray) -> np.ndarray:
-    """Label lists ``[B, N]`` padded with -1 to counts int64 ``[B, C]``."""
+    """Label lists ``[B, N]`` padded with -1 to counts int64 ``[B, C]``.
+
+    Raises:
+        DataError: a label outside -1..9.
+    """
+    if labels.size and not -1 <= labels.min() <= labels.max() < NUM_CLASSES:
+        raise DataError(f"Expected labels in 0..{NUM_CLASSES - 1}, or -1; got {labels.min()}..{labels.max()}.")
     return (labels[:, :, None] == np.arange(NUM_CLASSES)).sum(axis=1)
 
 
