@@ -108,8 +108,9 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         Raises:
             ActionError: an action outside its space.
         """
-        previous, ended = self.state, self._terminated | self._truncated
-        state, reward, terminated, truncated = self.simulation.step(previous, actions)
+        restarted = self.autoreset_mode is AutoresetMode.SAME_STEP  # lanes that ended have begun anew already
+        ended = self._nowhere if restarted else self._terminated | self._truncated
+        state, reward, terminated, truncated = self.simulation.step(self.state, actions)
         if self.autoreset_mode is AutoresetMode.DISABLED:
             terminated, truncated = terminated & ~ended | self._terminated, truncated & ~ended | self._truncated
         else:
