@@ -18,8 +18,9 @@ def reinforce(trajectory: Trajectory, evaluation: Evaluation, advantage: Tensor,
     - ``"sampled"``, the paper's: ``-log p(a) A``, A detached.
     - ``"exact"``: ``-sum_a p(a) r(a)``. The reward of every action is known, so the expectation need not be sampled;
       its gradient is what the sampled form estimates for immediate credit.
-    - ``"log"``: ``-log sum_a p(a) s(a)``, s the reward on a scale from 0 to 1: ``(1 + r) / 2`` for labels, P for
-      locations. The same optima; its gradient, ``grad E[s] / E[s]``, does not vanish where success is still rare.
+    - ``"log"``: as ``"exact"`` for locations; for labels ``-log sum_a p(a) s(a)``, s = (1 + r) / 2 in {0, 1}, minus the
+      log-probability of a rewarded label. The same optima; its gradient, ``grad E[s] / E[s]``, does not vanish where
+      success is still rare.
 
     Args:
         trajectory: the decisions taken.
@@ -30,12 +31,13 @@ def reinforce(trajectory: Trajectory, evaluation: Evaluation, advantage: Tensor,
     if estimator == "sampled":
         log_probs = taken(trajectory, evaluation)
         location, label = -log_probs[:, :-1] * advantage[:, :-1], -log_probs[:, -1] * advantage[:, -1]
-    elif estimator == "exact":
-        label = -(evaluation.label_log_probs.exp() * evaluation.label_rewards).sum(-1)
-        location = -(evaluation.location_log_probs.exp() * evaluation.location_rewards).sum(-1)
     else:
-        label = -_log_mean(evaluation.label_log_probs, (1 + evaluation.label_rewards) / 2)
-        location = -_log_mean(evaluation.location_log_probs, evaluation.location_rewards)
+        location = -(evaluation.location_log_probs.exp() * evaluation.location_rewards).sum(-1)
+        if estimator == "exact":
+            label = -(evaluation.label_log_probs.exp() * evaluation.label_rewards).sum(-1)
+        else:
+            success = ((1 + evaluation.label_rewards) / 2 + 1e-6).log()  # bounded where no label is rewarded
+            label = -(evaluation.label_log_probs + success).logsumexp(-1)
     return {
         "location": _per_episode(location, trajectory.live[:, None]),
         "label": _per_episode(label, _named(trajectory)),
@@ -116,11 +118,6 @@ def _named(trajectory: Trajectory) -> Tensor:
 
 def _entropy(log_probs: Tensor) -> Tensor:
     return -(log_probs.exp() * log_probs).sum(-1)
-
-
-def _log_mean(log_probs: Tensor, scores: Tensor) -> Tensor:
-    """``log sum_a p(a) s(a)``, bounded below where every score is 0."""
-    return (log_probs + (scores + 1e-6).log()).logsumexp(-1)
 
 
 def _per_episode(terms: Tensor, mask: Tensor) -> Tensor:

@@ -49,9 +49,7 @@ def mixture(raw, map_size, coordinates="paper", beta="bounded"):
         inverse_width = 1.5 + 0.5 * sigmoid(b) if beta == "bounded" else math.exp(b)
         shift = 0.5 if coordinates == "centred" else 0.0
         on_this_map = inverse_width * (7 * 7) / (height * width)
-        components.append(
-            (math.exp(a) / total, on_this_map, sigmoid(r) * height + shift, sigmoid(c) * width + shift)
-        )
+        components.append((math.exp(a) / total, on_this_map, sigmoid(r) * height + shift, sigmoid(c) * width + shift))
     return components
 
 

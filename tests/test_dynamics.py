@@ -16,7 +16,9 @@ STOP = reference.STOP
 DEPTH = 4
 
 
-def example(lanes: int, map_size: tuple[int, int], most: int, seed: int, least: int = 1) -> tuple[Example, list[list[int]]]:
+def example(
+    lanes: int, map_size: tuple[int, int], most: int, seed: int, least: int = 1
+) -> tuple[Example, list[list[int]]]:
     """Random float64 volumes (exact enough to compare with the oracle) and label lists with repeats."""
     rng = np.random.default_rng(seed)
     volume = torch.from_numpy(rng.standard_normal((lanes, DEPTH, *map_size)))
@@ -159,7 +161,9 @@ def started() -> tuple[State, Rules]:
 def name_label(state: State, rules: Rules, label: int) -> Outcome:
     """A whole meta-step that ends with ``label`` in every lane."""
     lanes = len(state.phase)
-    action = Action(torch.zeros(lanes, 4, dtype=torch.float64), torch.zeros(lanes, dtype=torch.int64), torch.full((lanes,), label))
+    action = Action(
+        torch.zeros(lanes, 4, dtype=torch.float64), torch.zeros(lanes, dtype=torch.int64), torch.full((lanes,), label)
+    )
     for _ in range(rules.option_length - 1):
         state = dynamics.transition(state, action, rules).state
     return dynamics.transition(state, action, rules)
@@ -209,7 +213,9 @@ def test_stop_is_no_predicted_label(started):
 
 def test_a_forbidden_decision_costs_one_and_changes_nothing_else(started):
     state, rules = started
-    action = Action(torch.zeros(2, 4, dtype=torch.float64), torch.zeros(2, dtype=torch.int64), torch.zeros(2, dtype=torch.int64))
+    action = Action(
+        torch.zeros(2, 4, dtype=torch.float64), torch.zeros(2, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)
+    )
     outcome = dynamics.transition(state, action, rules, torch.tensor([True, False]))
     assert outcome_of(outcome) == [[-1.0, 0.0], [False, False], [False, False]]
     kept = lane_of(outcome.state, 0)
@@ -221,7 +227,9 @@ def test_a_forbidden_decision_costs_one_and_changes_nothing_else(started):
 
 def test_forbidden_decisions_are_truncated_when_there_were_as_many_as_an_episode_has(started):
     state, rules = started
-    action = Action(torch.zeros(2, 4, dtype=torch.float64), torch.zeros(2, dtype=torch.int64), torch.zeros(2, dtype=torch.int64))
+    action = Action(
+        torch.zeros(2, 4, dtype=torch.float64), torch.zeros(2, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)
+    )
     for count in range(1, rules.option_length * rules.max_meta_steps + 1):
         outcome = dynamics.transition(state, action, rules, torch.tensor([True, True]))
         state = outcome.state

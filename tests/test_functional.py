@@ -78,7 +78,13 @@ def test_mixture_by_hand():
 @pytest.mark.parametrize(("map_size", "scale"), [((7, 7), 1.0), ((14, 14), 0.25), ((14, 7), 0.5)])
 @pytest.mark.parametrize(
     ("beta", "raw", "width"),
-    [("bounded", -50.0, 1.5), ("bounded", 0.0, 1.75), ("bounded", 50.0, 2.0), ("exp", 0.0, 1.0), ("exp", 2.0, math.e**2)],
+    [
+        ("bounded", -50.0, 1.5),
+        ("bounded", 0.0, 1.75),
+        ("bounded", 50.0, 2.0),
+        ("exp", 0.0, 1.0),
+        ("exp", 2.0, math.e**2),
+    ],
 )
 def test_beta_has_its_range_and_scales_with_the_map(map_size, scale, beta, raw, width):
     parameters = F.mixture(torch.tensor([[0.0, raw, 0.0, 0.0]]), map_size, beta=beta)

@@ -54,7 +54,9 @@ class Examples:
         self._saliency = saliency_model(config.saliency)
         self._store = self._open_store(progress) if config.features == "store" else None
         probe = (
-            self._store.read([0], "volume")["volume"].transpose(0, 3, 1, 2) if self._store else self.encode(self.canvases.compose([0]).images)
+            self._store.read([0], "volume")["volume"].transpose(0, 3, 1, 2)
+            if self._store
+            else self.encode(self.canvases.compose([0]).images)
         )
         self.channels, rows, columns = (int(size) for size in probe.shape[1:])
         self.map_size = (rows, columns)
