@@ -84,8 +84,7 @@ class Learner:
         if config.algorithm == "cross-entropy":
             return losses.cross_entropy(trajectory, evaluation)
         if config.algorithm == "ppo":
-            returns = advantage + trajectory.values
-            return losses.ppo(trajectory, evaluation, advantage, returns, config.clip_coef)
+            return losses.ppo(trajectory, evaluation, advantage, config.clip_coef)
         return losses.reinforce(trajectory, evaluation, advantage, config.estimator)
 
     def _weight(self, term: str) -> float:

@@ -41,19 +41,16 @@ def reinforce(trajectory: Trajectory, evaluation: Evaluation, advantage: Tensor,
     return {
         "location": _per_episode(location, trajectory.live[:, None]),
         "label": _per_episode(label, _named(trajectory)),
-    } | (_common(trajectory, evaluation, trajectory.rewards))
+    } | _common(trajectory, evaluation, advantage)
 
 
-def ppo(
-    trajectory: Trajectory, evaluation: Evaluation, advantage: Tensor, returns: Tensor, clip_coef: float
-) -> dict[str, Tensor]:
+def ppo(trajectory: Trajectory, evaluation: Evaluation, advantage: Tensor, clip_coef: float) -> dict[str, Tensor]:
     """PPO's clipped surrogate ``-min(rho A, clip(rho, 1 - c, 1 + c) A)``, ``rho = p(a) / p_old(a)``.
 
     Args:
         trajectory: the decisions taken.
         evaluation: their scores under the current policy.
         advantage: ``[M, k + 1, B]``, detached.
-        returns: regression targets of the value, ``[M, k + 1, B]``.
         clip_coef: c.
     """
     ratio = (taken(trajectory, evaluation) - trajectory.log_probs).exp()
@@ -61,7 +58,7 @@ def ppo(
     return {
         "location": _per_episode(surrogate[:, :-1], trajectory.live[:, None]),
         "label": _per_episode(surrogate[:, -1], _named(trajectory)),
-    } | _common(trajectory, evaluation, returns)
+    } | _common(trajectory, evaluation, advantage)
 
 
 def cross_entropy(trajectory: Trajectory, evaluation: Evaluation) -> dict[str, Tensor]:
@@ -92,8 +89,8 @@ def shuffled_labels(counts: Tensor, steps: int, generator: torch.Generator) -> T
     return repeated.T.contiguous().to(counts.device)
 
 
-def _common(trajectory: Trajectory, evaluation: Evaluation, value_target: Tensor) -> dict[str, Tensor]:
-    """Stop, value and (negative) entropy terms."""
+def _common(trajectory: Trajectory, evaluation: Evaluation, advantage: Tensor) -> dict[str, Tensor]:
+    """Stop, value and (negative) entropy terms. The value regresses to A + V, the reward itself if gamma = 0."""
     rewarded = torch.cat(
         [trajectory.live[:, None].expand_as(trajectory.locations), _named(trajectory)[:, None]], dim=1
     )  # [M, k + 1, B]
@@ -102,7 +99,7 @@ def _common(trajectory: Trajectory, evaluation: Evaluation, value_target: Tensor
     )
     return {
         "stop": _stop(trajectory, evaluation),
-        "value": _per_episode((evaluation.values - value_target).square(), rewarded),
+        "value": _per_episode((evaluation.values - (advantage + trajectory.values)).square(), rewarded),
         "entropy": _per_episode(-entropies, rewarded),
     }
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium.error import ResetNeeded
 from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
@@ -75,8 +76,13 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
 
     @property
     def state(self) -> State:
-        """The full state of all lanes, for learners that run in process."""
-        assert self._state is not None, "call reset() first"
+        """The full state of all lanes, for learners that run in process.
+
+        Raises:
+            ResetNeeded: before the first reset.
+        """
+        if self._state is None:
+            raise ResetNeeded("No episode has begun; call reset() before step() and render().")
         return self._state
 
     def reset(
@@ -106,6 +112,7 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         """Make one decision in every lane.
 
         Raises:
+            ResetNeeded: before the first reset.
             ActionError: an action outside its space.
         """
         restarted = self.autoreset_mode is AutoresetMode.SAME_STEP  # lanes that ended have begun anew already

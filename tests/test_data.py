@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hsal_env.data import CanvasConfig, Canvases, Glyphs, glyphs, load_glyphs
+from hsal_env.data import CanvasBatch, CanvasConfig, Canvases, Glyphs, glyphs, load_glyphs
 from hsal_env.data.resize import bilinear_resize, bilinear_weights
 from hsal_env.errors import ConfigError, DataError, DataUnavailableError
 from hsal_env.multiset import most_frequent, scores
@@ -103,13 +103,20 @@ def test_an_object_is_its_glyph_resized(digits):
         assert not rest.any()
 
 
-def test_clutter_is_crops_in_cells_of_their_own(digits):
-    """With and without clutter: outside the objects' ink, eight 5 px cells at most differ, and each is a crop of a glyph."""
+@pytest.fixture(scope="module")
+def with_and_without_clutter(digits) -> tuple[CanvasBatch, CanvasBatch]:
+    """The same hundred canvases of one object twice."""
+    cluttered, plain = (canvases(digits, task="single", max_objects=1) for _ in range(2))
+    plain._paste_clutter = lambda *_: None
+    return plain.compose(range(100)), cluttered.compose(range(100))
+
+
+def test_clutter_is_crops_in_cells_of_their_own(digits, with_and_without_clutter):
+    """Outside the objects' ink, eight cells of 5 px at most are not black, and each of them is a crop of a glyph."""
     crops = np.lib.stride_tricks.sliding_window_view(digits.images, (5, 5), axis=(1, 2)).reshape(-1, 25)
     known = {crop.tobytes() for crop in np.unique(crops, axis=0)}
     whole_cells = 0
-    plain, cluttered = (canvases(digits, clutter=n, max_objects=1).compose(range(100)) for n in (0, 8))
-    np.testing.assert_array_equal(plain.boxes, cluttered.boxes)
+    plain, cluttered = with_and_without_clutter
     for before, after in zip(plain.images, cluttered.images, strict=True):
         assert (after[before > 0] == before[before > 0]).all()  # objects are put over clutter
         cells = (np.where(before > 0, 0, after).reshape(20, 5, 20, 5) > 0).any(axis=(1, 3))
@@ -122,9 +129,9 @@ def test_clutter_is_crops_in_cells_of_their_own(digits):
     assert whole_cells > 300  # of 800; most of the others are crops of a glyph's black border
 
 
-def test_only_ink_is_pasted(digits):
+def test_only_ink_is_pasted(with_and_without_clutter):
     """Where an object's box is black, clutter put before it shows through."""
-    plain, cluttered = (canvases(digits, clutter=n, max_objects=1).compose(range(100)) for n in (0, 8))
+    plain, cluttered = with_and_without_clutter
     shows = 0
     for (top, left, size, _), before, after in zip(plain.boxes[:, 0], plain.images, cluttered.images, strict=True):
         box = np.s_[top : top + size, left : left + size]
@@ -404,12 +411,13 @@ HEADER = b"\x00\x00\x08"
         ("images", idx(IMAGES) + b"\0", "got 9409"),
         ("images", idx(IMAGES[:, 1:]), "expected images of 28x28, got shape (12, 27, 28)"),
         ("images", idx(IMAGES[0]), "expected images of 28x28, got shape (28, 28)"),
-        ("images", HEADER + b"\x02" + b"\xff" * 8 + b"\0", "unsigned bytes|announces"),  # -1 x -1, if read as signed
-        ("images", HEADER + b"\x04" + b"\x00\x01\x00\x00" * 4, "announces"),  # 65536**4, which overflows 64 bits to 0
+        ("images", HEADER + b"\x02" + b"\xff" * 8 + b"\0", "announces"),  # -1 x -1, if read as signed
+        ("images", HEADER + b"\x04" + b"\x00\x01\x00\x00" * 4, "announces"),  # 65536**4, which is 0 in 64 bits
         ("labels", idx(np.zeros(11)), "expected 12 labels"),
         ("labels", idx(np.zeros((12, 1))), "expected 12 labels"),
         ("labels", idx(np.full(12, 10)), "labels in 0..9, got 10"),
     ],
+    ids=range(13),
 )
 def test_a_damaged_file_is_an_error_and_never_passed_over(no_mnist, tmp_path, source, suffix, kind, raw, message):
     for split, part in (("train", "train"), ("val", "train"), ("test", "test")):
@@ -417,7 +425,7 @@ def test_a_damaged_file_is_an_error_and_never_passed_over(no_mnist, tmp_path, so
         with pytest.raises(DataError) as caught:
             load_glyphs(source, split, str(tmp_path))
         assert not isinstance(caught.value, DataUnavailableError)
-        assert any(words in str(caught.value) for words in message.split("|"))
+        assert message in str(caught.value)
         assert str(tmp_path) in str(caught.value)
 
 
@@ -426,7 +434,7 @@ def test_a_damaged_gzip_is_an_error(no_mnist, tmp_path, damage):
     write_mnist(tmp_path, ".gz")
     path = tmp_path / f"{NAMES[0]}.gz"
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(DataError, match="cannot be read|header"):
+    with pytest.raises(DataError, match=r"cannot be read|header"):
         load_glyphs("auto", "train", str(tmp_path))
 
 

@@ -4,9 +4,9 @@ import itertools
 
 import numpy as np
 import pytest
+import reference
 import torch
 
-import reference
 from hsal_env import dynamics
 from hsal_env import functional as F
 from hsal_env.config import Rules

@@ -4,11 +4,11 @@ import math
 
 import numpy as np
 import pytest
+import reference
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import reference
 from hsal_env import functional as F
 
 MAP_SIZES = [(7, 7), (3, 5), (5, 2), (1, 1), (1, 4)]

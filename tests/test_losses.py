@@ -276,7 +276,7 @@ def test_log_reinforce_by_hand():
     trajectory, evaluation = one_episode(location, label)
     terms = losses.reinforce(trajectory, evaluation, torch.zeros(2, 2, 1), "log")
     # locations earn .5 * .4 + .3 * 1 = 1/2, then 1; the right label has 1/10; the last meta-step's label is not rewarded
-    assert terms["location"].item() == pytest.approx(LN2, abs=1e-4)
+    assert terms["location"].item() == pytest.approx(-1.5)
     assert terms["label"].item() == pytest.approx(math.log(10), abs=1e-4)
     assert terms["stop"].item() == pytest.approx(LN2)
 
@@ -285,17 +285,14 @@ def test_the_log_forms_gradient_is_the_exact_ones_over_the_expected_score():
     torch.manual_seed(0)
     logits = torch.randn(2, CELLS).requires_grad_(), torch.randn(2, CLASSES + 1).requires_grad_()
     trajectory, evaluation = one_episode(*logits)
-    terms = losses.reinforce(trajectory, evaluation, torch.zeros(2, 2, 1), "log")
-    gradients = torch.autograd.grad(terms["location"] + terms["label"], logits, retain_graph=True)
-
-    location, label = (part.softmax(-1) for part in logits)
-    for step in range(2):
-        expected_score = location[step] @ torch.tensor(PRIORITY)
-        (slope,) = torch.autograd.grad(expected_score, logits[0], retain_graph=True)
-        torch.testing.assert_close(gradients[0][step], -slope[step] / expected_score.detach(), rtol=1e-3, atol=1e-5)
-    (slope,) = torch.autograd.grad(label[0, 0], logits[1])
-    torch.testing.assert_close(gradients[1][0], -slope[0] / label[0, 0].detach(), rtol=1e-3, atol=1e-5)
-    assert not gradients[1][1].any()
+    log, exact = (losses.reinforce(trajectory, evaluation, torch.zeros(2, 2, 1), form) for form in ("log", "exact"))
+    assert torch.equal(log["location"], exact["location"])
+    (gradient,) = torch.autograd.grad(log["label"], logits[1], retain_graph=True)
+    (of_reward,) = torch.autograd.grad(exact["label"], logits[1], retain_graph=True)
+    expected_score = logits[1].detach().softmax(-1)[0, 0]  # label 0 alone is rewarded
+    assert gradient[0].abs().max() > 0.1
+    torch.testing.assert_close(gradient[0], of_reward[0] / 2 / expected_score, rtol=1e-3, atol=1e-5)  # s = (1 + r) / 2
+    assert not gradient[1].any()
 
 
 def test_the_log_form_is_finite_where_nothing_can_be_earned():
@@ -318,7 +315,7 @@ def test_before_the_first_step_ppo_is_sampled_reinforce():
     logits = toy_logits()
     trajectory, evaluation, _ = toy(logits, (1, 1))
     advantage = advantages(trajectory.rewards, trajectory.values, trajectory.live, 0.0, 1.0)
-    ppo = losses.ppo(trajectory, evaluation, advantage, trajectory.rewards, 0.2)
+    ppo = losses.ppo(trajectory, evaluation, advantage, 0.2)
     reinforce = losses.reinforce(trajectory, evaluation, advantage, "sampled")
     gradient = policy_gradient(ppo, logits)
     assert gradient.abs().max() > 0.01
@@ -347,7 +344,7 @@ def test_clipping_by_hand(kind: str, ratio: float, advantage: float, loss: float
     row = {"location": 0, "label": 1}[kind]
     only[0, row] = 1.0  # this decision alone has an advantage
     trajectory = trajectory._replace(log_probs=now - math.log(ratio))
-    terms = losses.ppo(trajectory, evaluation, only * advantage, torch.zeros(2, 2, 1), 0.2)
+    terms = losses.ppo(trajectory, evaluation, only * advantage, 0.2)
     assert terms[kind].item() == pytest.approx(loss)
     gradient = torch.autograd.grad(terms[kind], logits[row])[0]
     assert bool(gradient.abs().max() > 1e-3) is learns
@@ -386,18 +383,19 @@ def credit(trajectory: Trajectory) -> Tensor:
     return advantages(trajectory.rewards, trajectory.values, trajectory.live, 0.9, 0.9)
 
 
-OBJECTIVES: dict[str, Objective] = {
-    **{
-        form: lambda trajectory, evaluation, form=form: losses.reinforce(
-            trajectory, evaluation, credit(trajectory), form
-        )
-        for form in ("sampled", "exact", "log")
-    },
-    "ppo": lambda trajectory, evaluation: losses.ppo(
-        trajectory, evaluation, credit(trajectory), credit(trajectory) + trajectory.values, 0.2
-    ),
-    "cross-entropy": losses.cross_entropy,
-}
+def objective_of(name: str, advantage: Tensor | None = None) -> Objective:
+    def loss(trajectory: Trajectory, evaluation: Evaluation) -> dict[str, Tensor]:
+        given = credit(trajectory) if advantage is None else advantage
+        if name == "cross-entropy":
+            return losses.cross_entropy(trajectory, evaluation)
+        if name == "ppo":
+            return losses.ppo(trajectory, evaluation, given, 0.2)
+        return losses.reinforce(trajectory, evaluation, given, name)
+
+    return loss
+
+
+OBJECTIVES = {name: objective_of(name) for name in ("sampled", "exact", "log", "ppo", "cross-entropy")}
 WITH_VALUE = [name for name in OBJECTIVES if name != "cross-entropy"]
 
 
@@ -428,15 +426,21 @@ def test_the_entropy_of_a_certain_choice_is_zero_and_of_a_coin_is_ln_2():
 def test_values_regress_to_the_reward_of_immediate_credit(name: str):
     trajectory, evaluation = two_lanes()
     advantage = advantages(trajectory.rewards, trajectory.values, trajectory.live, 0.0, 1.0)
-    if name == "ppo":
-        terms = losses.ppo(trajectory, evaluation, advantage, advantage + trajectory.values, 0.2)
-    else:
-        terms = losses.reinforce(trajectory, evaluation, advantage, name)
-    (slope,) = torch.autograd.grad(terms["value"], evaluation.values)
+    (slope,) = torch.autograd.grad(objective_of(name, advantage)(trajectory, evaluation)["value"], evaluation.values)
     counted = torch.tensor(
         [[[1, 1], [1, 1]], [[1, 1], [0, 1]], [[0, 1], [0, 0]]]
     )  # no final label, nothing after the end
     torch.testing.assert_close(slope, 2 * (0.5 - trajectory.rewards) * counted / 2)
+
+
+@pytest.mark.parametrize("name", ["sampled", "ppo"])
+def test_values_regress_to_the_return_if_that_is_the_credit(name: str):
+    trajectory, evaluation = two_lanes()
+    advantage = advantages(trajectory.rewards, trajectory.values, trajectory.live, 1.0, 1.0)
+    terms = objective_of(name, advantage)(trajectory, evaluation)
+    # rewards to go, lane 0: 2, 1 | 0; lane 1: 3/2, 3/2 | 1/2, -1/2 | 1/2. Values are 1/2
+    squares = (1.5**2 + 0.5**2) + 0.5**2, (1 + 1) + (0 + 1) + 0
+    assert terms["value"].item() == pytest.approx(sum(squares) / 2)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

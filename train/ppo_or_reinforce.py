@@ -72,22 +72,26 @@ class Args:
     learner: tyro.conf.OmitArgPrefixes[LearnerConfig] = field(default_factory=LearnerConfig)
 
 
-QUICK: dict[str, dict[str, Any]] = {
-    "env": {"update": "peak"},
-    "agent": {"location_sees_priority": True, "attention_init": "spread", "bfloat16": True},
-    "learner": {"estimator": "log", "passes": 8, "learning_rate": 4e-3},
-}
-PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    "quick": QUICK,
-    "faithful": {"env": {}, "agent": {}, "learner": {"passes": 8}},
+Defaults = dict[str, dict[str, Any]]  # of the dataclasses above: args, env, agent, learner
+
+_QUICK_AGENT = {"location_sees_priority": True, "attention_init": "spread", "bfloat16": True}
+_FEW = {"val_episodes": 200, "test_episodes": 200, "log_every": 2}
+PRESETS: dict[str, Defaults] = {
+    "quick": {"agent": _QUICK_AGENT, "learner": {"passes": 8}},
+    "faithful": {"learner": {"passes": 8, "ent_coef": 0.03, "learning_rate": 5e-4}},
     "tiny": {
-        **QUICK,
-        "env": {**QUICK["env"], "num_examples": 512},
-        "learner": {**QUICK["learner"], "batch_size": 64, "passes": 2},
-        "args": {"val_episodes": 200, "test_episodes": 200, "log_every": 2},
+        "args": _FEW,
+        "env": {"num_examples": 512},
+        "agent": _QUICK_AGENT,
+        "learner": {"batch_size": 64, "passes": 2},
     },
 }
-_SAMPLED = {"estimator": "sampled"}  # the other forms are REINFORCE's alone
+ALGORITHM_DEFAULTS: dict[str, dict[str, Any]] = {
+    "reinforce": {"estimator": "log", "learning_rate": 4e-3},
+    "ppo": {"ent_coef": 0.03, "learning_rate": 2e-3, "update_epochs": 2, "num_minibatches": 1},
+    "cross-entropy": {"learning_rate": 2e-3},
+}
+"""What suits each algorithm, under every preset but ``faithful``."""
 
 
 def parse(argv: list[str]) -> Args:
@@ -105,11 +109,11 @@ def parse(argv: list[str]) -> Args:
         if value not in known:
             raise ConfigError(f"Unknown {what} {value!r}. Expected one of {', '.join(known)}.")
     preset = PRESETS[early.preset]
-    learner = {**preset["learner"], **({} if early.algorithm == "reinforce" else _SAMPLED)}
+    suited = {} if early.preset == "faithful" else ALGORITHM_DEFAULTS.get(early.algorithm, {})
     default = Args(
-        env=TrainEnv(**{**ENVIRONMENTS[early.env_id], **preset["env"]}),
-        agent=AgentConfig(**preset["agent"]),
-        learner=LearnerConfig(**learner),
+        env=TrainEnv(**{**ENVIRONMENTS[early.env_id], **preset.get("env", {})}),
+        agent=AgentConfig(**preset.get("agent", {})),
+        learner=LearnerConfig(**{"algorithm": early.algorithm, **suited, **preset["learner"]}),
         **preset.get("args", {}),
     )
     return tyro.cli(Args, default=default, args=argv)

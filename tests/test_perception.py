@@ -1,0 +1,526 @@
+"""From pixels to volume and saliency: the models, how they are found, and the store that keeps their volumes."""
+
+import errno
+import os
+import pickle
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hsal_env import functional as F
+from hsal_env.config import EnvConfig
+from hsal_env.data import torchvision_import
+from hsal_env.errors import CheckpointError, ConfigError, DataError
+from hsal_env.perception import feature_store
+from hsal_env.perception.activation import WEIGHTS_FOLDER, CompactResNet, load_compact
+from hsal_env.perception.examples import Examples, fingerprint, label_counts, to_images
+from hsal_env.perception.feature_store import FeatureStore
+from hsal_env.perception.registry import activation_model, saliency_model
+
+# --- activation and saliency models -----------------------------------------------------------------------------------
+
+
+class Pool(nn.Module):
+    """A third-party activation model: colour in, two channels on a 2x3 map out."""
+
+    in_channels, channels = 3, 2
+    value = 1.0
+
+    def forward(self, images):
+        pooled = nn.functional.adaptive_avg_pool2d(images.float(), (2, 3)) * self.value
+        return torch.stack([pooled[:, 0], 2 * pooled[:, 2]], dim=1)
+
+
+class NaNModel(Pool):
+    value = float("nan")
+
+
+class OverflowingModel(Pool):
+    """Finite in single precision, not in the half precision that volumes are kept in."""
+
+    value = 1e7
+
+
+class FlatModel(Pool):
+    def forward(self, images):
+        return super().forward(images).flatten(1)
+
+
+class Unnamed(nn.Module):
+    channels = 3
+
+
+class NoModule:
+    in_channels, channels = 1, 1
+
+
+class Brightness:
+    """A saliency model that reads the images."""
+
+    def __call__(self, images, volume):
+        return nn.functional.adaptive_avg_pool2d(images.mean(dim=1), volume.shape[2:])
+
+
+def examples(**config) -> Examples:
+    return Examples(EnvConfig(**{"source": "digits", "num_examples": 4, **config}), progress=False)
+
+
+def test_the_compact_model_maps_100_px_to_7x7_cells():
+    model = activation_model("compact")
+    volume = model(torch.rand(2, 1, 100, 100))
+    assert (model.in_channels, model.channels) == (1, 128)
+    assert volume.shape == (2, 128, 7, 7)
+    assert volume.min() == 0
+    assert volume.max() > 0
+
+
+def test_the_compact_model_is_fixed():
+    model = activation_model("compact")
+    assert not model.training
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert model is activation_model("compact")
+
+
+def test_a_compact_cell_sees_55_px_16_px_apart():
+    torch.manual_seed(0)
+    model = CompactResNet().eval()
+    images = torch.rand(8, 1, 100, 100, requires_grad=True)
+    seen = []
+    for cell in (3, 4):
+        (gradient,) = torch.autograd.grad(model(images)[:, :, 3, cell].sum(), images)
+        columns = gradient.abs().sum(dim=(0, 1, 2)).nonzero().flatten()
+        seen.append((int(columns.min()), int(columns.max())))
+    assert seen[0][1] - seen[0][0] + 1 == 55
+    assert seen[1][0] - seen[0][0] == 16
+
+
+def test_the_bundled_saliency_peaks_at_the_object():
+    """On test digits it never saw: the most salient cell's centre, 16 px apart from 2 px on, is in the object's box."""
+    tested = examples(task="single", split="test", num_examples=200)
+    example, canvases = tested.load(np.arange(200))
+    peak = example.raw_saliency.flatten(1).argmax(dim=1).numpy()
+    centre = np.stack([peak // 7, peak % 7], axis=1) * 16 + 2
+    corner, size = canvases.boxes[:, 0, :2], canvases.boxes[:, 0, 2:]
+    inside = ((centre >= corner - 8) & (centre < corner + size + 8)).all(axis=1)
+    assert inside.mean() > 0.97
+
+
+def test_sum_of_squares_is_the_default_saliency():
+    model, volume = saliency_model("sum-of-squares"), torch.randn(2, 3, 4, 5)
+    assert not model.needs_images
+    torch.testing.assert_close(model(None, volume), F.sum_of_squares(volume))
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut off", "garbage", "other architecture", "no state"])
+def test_weights_that_do_not_fit_are_refused(tmp_path, damage):
+    path, whole = tmp_path / "weights.pt", (WEIGHTS_FOLDER / "compact.pt").read_bytes()
+    if damage in ("empty", "cut off", "garbage"):
+        path.write_bytes({"empty": b"", "cut off": whole[: len(whole) // 2], "garbage": bytes(1000)}[damage])
+    elif damage != "missing":
+        torch.save(nn.Linear(2, 2).state_dict() if damage == "other architecture" else [1, 2], path)
+    with pytest.raises(CheckpointError, match="not the weights of CompactResNet"):
+        load_compact(path)
+
+
+def test_the_bundled_weights_load():
+    before, after = CompactResNet().state_dict(), load_compact().state_dict()
+    assert before.keys() == after.keys()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("find", [activation_model, saliency_model])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("resnet1000", "to be one of"),
+        ("", "to be one of"),
+        (":", "package.module:Name"),
+        ("os.path:", "package.module:Name"),
+        ("no_such_package.models:Model", "cannot be imported"),
+        ("os.path:NoSuchModel", "cannot be imported"),
+    ],
+)
+def test_a_model_that_cannot_be_found_is_refused(find, name, message):
+    with pytest.raises(ConfigError, match=message):
+        find(name)
+
+
+@pytest.mark.parametrize("name", ["Unnamed", "NoModule"])
+def test_a_model_that_is_none_is_refused(name):
+    with pytest.raises(ConfigError, match=r"expected an nn\.Module with the attributes in_channels and channels"):
+        activation_model(f"{__name__}:{name}")
+
+
+# --- examples ---------------------------------------------------------------------------------------------------------
+
+
+def test_images_are_scaled_and_grey_is_repeated():
+    images = to_images(np.array([[[0, 51], [102, 255]]], np.uint8), 3)
+    torch.testing.assert_close(images, torch.tensor([[0.0, 0.2], [0.4, 1.0]]).expand(1, 3, 2, 2))
+
+
+def test_a_third_partys_models_are_used():
+    third = examples(activation=f"{__name__}:Pool", saliency=f"{__name__}:Brightness", num_examples=3)
+    assert (third.channels, third.map_size) == (2, (2, 3))
+    example, canvases = third.load([2, 0])
+    grey = to_images(canvases.images, 1)
+    expected = nn.functional.adaptive_avg_pool2d(grey, (2, 3))
+    torch.testing.assert_close(example.volume, torch.cat([expected, 2 * expected], dim=1), rtol=2e-2, atol=1e-3)
+    torch.testing.assert_close(example.raw_saliency, expected[:, 0])
+    assert example.canvas_index.tolist() == [2, 0]
+
+
+def test_examples_hold_the_canvases_labels_and_the_volumes_saliency():
+    supply = examples()
+    example, canvases = supply.load([3, 1])
+    assert example.counts.dtype == torch.int64
+    for counts, labels in zip(example.counts, canvases.labels, strict=True):
+        assert [c for c in range(10) for _ in range(counts[c])] == sorted(labels[labels >= 0])
+    torch.testing.assert_close(example.raw_saliency, F.sum_of_squares(example.volume))
+    np.testing.assert_array_equal(canvases.images, supply.compose(np.array([3, 1])).images)
+
+
+def test_an_example_does_not_depend_on_its_batch():
+    supply = examples()
+    together = supply.load(range(4))[0]
+    for lane in range(4):
+        for part, alone in zip(together, supply.load([lane])[0], strict=True):
+            assert torch.equal(part[lane], alone[0])
+
+
+@pytest.mark.parametrize("indices", [[-1], [0, 4]])
+def test_an_index_outside_the_split_is_refused(indices):
+    with pytest.raises(DataError, match=r"in 0\.\.3; got"):
+        examples().load(indices)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("NaNModel", "NaN or infinity"), ("OverflowingModel", ""), ("FlatModel", "")]
+)
+def test_a_volume_that_is_none_is_refused(name, words):
+    with pytest.raises(DataError, match=f"expected a finite volume.*{words}"):
+        examples(activation=f"{__name__}:{name}")
+
+
+@pytest.mark.parametrize("wrong", [np.zeros((1, 100, 100)), np.zeros((100, 100), np.uint8)])
+def test_images_that_are_none_are_refused(wrong):
+    with pytest.raises(DataError, match="Expected images uint8"):
+        examples().encode(wrong)
+
+
+def test_label_counts_by_hand():
+    counts = label_counts(np.array([[3, 3, -1], [0, 9, 3], [-1, -1, -1]]))
+    assert counts.tolist() == [[0, 0, 0, 2, *[0] * 6], [1, 0, 0, 1, *[0] * 5, 1], [0] * 10]
+
+
+@pytest.mark.parametrize("label", [-2, 10])
+def test_other_labels_are_refused(label):
+    with pytest.raises(DataError, match=r"labels in 0\.\.9, or -1"):
+        label_counts(np.array([[0, label]]))
+
+
+def test_a_fingerprint_tells_texts_arrays_and_weights_apart():
+    torch.manual_seed(0)
+    parts = ["a", "b", np.zeros(3), np.ones(3), nn.Linear(2, 2), nn.Linear(2, 2)]
+    assert len({fingerprint(part) for part in parts}) == len(parts)
+    assert fingerprint(*parts) == fingerprint(*parts)
+
+
+# --- the feature store ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fresh_cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("HSAL_CACHE", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def another_process(monkeypatch):
+    """Forget, as another process would, which stores were checked."""
+    return lambda: monkeypatch.setattr(feature_store, "_checked", set())
+
+
+VALUES = np.arange(40, dtype=np.float32).reshape(10, 2, 2)
+
+
+def batches():
+    for start in (0, 4, 8):
+        yield {"values": VALUES[start : start + 4], "names": np.arange(start, min(start + 4, 10))}
+
+
+def nothing():
+    raise AssertionError("computed again")
+
+
+def assert_whole(store: FeatureStore) -> None:
+    record = store.read([9, 0, 3], "values", "names")
+    np.testing.assert_array_equal(record["values"], VALUES[[9, 0, 3]])
+    assert record["names"].tolist() == [9, 0, 3]
+
+
+def test_a_store_holds_what_was_computed_and_is_not_computed_again(tmp_path, another_process):
+    folder = tmp_path / "deep" / "store"
+    assert_whole(FeatureStore.open(folder, batches, 10))
+    assert_whole(FeatureStore.open(folder, nothing, 10))
+    another_process()
+    assert_whole(FeatureStore.open(folder, nothing, 10))
+    assert [path.name for path in folder.parent.iterdir()] == ["store"]
+
+
+def test_stored_examples_are_the_lazy_ones_up_to_rounding(fresh_cache):
+    config = {"num_examples": 70, "split": "val"}  # more than one batch
+    stored, lazy = examples(features="store", **config), examples(**config)
+    assert (stored.channels, stored.map_size) == (lazy.channels, lazy.map_size)
+    indices = np.array([69, 0, 64, 64])
+    (kept, no_canvases), (computed, _) = stored.load(indices), lazy.load(indices)
+    assert no_canvases is None
+    torch.testing.assert_close(kept.volume, computed.volume, rtol=0.05, atol=0.05)  # bfloat16: three digits at most
+    torch.testing.assert_close(kept.raw_saliency, F.sum_of_squares(kept.volume))
+    assert torch.equal(kept.counts, computed.counts)
+    assert torch.equal(kept.canvas_index, computed.canvas_index)
+    assert kept.volume.dtype == computed.volume.dtype == torch.float32
+
+
+def test_a_second_reader_computes_nothing(fresh_cache, another_process, monkeypatch):
+    first = examples(features="store").load([2])[0]
+    another_process()
+    monkeypatch.setattr(Examples, "encode", lambda *_: nothing())
+    second = examples(features="store").load([2])[0]
+    assert torch.equal(first.volume, second.volume)
+
+
+def test_other_examples_have_another_store(fresh_cache):
+    changes = [
+        {},
+        {"seed": 1},
+        {"split": "test"},
+        {"num_examples": 5},
+        {"clutter": 7},
+        {"activation": f"{__name__}:Pool"},
+    ]
+    for change in changes:
+        examples(features="store", **change)
+    assert len(list((fresh_cache / "features").iterdir())) == len(changes)
+
+
+def test_a_store_is_shared_where_only_the_dynamics_differ(fresh_cache):
+    for change in [{}, {"glimpses": 3}, {"protocol": "teacher"}, {"saliency": f"{__name__}:Brightness"}]:
+        examples(features="store", **change)
+    assert len(list((fresh_cache / "features").iterdir())) == 1
+
+
+def cut(path: Path, kept: int) -> None:
+    path.write_bytes(path.read_bytes()[:kept])
+
+
+def flip_last_byte(path: Path) -> None:
+    raw = path.read_bytes()
+    path.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+
+
+DAMAGES = {
+    "flipped bit": lambda folder: flip_last_byte(folder / "values.npy"),
+    "array cut off": lambda folder: cut(folder / "values.npy", 200),
+    "array cut off in its header": lambda folder: cut(folder / "values.npy", 20),
+    "array empty": lambda folder: cut(folder / "names.npy", 0),
+    "array missing": lambda folder: (folder / "names.npy").unlink(),
+    "array garbage": lambda folder: (folder / "values.npy").write_bytes(b"garbage" * 100),
+    "index cut off": lambda folder: cut(folder / "store.json", 12),
+    "index empty": lambda folder: cut(folder / "store.json", 0),
+    "index missing": lambda folder: (folder / "store.json").unlink(),
+    "index without arrays": lambda folder: (folder / "store.json").write_text('{"length": 10}'),
+    "index of another kind": lambda folder: (folder / "store.json").write_text("[]"),
+    "index in no encoding": lambda folder: (folder / "store.json").write_bytes(b"\xff\xfe\xff"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_store_is_computed_again_with_a_warning(tmp_path, another_process, damage):
+    folder = tmp_path / "store"
+    FeatureStore.open(folder, batches, 10)
+    damage(folder)
+    another_process()
+    with pytest.warns(UserWarning, match=r"store is damaged .*; computing it again"):
+        assert_whole(FeatureStore.open(folder, batches, 10))
+    assert_whole(FeatureStore.open(folder, nothing, 10))
+
+
+@pytest.mark.parametrize("same_process", [False, True])
+def test_a_store_of_another_length_is_computed_again_with_a_warning(tmp_path, another_process, same_process):
+    folder = tmp_path / "store"
+    FeatureStore.open(folder, lambda: [{"values": VALUES[:4], "names": np.arange(4)}], 4)
+    if not same_process:
+        another_process()
+    with pytest.warns(UserWarning, match="expected 10 examples, it holds 4"):
+        assert_whole(FeatureStore.open(folder, batches, 10))
+
+
+@pytest.mark.parametrize("length", [9, 11])
+def test_examples_of_another_number_are_refused(tmp_path, length):
+    with pytest.raises(DataError, match=f"Expected {length} examples"):
+        FeatureStore.open(tmp_path / "store", batches, length)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, RuntimeError])
+def test_an_interrupted_writer_leaves_nothing(tmp_path, interruption):
+    def interrupted():
+        yield next(batches())
+        raise interruption
+
+    with pytest.raises(interruption):
+        FeatureStore.open(tmp_path / "store", interrupted, 10)
+    assert not list(tmp_path.iterdir())
+    assert_whole(FeatureStore.open(tmp_path / "store", batches, 10))
+
+
+def test_a_killed_writer_leaves_nothing_that_a_reader_takes(tmp_path):
+    code = f"""
+import os, sys; sys.path[:0] = {sys.path!r}
+from pathlib import Path
+from test_perception import batches, FeatureStore
+def killed():
+    yield next(batches())
+    os._exit(9)
+FeatureStore.open(Path({str(tmp_path / "store")!r}), killed, 10)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9
+    assert not (tmp_path / "store").exists()
+    assert_whole(FeatureStore.open(tmp_path / "store", batches, 10))
+
+
+def test_of_two_concurrent_writers_both_get_the_store(tmp_path):
+    barrier, stores, errors = threading.Barrier(2, timeout=30), [], []
+
+    def meeting():
+        for batch in batches():
+            barrier.wait()  # both are half through at the same time
+            yield batch
+
+    def write():
+        try:
+            stores.append(FeatureStore.open(tmp_path / "store", meeting, 10))
+        except Exception as error:
+            errors.append(error)
+
+    writers = [threading.Thread(target=write) for _ in range(2)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert not errors
+    for store in stores:
+        assert_whole(store)
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+
+@pytest.mark.parametrize("step", ["os.posix_fallocate", "os.rename", "tempfile.mkdtemp"])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES])
+def test_a_store_that_cannot_be_written_is_an_error_and_leaves_nothing(tmp_path, monkeypatch, step, code):
+    def fail(*_, **__):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(step, fail, raising=False)  # not every system has posix_fallocate
+    with pytest.raises(DataError, match=f"{os.strerror(code)}.*HSAL_CACHE"):
+        FeatureStore.open(tmp_path / "store", batches, 10)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_in_a_stores_place_is_an_error(tmp_path):
+    (tmp_path / "store").write_text("mine")
+    with pytest.warns(UserWarning, match="damaged"), pytest.raises(DataError, match="Cannot write"):
+        FeatureStore.open(tmp_path / "store", batches, 10)
+    assert (tmp_path / "store").read_text() == "mine"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_pickled_store_is_small_and_reads_the_same_files(tmp_path):
+    values = np.zeros((10, 10_000), np.float32)
+    store = FeatureStore.open(tmp_path / "store", lambda: [{"values": values}], 10)
+    pickled = pickle.dumps(store)
+    assert len(pickled) < 1000
+    np.testing.assert_array_equal(pickle.loads(pickled).read([1], "values")["values"], values[:1])
+
+
+def test_a_stores_rows_are_copies(tmp_path):
+    store = FeatureStore.open(tmp_path / "store", batches, 10)
+    store.read([0, 3, 9], "values")["values"][:] = -1
+    assert_whole(store)
+
+
+# --- torchvision ------------------------------------------------------------------------------------------------------
+
+
+def test_torchvision_has_what_is_used():
+    code = """
+from hsal_env.data.torchvision_import import import_torchvision
+torchvision = import_torchvision()
+assert import_torchvision() is torchvision
+torchvision.datasets.MNIST, torchvision.models.resnet34, torchvision.utils.make_grid
+import torchvision.transforms.v2
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.returncode == 0, done.stderr
+
+
+class FakeImports:
+    """``importlib`` whose torchvision fails with ``error`` until its operators are declared."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error, self.declared, self.modules = (
+            error,
+            [],
+            {"torchvision": "half", "torchvision.ops": "half", "os": os},
+        )
+
+    def import_module(self, name: str):
+        if any(schema.startswith("nms(") for schema in self.declared) and "torchvision" not in self.modules:
+            return "whole"
+        raise self.error
+
+    def library(self, namespace: str, kind: str):
+        assert (namespace, kind) == ("torchvision", "FRAGMENT")
+        return SimpleNamespace(define=self.declared.append)
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    def install(error: Exception) -> FakeImports:
+        imports = FakeImports(error)
+        monkeypatch.setattr(torchvision_import, "importlib", imports)
+        monkeypatch.setattr(torchvision_import, "sys", imports)
+        monkeypatch.setattr(torchvision_import, "_library", None)
+        monkeypatch.setattr(torch.library, "Library", imports.library)
+        return imports
+
+    return install
+
+
+def test_missing_operators_are_declared_and_the_import_repeated(fake):
+    imports = fake(RuntimeError("operator torchvision::nms does not exist"))
+    assert torchvision_import.import_torchvision() == "whole"
+    assert list(imports.modules) == ["os"]  # nothing else was forgotten
+
+
+@pytest.mark.parametrize("error", [RuntimeError("out of luck"), ImportError("No module named 'torchvision'")])
+def test_another_failure_is_passed_on(fake, error):
+    imports = fake(error)
+    with pytest.raises(type(error), match=str(error)):
+        torchvision_import.import_torchvision()
+    assert not imports.declared
+
+
+def test_operators_are_declared_only_once(fake, monkeypatch):
+    imports = fake(RuntimeError("operator torchvision::nms does not exist"))
+    monkeypatch.setattr(torchvision_import, "_library", object())
+    with pytest.raises(RuntimeError, match="nms"):
+        torchvision_import.import_torchvision()
+    assert not imports.declared
