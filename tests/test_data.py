@@ -129,6 +129,23 @@ def test_clutter_is_crops_in_cells_of_their_own(digits, with_and_without_clutter
     assert whole_cells > 300  # of 800; most of the others are crops of a glyph's black border
 
 
+def test_crops_come_from_anywhere_in_a_glyph_and_go_to_any_cell():
+    """Glyphs that are row + 1, or column + 1, tell by a crop's first pixel where it was cut."""
+    row_of_pixel = np.broadcast_to(np.arange(1, 29, dtype=np.uint8)[:, None], (10, 28, 28))
+    seen_cells = set()
+    for images, axis in ((row_of_pixel, 0), (row_of_pixel.transpose(0, 2, 1), 1)):
+        supply = canvases(Glyphs(images, np.arange(10), "digits"))
+        supply._paste_objects = lambda *_: None
+        cells = supply.compose(range(300)).images.reshape(300, 20, 5, 20, 5).transpose(0, 1, 3, 2, 4)
+        taken = cells.any(axis=(3, 4))
+        assert (taken.sum(axis=(1, 2)) == 8).all()
+        first = cells[taken][:, 0, 0]
+        assert (np.moveaxis(cells[taken], axis + 1, 2) == first[:, None, None] + np.arange(5)).all()
+        assert_uniform(np.bincount(first - 1, minlength=24))
+        seen_cells |= set(map(tuple, np.argwhere(taken)[:, 1:]))
+    assert len(seen_cells) > 395  # of 400
+
+
 def test_only_ink_is_pasted(with_and_without_clutter):
     """Where an object's box is black, clutter put before it shows through."""
     plain, cluttered = with_and_without_clutter
@@ -171,9 +188,9 @@ def test_labels_are_uniform(digits):
 
 
 def assert_uniform(times: np.ndarray) -> None:
-    """Chi-square, at a threshold that chance passes once in 10,000 (degrees of freedom: 1 to 9)."""
+    """Chi-square, at a threshold that chance passes once in 10,000 (degrees of freedom: 1 to 23)."""
     expected = times.mean()
-    assert ((times - expected) ** 2 / expected).sum() <= {1: 0, 2: 15.14, 4: 21.11, 10: 33.72}[len(times)]
+    assert ((times - expected) ** 2 / expected).sum() <= {1: 0, 2: 15.14, 4: 21.11, 10: 33.72, 24: 56.58}[len(times)]
 
 
 def test_the_ten_object_variant(digits):
@@ -300,6 +317,16 @@ def test_the_papers_policy_draws_every_split_from_all_training_glyphs(source, re
 def test_unknown_names_are_refused(arguments, message):
     with pytest.raises(ConfigError, match=message):
         load_glyphs(*arguments)
+
+
+def test_the_cache_folder(monkeypatch):
+    monkeypatch.setenv("HSAL_CACHE", "~/mine")
+    assert glyphs.cache_folder() == Path.home() / "mine"
+    monkeypatch.delenv("HSAL_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    assert glyphs.cache_folder() == Path("/somewhere/hsal")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert glyphs.cache_folder() == Path.home() / ".cache" / "hsal"
 
 
 # --- MNIST's files ----------------------------------------------------------------------------------------------------

@@ -291,6 +291,30 @@ def test_a_partial_reset_picks_index_and_leaves_the_other_lanes():
     assert_equal(lane_of(after, 1), single().reset(options={"index": 5})[0])
 
 
+@pytest.mark.parametrize("autoreset", [AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED])
+def test_a_partial_reset_is_that_of_the_single_environments(autoreset):
+    """The lane that stopped is reset by hand and begins at once; a seed is for the lanes that are reset."""
+    config = {"num_examples": 1000}
+    both = (
+        vector(2, autoreset_mode=autoreset, **config),
+        SyncVectorEnv([partial(single, **config)] * 2, autoreset_mode=autoreset),
+    )
+    stop_first = {
+        "attention": np.zeros((2, 20), np.float32),
+        "location": np.zeros(2, int),
+        "label": np.array([STOP, 0]),
+    }
+    answers = []
+    for lanes in both:
+        lanes.reset(seed=0)
+        for _ in range(4):
+            lanes.step(stop_first)
+        lanes.reset(seed=50, options={"reset_mask": np.array([True, False])})
+        answers.append((lanes.step(stop_first), lanes.reset()))
+    assert answers[0][0][0]["phase"].tolist() == [1, 1]
+    assert_equal(*answers)
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("autoreset", list(AutoresetMode))
 def test_torch_output_is_the_numpy_output(mode, autoreset):
@@ -367,13 +391,15 @@ def test_writing_to_an_observation_does_not_change_the_environment(mode, make):
 
 
 @pytest.mark.parametrize("protocol", ["free", "teacher"])
-@pytest.mark.parametrize("seed", range(4))
-def test_an_episode_equals_the_oracle(protocol, seed):
-    env = single(protocol=protocol, include_volume=True)
+@pytest.mark.parametrize("glimpses", [0, 2, 3])
+@pytest.mark.parametrize("seed", range(3))
+def test_an_episode_equals_the_oracle(protocol, glimpses, seed):
+    rules = {"protocol": protocol, "glimpses": glimpses}
+    env = single(include_volume=True, **rules)
     observation, info = env.reset(seed=seed)
     labels = [label for label in range(10) for _ in range(info["label_counts"][label])]
     volume = observation["volume"].astype(float)
-    oracle = reference.Episode(volume, reference.raw_saliency(volume), labels, reference.Rules(protocol=protocol))
+    oracle = reference.Episode(volume, reference.raw_saliency(volume), labels, reference.Rules(**rules))
     rng, ended, close = np.random.default_rng(seed), False, {"rtol": 1e-4, "atol": 1e-5}
     while not ended:
         for name in ("saliency", "priority", "glimpse"):
@@ -461,6 +487,25 @@ def test_an_index_picks_the_canvas():
     assert infos["index"].tolist() == [4, 11, 4]
     assert_equal(lane_of(observations, 1), observation)
     assert_equal(lane_of(observations, 0), lane_of(observations, 2))
+
+
+@pytest.mark.parametrize(("split", "size"), [("train", 60_000), ("val", 5_000), ("test", 10_000)])
+def test_the_papers_numbers_of_canvases(split, size):
+    env = single(split=split, num_examples=None)
+    assert env.reset(options={"index": size - 1})[1]["index"] == size - 1
+    with pytest.raises(DataError, match=rf"in 0\.\.{size - 1}; got {size}"):
+        env.reset(options={"index": size})
+
+
+def test_splits_and_seeds_lay_out_other_canvases_and_policies_other_glyphs():
+    def first_canvases(**change):
+        return single(**change).simulation.examples.compose(np.arange(3))
+
+    layouts = [first_canvases(**c).boxes for c in ({}, {"split": "val"}, {"split": "test"}, {"seed": 1})]
+    assert len({boxes.tobytes() for boxes in layouts}) == 4
+    disjoint, paper = (first_canvases(split="test", glyphs=policy) for policy in ("disjoint", "paper"))
+    np.testing.assert_array_equal(disjoint.boxes, paper.boxes)
+    assert (disjoint.images != paper.images).any()
 
 
 def test_the_source_says_what_the_pixels_are(mnist_root):
@@ -651,6 +696,17 @@ def test_a_step_after_the_end_is_refused():
     env.step({"attention": ATTENTION})
 
 
+def test_rendering():
+    env, lanes = single(render_mode="rgb_array"), vector(2, render_mode="rgb_array")
+    with pytest.raises(ResetNeeded, match="reset"):
+        env.render()
+    env.reset(seed=0), lanes.reset(seed=0)
+    of_first, _ = lanes.render()
+    np.testing.assert_array_equal(env.render(), of_first)
+    assert single().render() is None
+    assert vector(1).render() is None
+
+
 def test_masks_are_of_the_flat_view():
     for env in (single(), vector(2)):
         env.reset(seed=0)
@@ -690,6 +746,17 @@ def test_a_reset_mask_that_fits_nothing_is_refused():
 def test_seeds_of_another_number_are_refused():
     with pytest.raises(ConfigError, match="Expected 2 seeds; got 3"):
         vector(2).reset(seed=[1, 2, 3])
+
+
+def test_a_seed_starts_over_and_none_goes_on():
+    lanes, singles = vector(3, num_examples=1000), SyncVectorEnv([partial(single, num_examples=1000)] * 3)
+    drawn = []
+    for seed in (4, None, 4, [None, 4, 9], None):
+        (observations, info), (expected, _) = lanes.reset(seed=seed), singles.reset(seed=seed)
+        assert_equal(observations, expected)
+        drawn.append(info["index"].tolist())
+    assert drawn[0] == drawn[2] != drawn[1]
+    assert drawn[3][1:] == [drawn[0][0], int(single(num_examples=1000).reset(seed=9)[1]["index"])]
 
 
 def test_a_list_of_seeds_seeds_each_lane():
