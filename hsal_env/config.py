@@ -120,6 +120,14 @@ class EnvConfig:
         for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
                 raise ConfigError(f"Expected {name} to be one of {', '.join(known)}; got {getattr(self, name)!r}.")
+        for field in fields(self):  # annotations are texts here
+            value = getattr(self, field.name)
+            if field.type in ("int", "int | None") and not (
+                isinstance(value, int) or (value is None and "None" in field.type)
+            ):
+                raise ConfigError(f"Expected {field.name} as a whole number; got {value!r}.")
+            if field.type == "str" and not isinstance(value, str):
+                raise ConfigError(f"Expected {field.name} as text; got {value!r}.")
         for name, least in (("glimpses", 0), ("components", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"Expected {name} of at least {least}; got {getattr(self, name)}.")

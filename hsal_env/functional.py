@@ -98,7 +98,12 @@ def attention_mask(parameters: Mixture, map_size: tuple[int, int], scale: str = 
     by_row = torch.exp(-beta[..., None] * (row[..., None] - i).square())  # [B, K, H]: a Gaussian is separable
     by_col = torch.exp(-beta[..., None] * (col[..., None] - j).square())  # [B, K, W]
     mask = (alpha[..., None] * by_row).transpose(1, 2) @ by_col  # [B, H, W]
-    return mask / mask.amax(dim=(1, 2), keepdim=True) if scale == "peak" else mask
+    return _peak(mask) if scale == "peak" else mask
+
+
+def _peak(mask: Tensor) -> Tensor:
+    """The mask over its maximum; one that is (nearly) zero everywhere stays so."""
+    return mask / mask.amax(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(mask.dtype).tiny)
 
 
 def spotlight(location: Tensor, map_size: tuple[int, int], components: int, coordinates: str = "paper") -> Tensor:
@@ -191,6 +196,6 @@ def update_saliency(saliency: Tensor, mask: Tensor, locations: Tensor, rule: str
     """
     if rule == "none":
         return saliency
-    suppression = mask / mask.amax(dim=(1, 2), keepdim=True) if rule == "peak" else mask
+    suppression = _peak(mask) if rule == "peak" else mask
     glimpsed = one_hot(locations, saliency[0].numel() + 1)[..., :-1].sum(dim=1)  # [B, H W]
     return torch.where(glimpsed.view_as(saliency) > 0, 0.0, (saliency - suppression).clamp(min=0))

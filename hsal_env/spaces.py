@@ -192,7 +192,10 @@ class FlatView(NativeView):
 def _part(given: dict[str, Any], name: str, device: torch.device) -> Tensor:
     if name not in given:
         raise ActionError(f"Expected the action to hold {name!r} at this phase; got only {sorted(given)}.")
-    return torch.as_tensor(given[name], device=device)
+    try:
+        return torch.as_tensor(given[name], device=device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ActionError(f"Expected numbers for {name}; got {given[name]!r}.") from error
 
 
 VIEWS = {"native": NativeView, "flat": FlatView}

@@ -56,12 +56,18 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
             raise ConfigError(f"Expected num_envs of at least 1; got {num_envs}.")
         if output not in ("numpy", "torch"):
             raise ConfigError(f"Expected output 'numpy' or 'torch'; got {output!r}.")
-        if output == "numpy" and torch.device(device).type != "cpu":
+        try:
+            self.autoreset_mode = AutoresetMode(autoreset_mode)
+            on_cpu = torch.device(device).type == "cpu"
+        except (RuntimeError, ValueError) as error:
+            raise ConfigError(
+                f"Expected a known device and autoreset_mode; got {device!r}, {autoreset_mode!r}: {error}."
+            ) from error
+        if output == "numpy" and not on_cpu:
             raise ConfigError(f"device={device!r} needs output='torch'; numpy arrays live on the CPU.")
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise ConfigError(f"Expected render_mode None or 'rgb_array'; got {render_mode!r}.")
         self.num_envs, self.render_mode, self.output = num_envs, render_mode, output
-        self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         self.simulation = Simulation(EnvConfig.from_kwargs(config), device)
         self.single_action_space = self.simulation.view.action_space
@@ -101,11 +107,16 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         for what, value in (("index", indices), ("reset_mask", mask)):
             if value is not None and np.shape(value) != (self.num_envs,):
                 raise ConfigError(f"Expected options[{what!r}] of shape ({self.num_envs},); got {np.shape(value)}.")
-        self._seed(seed)
         lanes = np.arange(self.num_envs) if mask is None else np.flatnonzero(mask)
+        self._seed(seed, lanes)
+        if not len(lanes):
+            raise ConfigError("Expected options['reset_mask'] with at least one lane to start; got none.")
         if len(lanes) < self.num_envs and self._state is None:
             raise ConfigError("The first reset must start every lane; got a reset_mask.")
         self._restart(lanes, None if indices is None else np.asarray(indices)[lanes])
+        begun = torch.from_numpy(lanes).to(self.simulation.device)
+        self._terminated = self._terminated.index_fill(0, begun, False)
+        self._truncated = self._truncated.index_fill(0, begun, False)
         return self._observe(), self._info(self._nowhere)
 
     def step(self, actions: Any) -> tuple[dict[str, Any], Any, Any, Any, dict[str, Any]]:
@@ -130,7 +141,7 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         info: dict[str, Any]
         if self.autoreset_mode is AutoresetMode.SAME_STEP and bool(now_ended.any()):
             info = {
-                "final_obs": self._observe(),
+                "final_obs": self._final_observations(now_ended),
                 "final_info": self._info(now_ended),
                 "_final_obs": self._out(now_ended),
             }
@@ -160,7 +171,7 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
             raise ConfigError("action_masks() needs action_mode='flat'; the native view is a Dict of three parts.")
         return self.simulation.view.observe(self.state, self._images)["action_mask"].cpu().numpy().astype(bool)
 
-    def _seed(self, seed: int | list[int | None] | None) -> None:
+    def _seed(self, seed: int | list[int | None] | None, lanes: np.ndarray) -> None:
         if isinstance(seed, list) and len(seed) != self.num_envs:
             raise ConfigError(f"Expected {self.num_envs} seeds; got {len(seed)}.")
         if seed is None and self._rngs:
@@ -168,8 +179,8 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         seeds = seed if isinstance(seed, list) else [None if seed is None else seed + i for i in range(self.num_envs)]
         kept: list[np.random.Generator | None] = [*self._rngs] or [None] * self.num_envs
         self._rngs = [
-            old if old is not None and value is None else seeding.np_random(value)[0]
-            for old, value in zip(kept, seeds, strict=True)
+            old if old is not None and (value is None or lane not in lanes) else seeding.np_random(value)[0]
+            for lane, (old, value) in enumerate(zip(kept, seeds, strict=True))
         ]
 
     def _restart(self, lanes: np.ndarray, indices: np.ndarray | None = None) -> None:
@@ -185,9 +196,16 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         self._state = _scatter(self.state, fresh, into)
         if images is not None and self._images is not None:
             self._images = self._images.index_copy(0, into, images)
-        if self.autoreset_mode is AutoresetMode.DISABLED:
-            self._terminated = self._terminated.index_fill(0, into, False)
-            self._truncated = self._truncated.index_fill(0, into, False)
+
+    def _final_observations(self, ended: Tensor) -> Any:
+        """Gymnasium's layout: an array of one observation, or None, per lane."""
+        parts = self._observe()
+        if self.output == "torch":
+            return parts
+        lanes = np.full(self.num_envs, None, dtype=object)
+        for lane in np.flatnonzero(ended):
+            lanes[lane] = {name: value[lane].copy() for name, value in parts.items()}
+        return lanes
 
     def _observe(self) -> dict[str, Any]:
         parts = self.simulation.view.observe(self.state, self._images)

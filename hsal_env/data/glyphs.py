@@ -7,6 +7,7 @@ come with that package and need no network. Train, validation and test glyphs ar
 from __future__ import annotations
 
 import gzip
+import math
 import os
 import warnings
 import zlib
@@ -200,10 +201,10 @@ def read_idx(path: Path) -> np.ndarray:
         raise DataError(
             f"{path}: expected an IDX file of unsigned bytes, got a header of {raw[:4]!r}. Delete the file and fetch it again."
         )
-    shape = tuple(np.frombuffer(raw, ">i4", count=raw[3], offset=4).tolist())
+    shape = tuple(np.frombuffer(raw, ">u4", count=raw[3], offset=4).tolist())
     body = np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3])
-    if body.size != np.prod(shape):
+    if body.size != math.prod(shape):
         raise DataError(
-            f"{path}: the header announces {shape}, {np.prod(shape)} bytes; got {body.size}. Delete the file and fetch it again."
+            f"{path}: the header announces {shape}, {math.prod(shape)} bytes; got {body.size}. Fetch the file again."
         )
     return body.reshape(shape)

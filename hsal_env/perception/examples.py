@@ -76,12 +76,13 @@ class Examples:
             raise DataError(f"Expected images uint8 [B, h_px, w_px]; got {images.dtype} of shape {images.shape}.")
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=native_bfloat16()):
             volume = self._activation(to_images(images, self._activation.in_channels))
+        volume = volume.to(torch.float16)
         if volume.dim() != 4 or not bool(volume.isfinite().all()):
             raise DataError(
                 f"activation={self.config.activation!r}: expected a finite volume [B, D, H, W]; got shape "
                 f"{tuple(volume.shape)}{'' if volume.isfinite().all() else ' with NaN or infinity'}."
             )
-        return volume.to(torch.float16)
+        return volume
 
     def load(self, indices: Sequence[int] | np.ndarray) -> tuple[Example, CanvasBatch | None]:
         """The examples of the given indices, and their canvases (None if they came from the store).
@@ -89,7 +90,10 @@ class Examples:
         Raises:
             DataError: an index outside 0..len - 1.
         """
-        indices = np.asarray(indices, dtype=np.int64)
+        indices = np.asarray(indices)
+        if indices.ndim != 1 or not np.issubdtype(indices.dtype, np.integer):
+            raise DataError(f"Expected integer indices [B]; got {indices.dtype} of shape {indices.shape}.")
+        indices = indices.astype(np.int64)
         if indices.size and not 0 <= indices.min() <= indices.max() < len(self):
             raise DataError(f"Expected example indices in 0..{len(self) - 1}; got {indices.min()}..{indices.max()}.")
         if self._store:

@@ -49,11 +49,13 @@ class FeatureStore:
         if folder.exists():
             try:
                 store = cls(folder)
+                if store.meta["length"] != length:
+                    raise ValueError(f"expected {length} examples, it holds {store.meta['length']}")
                 if folder not in _checked:
                     store.check(length)
                     _checked.add(folder)
                 return store
-            except (OSError, ValueError, KeyError) as error:
+            except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
                 warnings.warn(f"{folder} is damaged ({error}); computing it again.", stacklevel=2)
                 shutil.rmtree(folder, ignore_errors=True)
         try:
@@ -73,6 +75,8 @@ class FeatureStore:
         sums: dict[str, int] = {}
         filled = 0
         for batch in batches:
+            if filled + len(next(iter(batch.values()))) > length:
+                raise DataError(f"Expected {length} examples for the feature store; got more.")
             for name, values in batch.items():
                 if name not in arrays:
                     shape = (length, *values.shape[1:])

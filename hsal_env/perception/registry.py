@@ -6,6 +6,8 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+from torch import nn
+
 from hsal_env.errors import ConfigError
 from hsal_env.perception.activation import ActivationModel, load_compact
 from hsal_env.perception.saliency import SaliencyModel, SumOfSquares
@@ -23,9 +25,10 @@ def activation_model(name: str) -> ActivationModel:
         ConfigError: the name is unknown, cannot be imported, or lacks ``in_channels`` or ``channels``.
     """
     model = _build("activation", name, ACTIVATION_MODELS)
-    if not hasattr(model, "in_channels") or not hasattr(model, "channels"):
+    if not isinstance(model, nn.Module) or not hasattr(model, "in_channels") or not hasattr(model, "channels"):
         raise ConfigError(f"activation={name!r}: expected an nn.Module with the attributes in_channels and channels.")
-    return model.eval().requires_grad_(False)
+    frozen: Any = model.eval().requires_grad_(False)
+    return frozen
 
 
 @cache
