@@ -355,7 +355,7 @@ def no_mnist(monkeypatch, tmp_path, cache):
         raise ConnectionError("no route to host")
 
     def forget():
-        for cached in (glyphs.find_mnist, glyphs._mnist, glyphs._warn_fallback):
+        for cached in (glyphs.find_mnist, glyphs._mnist, glyphs._auto_source):
             cached.cache_clear()
 
     forget()

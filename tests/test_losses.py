@@ -453,6 +453,14 @@ def test_stop_is_taught_at_the_final_meta_step_only(name: str):
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_lane_that_stopped_too_early_has_no_final_meta_step(name: str):
+    trajectory, evaluation = two_lanes()
+    live = torch.tensor([[True, True], [True, True], [False, False]])  # lane 1 of two objects stopped after one
+    terms = OBJECTIVES[name](trajectory._replace(live=live), evaluation)
+    assert terms["stop"].item() == pytest.approx(LN3 / 2)  # lane 0's
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
 def test_nothing_after_the_end_of_an_episode_counts(name: str):
     trajectory, evaluation = two_lanes()
     noise = torch.Generator().manual_seed(0)

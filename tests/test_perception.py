@@ -524,3 +524,23 @@ def test_operators_are_declared_only_once(fake, monkeypatch):
     with pytest.raises(RuntimeError, match="nms"):
         torchvision_import.import_torchvision()
     assert not imports.declared
+
+
+class NegativeSaliency:
+    needs_images = False
+
+    def __call__(self, images, volume):
+        return -volume.square().sum(dim=1)
+
+
+class FlatSaliency(NegativeSaliency):
+    def __call__(self, images, volume):
+        return volume.sum(dim=(1, 2, 3))
+
+
+@pytest.mark.parametrize("name", ["NegativeSaliency", "FlatSaliency"])
+def test_a_saliency_map_of_another_shape_or_range_is_refused(name, monkeypatch):
+    monkeypatch.setitem(sys.modules, "odd_saliency", sys.modules[__name__])
+    examples = Examples(EnvConfig(source="digits", num_examples=2, saliency=f"odd_saliency:{name}"))
+    with pytest.raises(DataError, match="saliency="):
+        examples.load([0])

@@ -78,23 +78,23 @@ def load_glyphs(source: str, split: str, data_root: str | None = None, policy: s
     ):
         if value not in known:
             raise ConfigError(f"Expected {name} to be one of {', '.join(known)}; got {value!r}.")
-    if source == "digits":
-        return _digits(split, policy)
-    try:
-        return _mnist(split, policy, data_root)
-    except DataUnavailableError as error:
-        if source == "mnist":
-            raise
-        _warn_fallback(str(error))
-        return _digits(split, policy)
+    if source == "auto":
+        source = _auto_source(data_root)
+    return _digits(split, policy) if source == "digits" else _mnist(split, policy, data_root)
 
 
 @cache
-def _warn_fallback(reason: str) -> None:
-    warnings.warn(
-        f"source='auto' uses scikit-learn's digits instead of MNIST, so scores are not MNIST scores. {reason}",
-        stacklevel=4,
-    )
+def _auto_source(data_root: str | None) -> str:
+    """What ``"auto"`` means in this process: one attempt, one warning."""
+    try:
+        find_mnist(data_root)
+    except DataUnavailableError as error:
+        warnings.warn(
+            f"source='auto' uses scikit-learn's digits instead of MNIST, so scores are not MNIST scores. {error}",
+            stacklevel=3,
+        )
+        return "digits"
+    return "mnist"
 
 
 @cache

@@ -88,7 +88,7 @@ class Examples:
         """The examples of the given indices, and their canvases (None if they came from the store).
 
         Raises:
-            DataError: an index outside 0..len - 1.
+            DataError: an index outside 0..len - 1, or a saliency map of another shape or range.
         """
         indices = np.asarray(indices)
         if indices.ndim != 1 or not np.issubdtype(indices.dtype, np.integer):
@@ -106,6 +106,11 @@ class Examples:
             labels = canvases.labels
         volume = volume.float().contiguous(memory_format=torch.channels_last)  # glimpses read columns
         raw = self._saliency(self._model_images(indices, canvases), volume)
+        if raw.shape != (len(volume), *self.map_size) or not bool((raw >= 0).all() & raw.isfinite().all()):
+            raise DataError(
+                f"saliency={self.config.saliency!r}: expected a map {(len(volume), *self.map_size)} of finite values of at "
+                f"least 0; got shape {tuple(raw.shape)}{'' if raw.isfinite().all() else ' with NaN or infinity'}."
+            )
         return Example(volume, raw, torch.from_numpy(label_counts(labels)), torch.from_numpy(indices)), canvases
 
     def compose(self, indices: np.ndarray) -> CanvasBatch:
