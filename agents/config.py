@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from hsal_env.errors import ConfigError
@@ -98,6 +99,12 @@ class LearnerConfig:
         for name in ("gamma", "gae_lambda", "warmup"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"Expected {name} in [0, 1]; got {getattr(self, name)}.")
+        for name in ("learning_rate", "clip_coef", "max_grad_norm"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"Expected {name} above 0; got {getattr(self, name)}.")
+        for name in ("ent_coef", "vf_coef", "stop_coef", "location_coef"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"Expected {name} of at least 0; got {getattr(self, name)}.")
         if self.estimator != "sampled" and (self.gamma or self.algorithm != "reinforce"):
             raise ConfigError(
                 f"estimator={self.estimator!r} needs algorithm='reinforce' and immediate credit, gamma=0; "

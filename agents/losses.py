@@ -97,9 +97,12 @@ def _common(trajectory: Trajectory, evaluation: Evaluation, advantage: Tensor) -
     entropies = torch.cat(
         [_entropy(evaluation.location_log_probs), _entropy(evaluation.label_log_probs)[:, None]], dim=1
     )
+    error = evaluation.values - (advantage + trajectory.values)
     return {
         "stop": _stop(trajectory, evaluation),
-        "value": _per_episode((evaluation.values - (advantage + trajectory.values)).square(), rewarded),
+        "value": _per_episode(
+            error.square(), trajectory.live[:, None]
+        ),  # at the last label too: others look ahead to it
         "entropy": _per_episode(-entropies, rewarded),
     }
 

@@ -93,7 +93,10 @@ def find_agent(name: str) -> Any:
             raise ConfigError(
                 f"Unknown agent {name!r}. Expected {', '.join(sorted({'hsal', *known}))}, or 'package.module:Name'."
             )
-        found = known[name].load()
+        try:
+            found = known[name].load()
+        except (ImportError, AttributeError) as error:
+            raise ConfigError(f"Agent {name!r} cannot be loaded: {error}. Is its package installed whole?") from error
     missing = [method for method in ("initial", "act", "evaluate") if not callable(getattr(found, method, None))]
     if missing:
         raise ConfigError(f"Agent {name!r} lacks {', '.join(missing)}; see agents/protocol.py.")

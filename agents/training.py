@@ -7,6 +7,8 @@ import dataclasses
 import io
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from agents import checkpoint
 from agents.config import AgentConfig, LearnerConfig
 from agents.evaluation import blind_guess, evaluate, evaluation_config, make_env, record
 from agents.learner import Learner
-from agents.protocol import World, build_agent
+from agents.protocol import World, build_agent, find_agent
 from agents.report import format_table, versions
 from hsal_env.config import EnvConfig
 from hsal_env.errors import CheckpointError, ConfigError
@@ -46,7 +48,8 @@ class Run:
         command: what was typed, for metrics.json.
 
     Raises:
-        ConfigError: the device is not there, or there are fewer images than a batch.
+        ConfigError: an argument outside its range, an unknown agent, a device that is not there, or fewer images than
+            a batch.
         CheckpointError: the folder cannot be written, already holds a checkpoint (without ``resume``), holds none (with
             it), or holds one of another configuration.
     """
@@ -69,8 +72,12 @@ class Run:
         self.agent_name, self.agent_config, self.learner_config = agent_name, agent_config, learner_config
         self.val_episodes, self.command = val_episodes, command or []
         self.checkpoint_path = self.folder / "checkpoint.pt"
-        self._claim_folder(resume)
+        for name, value, least in (("seed", seed, 0), ("log_every", log_every, 1), ("val_episodes", val_episodes, 1)):
+            if value < least:
+                raise ConfigError(f"Expected {name} of at least {least}; got {value}.")
+        find_agent(agent_name)  # what is mistyped is said before minutes of work
         self.device = _device(device)
+        self._claim_folder(resume)
         start = time.perf_counter()
         self.env = make_env(env, learner_config.batch_size, self.device)
         self.feature_seconds = time.perf_counter() - start
@@ -96,7 +103,8 @@ class Run:
         saved = started = time.perf_counter()
         before = self.train_seconds
         pending: list[dict[str, float]] = []
-        board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.learner.step)
+        with self._writing():
+            board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.learner.step)
         bar = tqdm(
             total=self.learner.num_updates, initial=self.learner.step, desc=self.learner_config.algorithm, unit="update"
         )
@@ -127,7 +135,11 @@ class Run:
         board.close()
 
     def test(self, episodes: int) -> dict[str, Any]:
-        """Test on held-out canvases; write metrics.json and episodes.png, and print the table."""
+        """Test on held-out canvases; print the table, write metrics.json and episodes.png.
+
+        Raises:
+            CheckpointError: a file cannot be written.
+        """
         config = evaluation_config(self.env_config, "test", episodes)
         self.agent.eval()
         results = {
@@ -140,18 +152,20 @@ class Run:
             "versions": versions(),
             "command": self.command,
         }
-        with replacing(self.folder / "metrics.json") as path:
-            path.write_text(json.dumps(results, indent=2) + "\n")
-        indices = np.arange(min(_PICTURED_EPISODES, episodes))
-        save_picture(draw_episodes(record(self.agent.cpu(), config, indices)), self.folder / "episodes.png")
-        self.agent.to(self.device)
         tqdm.write(format_table(results))
+        picture = draw_episodes(record(self.agent.cpu(), config, np.arange(min(_PICTURED_EPISODES, episodes))))
+        self.agent.to(self.device)
+        with self._writing(), replacing(self.folder / "metrics.json") as path:
+            path.write_text(json.dumps(results, indent=2) + "\n")
+        with self._writing():
+            save_picture(picture, self.folder / "episodes.png")
         tqdm.write(f"Results are in {self.folder}")
         return results
 
     def _config(self) -> dict[str, Any]:
         return {
-            "env": dataclasses.asdict(self.env_config),
+            # where the data lie is a fact of the machine, not of the run
+            "env": {name: value for name, value in dataclasses.asdict(self.env_config).items() if name != "data_root"},
             "agent_name": self.agent_name,
             "agent": dataclasses.asdict(self.agent_config),
             "learner": dataclasses.asdict(self.learner_config),
@@ -183,7 +197,7 @@ class Run:
             "run": self._identity(),
         }
         checkpoint.save(self.checkpoint_path, content)
-        with replacing(self.folder / "progress.csv") as path:
+        with self._writing(), replacing(self.folder / "progress.csv") as path:
             path.write_text(_csv(self.rows))
 
     def _restore(self) -> None:
@@ -202,9 +216,7 @@ class Run:
 
     def _identity(self) -> dict[str, Any]:
         """What must be equal for a run to be continued."""
-        config = self._config()
-        del config["env"]["data_root"]
-        return {**config, "source": self.source}
+        return {**self._config(), "source": self.source}
 
     def _claim_folder(self, resume: bool) -> None:
         if resume and not self.checkpoint_path.is_file():
@@ -215,10 +227,15 @@ class Run:
             raise CheckpointError(
                 f"{self.checkpoint_path} exists. Continue it with --resume, or choose another --output-dir."
             )
-        try:
+        with self._writing():
             with replacing(self.folder / ".writable") as probe:
                 probe.write_text("")
             (self.folder / ".writable").unlink()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise CheckpointError(f"Cannot write to the output folder {self.folder}: {error}.") from error
 

@@ -15,7 +15,7 @@ def import_object(path: str, what: str) -> Any:
         ConfigError: not of that form, or the import fails; ``what`` says for what it was asked.
     """
     module, _, name = path.partition(":")
-    if not module or not name:
+    if not module or not name or module.startswith("."):
         raise ConfigError(f"Expected {what} as 'package.module:Name'; got {path!r}.")
     try:
         return getattr(importlib.import_module(module), name)

@@ -541,14 +541,12 @@ def test_an_installed_agent_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch
         find_agent("yours")
 
 
-@pytest.mark.xfail(reason="BUG: find_agent does not wrap EntryPoint.load", raises=ModuleNotFoundError)
 def test_a_broken_installed_agent_is_a_clear_error(monkeypatch: pytest.MonkeyPatch):
     install(monkeypatch, "no_such_package.x:Agent")
     with pytest.raises(ConfigError, match="mine"):
         find_agent("mine")
 
 
-@pytest.mark.xfail(reason="BUG: import_object lets importlib's TypeError through", raises=TypeError)
 def test_a_relative_module_is_a_clear_error():
     with pytest.raises(ConfigError):
         find_agent(".actor_critic:ActorCritic")

@@ -78,7 +78,7 @@ def test_the_tiny_preset_trains_tests_and_writes_its_files(trained: Path):
     assert metrics["config"]["learner"]["algorithm"] == "reinforce"
     assert sum(part["episodes"] for part in metrics["test"]["by_count"].values()) == 200
     assert metrics["command"][0] == "python"
-    assert metrics["command"][2:] == ["--preset", "tiny", "--source", "digits", "--output-dir", "mine/deep"]
+    assert metrics["command"][2:] == ["--preset", "tiny", "--source", "digits"]  # not where it lay on the machine
 
 
 @pytest.mark.parametrize("algorithm", ["ppo", "cross-entropy"])
@@ -199,7 +199,6 @@ def test_a_wrong_flag_is_a_clear_error(command: Command, flags: str, said: list[
     assert not list(tmp_path.glob("x/*"))
 
 
-@pytest.mark.xfail(reason="BUG: not validated, or only after a pass over the images")
 @pytest.mark.parametrize(
     "flags", ["--learning-rate -1", "--seed -1", "--log-every 0", "--val-episodes 0", "--test-episodes 0"]
 )

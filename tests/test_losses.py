@@ -407,7 +407,7 @@ def test_terms_by_hand():
     assert terms["location"].item() == pytest.approx(LN3 * ((0.5 - 0.5) + (-0.5 + 0.5 + 0.0)) / 2)
     assert terms["label"].item() == pytest.approx(LN3 * (0.5 + (0.5 - 1.5)) / 2)
     assert terms["stop"].item() == pytest.approx(LN3)
-    squares = (0.25 + 0.25) + 0.25, (0.25 + 0.25 + 0.0) + (0.25 + 2.25)
+    squares = (0.25 + 0.25) + (0.25 + 0.25), (0.25 + 0.25 + 0.0) + (0.25 + 2.25 + 0.25)  # the final labels earn 0
     assert terms["value"].item() == pytest.approx(sum(squares) / 2)
     assert terms["entropy"].item() == pytest.approx(-LN3 * ((2 + 1) + (3 + 2)) / 2)
     exact = losses.reinforce(trajectory, evaluation, advantage, "exact")
@@ -427,9 +427,7 @@ def test_values_regress_to_the_reward_of_immediate_credit(name: str):
     trajectory, evaluation = two_lanes()
     advantage = advantages(trajectory.rewards, trajectory.values, trajectory.live, 0.0, 1.0)
     (slope,) = torch.autograd.grad(objective_of(name, advantage)(trajectory, evaluation)["value"], evaluation.values)
-    counted = torch.tensor(
-        [[[1, 1], [1, 1]], [[1, 1], [0, 1]], [[0, 1], [0, 0]]]
-    )  # no final label, nothing after the end
+    counted = torch.tensor([[[1, 1], [1, 1]], [[1, 1], [1, 1]], [[0, 1], [0, 1]]])  # nothing after the end
     torch.testing.assert_close(slope, 2 * (0.5 - trajectory.rewards) * counted / 2)
 
 
@@ -438,8 +436,8 @@ def test_values_regress_to_the_return_if_that_is_the_credit(name: str):
     trajectory, evaluation = two_lanes()
     advantage = advantages(trajectory.rewards, trajectory.values, trajectory.live, 1.0, 1.0)
     terms = objective_of(name, advantage)(trajectory, evaluation)
-    # rewards to go, lane 0: 2, 1 | 0; lane 1: 3/2, 3/2 | 1/2, -1/2 | 1/2. Values are 1/2
-    squares = (1.5**2 + 0.5**2) + 0.5**2, (1 + 1) + (0 + 1) + 0
+    # rewards to go, lane 0: 2, 1 | 0, 0; lane 1: 3/2, 3/2 | 1/2, -1/2 | 1/2, 0. Values are 1/2
+    squares = (1.5**2 + 0.5**2) + (0.5**2 + 0.5**2), (1 + 1) + (0 + 1) + (0 + 0.5**2)
     assert terms["value"].item() == pytest.approx(sum(squares) / 2)
 
 

@@ -233,7 +233,6 @@ def test_learner_settings_outside_their_range_are_named(fields: dict, message: s
         LearnerConfig(**fields)
 
 
-@pytest.mark.xfail(reason="BUG: LearnerConfig does not check these ranges")
 @pytest.mark.parametrize(
     ("field", "value"),
     [("learning_rate", -1.0), ("learning_rate", float("nan")), ("max_grad_norm", -1.0), ("clip_coef", -0.1)],
@@ -447,7 +446,6 @@ def test_a_device_must_be_there(tmp_path: Path):
         Run(tmp_path, ENV, "hsal", AGENT, LEARNER, 0, device="abacus")
 
 
-@pytest.mark.xfail(reason="BUG: only checkpoint.pt's OSError becomes a CheckpointError", raises=OSError)
 @pytest.mark.parametrize("name", ["progress.csv", "metrics.json", "tensorboard"])
 def test_a_file_that_cannot_be_written_is_a_clear_error(tmp_path: Path, name: str):
     if name == "tensorboard":  # a folder

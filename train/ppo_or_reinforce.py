@@ -98,7 +98,7 @@ def parse(argv: list[str]) -> Args:
     """The command line, over the preset's defaults, over the environment id's.
 
     Raises:
-        ConfigError: an unknown preset or id, or a value outside its range.
+        ConfigError: an unknown preset or id, a value outside its range, or --resume without a folder.
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", default="quick")
@@ -116,7 +116,19 @@ def parse(argv: list[str]) -> Args:
         learner=LearnerConfig(**{"algorithm": early.algorithm, **suited, **preset["learner"]}),
         **preset.get("args", {}),
     )
-    return tyro.cli(Args, default=default, args=argv)
+    args = tyro.cli(Args, default=default, args=argv)
+    if args.resume and args.output_dir is None:
+        raise ConfigError("--resume needs --output-dir, the folder of the run to continue.")
+    if args.test_episodes < 1:
+        raise ConfigError(f"Expected --test-episodes of at least 1; got {args.test_episodes}.")
+    return args
+
+
+def without_paths(argv: list[str]) -> list[str]:
+    """The command line less where files lie on this machine, for metrics.json."""
+    places = ("--output-dir", "--output_dir", "--data-root", "--data_root")
+    after = [False, *(arg in places for arg in argv)]
+    return [arg for arg, follows in zip(argv, after, strict=False) if not follows and arg.split("=")[0] not in places]
 
 
 def main(args: Args) -> None:
@@ -135,7 +147,7 @@ def main(args: Args) -> None:
         val_episodes=args.val_episodes,
         log_every=args.log_every,
         resume=args.resume,
-        command=["python", *sys.argv],
+        command=["python", "train/ppo_or_reinforce.py", *without_paths(sys.argv[1:])],
     )
     run.train(args.checkpoint_minutes)
     run.test(args.test_episodes)

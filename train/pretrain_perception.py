@@ -93,7 +93,7 @@ def accuracy(net: Pretrainer, canvases: Canvases, count: int = 10_000) -> dict[s
     net.eval()
     right, area = 0, 0.0
     for start in range(0, count, 500):
-        batch = canvases.compose(range(start, start + 500))
+        batch = canvases.compose(range(start, min(start + 500, count)))
         with torch.autocast("cpu", dtype=torch.bfloat16):
             logits, saliency = net(to_images(batch.images, net.model.in_channels))
         right += int((logits.argmax(1).numpy() == batch.labels[:, 0]).sum())

@@ -128,7 +128,7 @@ class Examples:
         key = fingerprint(
             repr((config.canvas, config.seed, config.split, config.size, config.activation, native_bfloat16())),
             glyphs.images, glyphs.labels, cast("nn.Module", self._activation),
-            *(inspect.getsource(module) for module in (canvases_module, resize_module, type(self._activation))),
+            *(inspect.getsource(part) for part in (canvases_module, resize_module, type(self._activation), type(self))),
         )  # fmt: skip
         return FeatureStore.open(cache_folder() / "features" / key, lambda: self._encode_all(progress), len(self))
 
