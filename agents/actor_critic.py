@@ -14,6 +14,7 @@ from agents.protocol import Decision, World
 from agents.trajectory import Evaluation, Trajectory
 from hsal_env import dynamics
 from hsal_env import functional as F
+from hsal_env.perception.examples import native_bfloat16
 from hsal_env.spaces import ATTENTION_SCALE
 
 
@@ -151,7 +152,7 @@ class ActorCritic(nn.Module):
         world_state = dynamics.initial(trajectory.example, rules)
         state = self.initial(len(trajectory.live[0]))
         location_log_probs, label_log_probs, values, location_rewards, label_rewards = [], [], [], [], []
-        for locations, label, final in zip(trajectory.locations, trajectory.labels, trajectory.final, strict=True):
+        for locations, label in zip(trajectory.locations, trajectory.labels, strict=True):
             attention, state = self.attend(world_state.saliency, world_state.last_label, state)
             world_state = dynamics.attend(world_state, attention, rules)
             for location in locations:
@@ -164,8 +165,7 @@ class ActorCritic(nn.Module):
             hidden = self.read(world_state._asdict(), state.controller_state)
             state = state._replace(controller_state=hidden)
             label_log_probs.append(self.controller.label_log_probs(hidden))
-            teacher = rules.protocol == "teacher"
-            label_rewards.append(F.label_rewards(world_state.remaining, final if teacher else None))
+            label_rewards.append(dynamics.label_rewards(world_state, rules))
             values.append(self.controller.values(hidden))
             world_state = dynamics.name(world_state, label, rules).state
         steps, glimpses = trajectory.locations.shape[:2]
@@ -185,4 +185,5 @@ class ActorCritic(nn.Module):
 
     def _precision(self) -> torch.autocast:
         device = self.controller.label.weight.device.type
-        return torch.autocast(device, dtype=torch.bfloat16, enabled=self.config.bfloat16)
+        native = device != "cpu" or native_bfloat16()
+        return torch.autocast(device, dtype=torch.bfloat16, enabled=self.config.bfloat16 and native)

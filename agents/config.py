@@ -21,7 +21,8 @@ class AgentConfig:
         location_sees_priority: the location head also reads P, detached, and not only through the recurrent state.
         attention_init: ``"default"``: the layer's usual weights; ``"spread"``: the centres start on a ring over the
             map, and the layer's weights four times as large, so that they soon move apart.
-        bfloat16: multiply matrices in bfloat16; the recurrent state and everything else stay float32.
+        bfloat16: multiply matrices in bfloat16 where the device does so natively; the recurrent state and everything
+            else stay float32.
     """
 
     meta_hidden: int = 128

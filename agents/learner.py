@@ -41,7 +41,8 @@ class Learner:
         config = self.config
         entropy = self.seed * 1_000_003 + self.step
         device = env.simulation.device
-        sampling, shuffling = torch.Generator(device).manual_seed(entropy), torch.Generator().manual_seed(entropy)
+        sampling = torch.Generator(device).manual_seed(entropy)
+        shuffling = torch.Generator().manual_seed(entropy + (1 << 62))  # another stream
         forced = None
         if config.algorithm == "cross-entropy":
             env.reset(options={"index": indices})
@@ -71,7 +72,7 @@ class Learner:
         advantage = advantages(trajectory.rewards, trajectory.values, trajectory.live, config.gamma, config.gae_lambda)
         if config.algorithm != "ppo":
             return [(trajectory, advantage)]
-        lanes = config.batch_size
+        lanes = trajectory.labels.shape[1]
         parts = []
         for _ in range(config.update_epochs):
             for chosen in torch.randperm(lanes, generator=generator).chunk(config.num_minibatches):

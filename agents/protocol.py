@@ -1,8 +1,8 @@
 """What an agent is: the contract that lets anyone's agent be trained, saved, loaded and evaluated by our commands.
 
-An agent is an ``nn.Module`` with three methods. ``initial`` makes its recurrent state, an explicit value (any
-nested tuple of ``[B, ...]`` tensors). ``act`` makes one decision for B lanes of the native environment. ``evaluate`` scores the
-decisions of a stored trajectory with gradient; only learners that use our trainers need it.
+An agent is an ``nn.Module`` with three methods. ``initial`` makes its recurrent state, an explicit value (any nested
+tuple of ``[B, ...]`` tensors). ``act`` makes one decision for B lanes of the native environment. ``evaluate`` scores
+the decisions of a stored trajectory with gradient.
 """
 
 from __future__ import annotations
@@ -104,5 +104,12 @@ def find_agent(name: str) -> Any:
 
 
 def build_agent(name: str, world: World, config: AgentConfig) -> Any:
-    """``find_agent(name)(world, config)``."""
-    return find_agent(name)(world, config)
+    """``find_agent(name)(world, config)``.
+
+    Raises:
+        ConfigError: see :func:`find_agent`; or it is no ``nn.Module``.
+    """
+    agent = find_agent(name)(world, config)
+    if not isinstance(agent, torch.nn.Module):
+        raise ConfigError(f"Agent {name!r}: expected an nn.Module; got {type(agent).__name__}.")
+    return agent

@@ -73,8 +73,8 @@ class Run:
         self.val_episodes, self.command = val_episodes, command or []
         self.checkpoint_path = self.folder / "checkpoint.pt"
         for name, value, least in (("seed", seed, 0), ("log_every", log_every, 1), ("val_episodes", val_episodes, 1)):
-            if value < least:
-                raise ConfigError(f"Expected {name} of at least {least}; got {value}.")
+            if not least <= value < 1 << 32:
+                raise ConfigError(f"Expected {name} of at least {least} and below 2**32; got {value}.")
         find_agent(agent_name)  # what is mistyped is said before minutes of work
         self.device = _device(device)
         self._claim_folder(resume)

@@ -126,7 +126,13 @@ class EnvConfig:
                 isinstance(value, int) or (value is None and "None" in field.type)
             ):
                 raise ConfigError(f"Expected {field.name} as a whole number; got {value!r}.")
-            if field.type == "str" and not isinstance(value, str):
+            if field.type in ("bool", "bool | None") and not (
+                isinstance(value, bool) or (value is None and "None" in field.type)
+            ):
+                raise ConfigError(f"Expected {field.name} as True or False; got {value!r}.")
+            if field.type in ("str", "str | None") and not (
+                isinstance(value, str) or (value is None and "None" in field.type)
+            ):
                 raise ConfigError(f"Expected {field.name} as text; got {value!r}.")
         for name, least in (("glimpses", 0), ("components", 1), ("seed", 0)):
             if getattr(self, name) < least:
@@ -156,18 +162,14 @@ class EnvConfig:
     @property
     def canvas(self) -> CanvasConfig:
         """The look of a canvas."""
-        return CanvasConfig(
-            self.task, self.min_objects, self.objects_limit, self.min_size_px, self.max_size_px,
-            self.canvas_px, self.clutter, self.clutter_px,
-        )  # fmt: skip
+        same = {field.name: getattr(self, field.name) for field in fields(CanvasConfig)}
+        return CanvasConfig(**{**same, "max_objects": self.objects_limit})
 
     @property
     def rules(self) -> Rules:
         """The part that the dynamics read."""
-        return Rules(
-            self.glimpses, self.components, self.objects_limit, self.coordinates, self.beta,
-            self.mask_scale, self.update, self.renormalise_saliency, self.protocol,
-        )  # fmt: skip
+        same = {field.name: getattr(self, field.name) for field in fields(Rules)}
+        return Rules(**{**same, "max_objects": self.objects_limit})
 
     @property
     def size(self) -> int:

@@ -160,13 +160,13 @@ def name(state: State, label: Tensor, rules: Rules) -> Outcome:
     """
     classes, cells = state.remaining.shape[1], state.saliency[0].numel()
     meta_step = state.meta_step + 1
-    final = state.meta_step == state.example.counts.sum(dim=1)
     if rules.protocol == "teacher":
-        rewards, terminated, truncated = F.label_rewards(state.remaining, final), final, torch.zeros_like(final)
+        terminated = is_final(state)
+        truncated = torch.zeros_like(terminated)
     else:
-        rewards, terminated = F.label_rewards(state.remaining), label == classes
+        terminated = label == classes
         truncated = ~terminated & (meta_step >= rules.max_meta_steps)
-    reward = rewards.gather(1, label[:, None]).squeeze(1)
+    reward = label_rewards(state, rules).gather(1, label[:, None]).squeeze(1)
     saliency = F.update_saliency(state.saliency, state.mask, state.locations, rules.update)
     blank = torch.zeros_like(saliency)
     following = state._replace(
@@ -184,6 +184,16 @@ def name(state: State, label: Tensor, rules: Rules) -> Outcome:
         returns=state.returns + torch.stack([torch.zeros_like(reward), reward], dim=1),
     )
     return Outcome(following, reward, terminated, truncated)
+
+
+def is_final(state: State) -> Tensor:
+    """bool ``[B]``: the lane is at meta-step m + 1, one more than it has objects."""
+    return state.meta_step == state.example.counts.sum(dim=1)
+
+
+def label_rewards(state: State, rules: Rules) -> Tensor:
+    """What each label and stop would earn under the protocol, ``[B, C + 1]`` (L4, L5)."""
+    return F.label_rewards(state.remaining, is_final(state) if rules.protocol == "teacher" else None)
 
 
 def transition(state: State, action: Action, rules: Rules, forbidden: Tensor | None = None) -> Outcome:
@@ -235,4 +245,5 @@ def select(lanes: Tensor, if_true: Any, if_false: Any) -> Any:
 def raw_saliency_left(state: State) -> Tensor:
     """Raw saliency ``[B, H, W]``, suppressed cells counted by the fraction of S_1 that is left: ``raw S_t / S_1`` (S3)."""
     first = F.normalise(state.example.raw_saliency)
-    return torch.where(first > 0, state.example.raw_saliency * state.saliency / torch.where(first > 0, first, 1.0), 0.0)
+    left = (state.saliency / torch.where(first > 0, first, 1.0)).clamp(max=1)  # above 1 only if S is normalised again
+    return torch.where(first > 0, state.example.raw_saliency * left, 0.0)

@@ -30,7 +30,9 @@ class HSALEnv(gym.Env[dict[str, Any], Any]):
     | ``native`` | ``Dict(attention: Box(-1, 1, (4K,)), location: Discrete(H W), label: Discrete(C + 1))`` |
     | ``flat`` | ``Discrete(H W + C + 1)``: cells, then labels, then stop |
 
-    Natively the phase says which part is read; the others may be left out. In the flat view a cell at phase 0 is one
+    Natively the phase says which part is read; the others may be left out. ``attention`` holds alpha, beta, kappa_1 and
+    kappa_2 of the K Gaussians, K numbers each; eight times them are the raw numbers of
+    :func:`hsal_env.functional.mixture`. In the flat view a cell at phase 0 is one
     spotlight centred there, and ``action_mask`` says what the phase allows.
 
     ## Observation space
@@ -50,14 +52,15 @@ class HSALEnv(gym.Env[dict[str, Any], Any]):
 
     ## Rewards
     0 for attention; P_t at a location; for a label +1 if it is still in the multiset of remaining labels, else -1; for
-    stop +1 if nothing remains, else -1. A forbidden action of the flat view: -1, and nothing happens.
+    stop +1 if nothing remains, else -1. A forbidden action of the flat view: -1, and nothing happens. Under
+    ``protocol="teacher"`` stop always earns -1, and the last label of the episode 0.
 
     ## Starting state
     A canvas of the split drawn uniformly, or ``reset(options={"index": i})``.
 
     ## Episode end
     Terminated by stop (``protocol="teacher"``: after as many meta-steps as there are objects, plus one). Truncated after
-    max_objects + 1 meta-steps.
+    max_objects + 1 meta-steps, or after (max_objects + 1)(k + 2) forbidden actions.
 
     ## Information
     ``source`` (``"mnist"`` or ``"digits"``: what the pixels are), ``index``, ``label_counts``, ``remaining_counts``;
@@ -123,9 +126,12 @@ class HSALEnv(gym.Env[dict[str, Any], Any]):
 
         Raises:
             ConfigError: not in the flat view, whose actions alone can be masked.
+            ResetNeeded: before the first reset.
         """
         if self.simulation.config.action_mode != "flat":
             raise ConfigError("action_masks() needs action_mode='flat'; the native view is a Dict of three parts.")
+        if self._state is None:
+            raise ResetNeeded("No episode has begun; call reset() before action_masks().")
         return self._observe()["action_mask"].astype(bool)
 
     def render(self) -> np.ndarray | None:

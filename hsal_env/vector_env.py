@@ -59,7 +59,7 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         try:
             self.autoreset_mode = AutoresetMode(autoreset_mode)
             on_cpu = torch.device(device).type == "cpu"
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, TypeError, ValueError) as error:
             raise ConfigError(
                 f"Expected a known device and autoreset_mode; got {device!r}, {autoreset_mode!r}: {error}."
             ) from error

@@ -167,7 +167,7 @@ class Episode:
         result = np.zeros(self.map_size)
         for i, j in np.ndindex(*self.map_size):
             if self.first[i, j] > 0:
-                result[i, j] = self.raw[i, j] * self.saliency[i, j] / self.first[i, j]
+                result[i, j] = self.raw[i, j] * min(self.saliency[i, j] / self.first[i, j], 1)
         return result
 
     def look(self, location):

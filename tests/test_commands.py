@@ -18,9 +18,8 @@ import tyro
 
 from agents.learner import Learner
 from hsal_env import functional as F
-from hsal_env.config import EnvConfig
 from hsal_env.errors import ConfigError
-from hsal_env.perception.registry import activation_model
+from hsal_env.perception.activation import CompactResNet
 
 ROOT = Path(__file__).parents[1]
 TRAIN, EVALUATE = "ppo_or_reinforce.py", "evaluate_agent.py"
@@ -354,7 +353,7 @@ def test_perception_can_be_pretrained(mnist_root: str, tmp_path: Path, monkeypat
     assert all(0 <= part["accuracy"] <= 1 for part in results["test"].values())
     assert mnist_root not in output.with_suffix(".json").read_text()
     weights = torch.load(output, weights_only=True)
-    model = activation_model(EnvConfig().activation)
-    model.load_state_dict(weights)  # they fit the model that the environments use
+    model = CompactResNet()  # not the one that environments share
+    model.load_state_dict(weights)
     volume = model(torch.rand(1, model.in_channels, 100, 100))
     assert F.sum_of_squares(volume).shape == (1, 7, 7)

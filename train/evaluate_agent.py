@@ -45,14 +45,16 @@ def main(args: Args) -> None:
     from agents.checkpoint import load
     from agents.evaluation import evaluate, evaluation_config, record
     from agents.report import format_table, versions
+    from hsal_env.data import load_glyphs
     from hsal_env.files import replacing
     from hsal_env.rendering import draw_episodes, save_picture
 
     loaded = load(args.checkpoint)
-    env = dataclasses.replace(loaded.env, source=args.source or loaded.source, data_root=args.data_root)
+    source = load_glyphs(args.source or loaded.source, args.split, args.data_root).source  # what "auto" turns out to be
+    env = dataclasses.replace(loaded.env, source=source, data_root=args.data_root)
     config = evaluation_config(env, args.split, args.episodes, args.seed)
     results = {
-        "source": config.source,
+        "source": source,
         "trained_on": loaded.source,
         "split": args.split,
         "seed": args.seed,
@@ -60,15 +62,20 @@ def main(args: Args) -> None:
         "versions": versions(),
     }
     print(format_table(results))
-    try:
-        if args.json:
-            with replacing(args.json) as path:
-                path.write_text(json.dumps(results, indent=2) + "\n")
-        if args.picture:
-            episodes = record(loaded.agent, config, np.arange(min(3, args.episodes)))
-            save_picture(draw_episodes(episodes), args.picture)
-    except OSError as error:
-        raise CheckpointError(f"Cannot write {args.json or args.picture}: {error}.") from error
+
+    def write_table(path: Path) -> None:
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(results, indent=2) + "\n")
+
+    def write_picture(path: Path) -> None:
+        save_picture(draw_episodes(record(loaded.agent, config, np.arange(min(3, args.episodes)))), path)
+
+    for path, write in ((args.json, write_table), (args.picture, write_picture)):
+        try:
+            if path:
+                write(path)
+        except OSError as error:
+            raise CheckpointError(f"Cannot write {path}: {error}.") from error
 
 
 if __name__ == "__main__":

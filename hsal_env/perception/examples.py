@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import sys
 from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import cast
@@ -14,10 +15,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from hsal_env.config import EnvConfig
-from hsal_env.data import canvases as canvases_module
-from hsal_env.data import resize as resize_module
 from hsal_env.data.canvases import CanvasBatch, Canvases
 from hsal_env.data.glyphs import NUM_CLASSES, SPLITS, cache_folder, load_glyphs
+from hsal_env.data.resize import bilinear_resize
 from hsal_env.dynamics import Example
 from hsal_env.errors import DataError
 from hsal_env.perception.feature_store import FeatureStore, Record
@@ -128,7 +128,8 @@ class Examples:
         key = fingerprint(
             repr((config.canvas, config.seed, config.split, config.size, config.activation, native_bfloat16())),
             glyphs.images, glyphs.labels, cast("nn.Module", self._activation),
-            *(inspect.getsource(part) for part in (canvases_module, resize_module, type(self._activation), type(self))),
+            *(inspect.getsource(sys.modules[part.__module__]) for part in (Canvases, bilinear_resize, type(self))),
+            inspect.getsource(sys.modules[type(self._activation).__module__]),
         )  # fmt: skip
         return FeatureStore.open(cache_folder() / "features" / key, lambda: self._encode_all(progress), len(self))
 

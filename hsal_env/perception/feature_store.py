@@ -66,8 +66,15 @@ class FeatureStore:
                 f"Cannot write the feature store {folder}: {error}. Free space, set HSAL_CACHE to a folder with room, "
                 f"or use features='lazy'."
             ) from error
+        try:
+            store = cls(folder)
+            store.check(length)  # another process may have been first, or a damaged folder could not be deleted
+        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"The feature store {folder} is damaged ({error}) and could not be replaced; delete it."
+            ) from error
         _checked.add(folder)
-        return cls(folder)
+        return store
 
     @staticmethod
     def _write(folder: Path, batches: Iterable[Record], length: int) -> None:
