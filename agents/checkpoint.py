@@ -16,9 +16,11 @@ from agents.protocol import World, build_agent
 from hsal_env.config import EnvConfig, Rules
 from hsal_env.errors import CheckpointError, ConfigError
 from hsal_env.files import replacing
+from hsal_env.perception.examples import fingerprint
+from hsal_env.perception.registry import activation_model
 
 FORMAT = 1
-_REQUIRED = {"format", "agent", "agent_config", "env", "world", "source", "model"}
+_REQUIRED = {"format", "agent", "agent_config", "env", "world", "source", "perception", "model"}
 
 
 class Loaded(NamedTuple):
@@ -49,8 +51,15 @@ def describe(
         "env": {key: value for key, value in dataclasses.asdict(env).items() if key != "data_root"},
         "world": {**world._asdict(), "rules": dataclasses.asdict(world.rules), "map_size": list(world.map_size)},
         "source": source,
+        "perception": perception(env),
         "model": agent.state_dict(),
     }
+
+
+def perception(env: EnvConfig) -> str:
+    """A fingerprint of the activation model's weights: an agent is worth nothing on the features of other ones."""
+    model: Any = activation_model(env.activation)
+    return fingerprint(model)
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
@@ -93,7 +102,8 @@ def load(path: Path) -> Loaded:
     """Rebuild the agent of a checkpoint.
 
     Raises:
-        CheckpointError: see :func:`read`; or its configuration or weights do not fit this version's agent.
+        CheckpointError: see :func:`read`; or its configuration or weights do not fit this version's agent; or the
+            activation model has other weights now.
     """
     content = read(path)
     try:
@@ -103,8 +113,14 @@ def load(path: Path) -> Loaded:
         world = World(Rules(**world["rules"]), tuple(world["map_size"]), world["channels"], world["num_classes"])
         agent = build_agent(content["agent"], world, config)
         restore(agent, content["model"], path)
+        same_features = content["perception"] == perception(env)
     except (TypeError, KeyError, ConfigError) as error:
         raise CheckpointError(f"{path} does not fit this version of HSAL: {error}") from error
+    if not same_features:
+        raise CheckpointError(
+            f"{path} was trained on the features of another activation model than this installation's "
+            f"{env.activation!r}. Train it again, or use the version of HSAL that wrote it."
+        )
     return Loaded(agent.eval(), env, content["source"], content)
 
 

@@ -216,7 +216,7 @@ class Run:
 
     def _identity(self) -> dict[str, Any]:
         """What must be equal for a run to be continued."""
-        return {**self._config(), "source": self.source}
+        return {**self._config(), "source": self.source, "perception": checkpoint.perception(self.env_config)}
 
     def _claim_folder(self, resume: bool) -> None:
         if resume and not self.checkpoint_path.is_file():

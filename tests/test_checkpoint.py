@@ -136,17 +136,23 @@ def test_code_in_a_file_is_not_run(tmp_path: Path, content: dict[str, Any]):
     assert victim.exists()  # it would have been
 
 
-@pytest.mark.parametrize("key", ["format", "agent", "agent_config", "env", "world", "source", "model"])
+@pytest.mark.parametrize("key", ["format", "agent", "agent_config", "env", "world", "source", "perception", "model"])
 def test_a_missing_part_is_named(tmp_path: Path, content: dict[str, Any], key: str):
     del content[key]
     torch.save(content, tmp_path / "x.pt")
     refused(tmp_path / "x.pt", f"not an agent's checkpoint: it lacks {key}")
 
 
+def test_features_of_another_activation_model_are_refused(tmp_path: Path, content: dict[str, Any]):
+    checkpoint.save(tmp_path / "c.pt", {**content, "perception": "of other weights"})
+    with pytest.raises(CheckpointError, match=r"c\.pt was trained on the features of another activation model"):
+        checkpoint.load(tmp_path / "c.pt")
+
+
 @pytest.mark.parametrize("other", [[1, 2], torch.zeros(3), {"weight": torch.zeros(3)}, None])
 def test_another_kind_of_file_is_refused(tmp_path: Path, other: object):
     torch.save(other, tmp_path / "x.pt")
-    refused(tmp_path / "x.pt", "it lacks agent, agent_config, env, format, model, source, world")
+    refused(tmp_path / "x.pt", "it lacks agent, agent_config, env, format, model, perception, source, world")
 
 
 @pytest.mark.parametrize("number", [0, 2, "1"])

@@ -168,8 +168,8 @@ def fingerprint(*parts: str | np.ndarray | nn.Module) -> str:
     for part in parts:
         if isinstance(part, nn.Module):
             for name, tensor in part.state_dict().items():
-                digest.update(name.encode())
-                digest.update(tensor.contiguous().numpy().tobytes())
+                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
         else:
             digest.update(part.encode() if isinstance(part, str) else part.tobytes())
     return digest.hexdigest()[:20]
