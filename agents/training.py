@@ -100,6 +100,7 @@ class Run:
 
     def train(self, checkpoint_minutes: float = 3.0) -> None:
         """Run the remaining updates, with a progress bar; validate and save after every pass and now and then."""
+        tqdm.write(f"{self.learner_config.algorithm} on {self.source}, results go to {self.folder}")
         saved = started = time.perf_counter()
         before = self.train_seconds
         pending: list[dict[str, float]] = []

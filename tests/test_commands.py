@@ -357,3 +357,8 @@ def test_perception_can_be_pretrained(mnist_root: str, tmp_path: Path, monkeypat
     model.load_state_dict(weights)
     volume = model(torch.rand(1, model.in_channels, 100, 100))
     assert F.sum_of_squares(volume).shape == (1, 7, 7)
+
+
+@pytest.mark.parametrize("flags", ["--passes 0", "--batch-size 0", "--batch-size 64 --num-canvases 32"])
+def test_a_pretraining_of_nothing_is_refused(command: Command, flags: str):
+    command.fails("pretrain_perception.py", shlex.split(flags), "error: Expected passes of at least 1")

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from agents.report import versions
 from hsal_env import functional as F
 from hsal_env.data import CanvasConfig, Canvases, load_glyphs
-from hsal_env.errors import HSALError
+from hsal_env.errors import ConfigError, HSALError
 from hsal_env.files import replacing
 from hsal_env.perception.activation import CompactResNet
 from hsal_env.perception.examples import to_images
@@ -103,7 +103,16 @@ def accuracy(net: Pretrainer, canvases: Canvases, count: int = 10_000) -> dict[s
 
 
 def main(args: Args) -> None:
-    """Train, test, save."""
+    """Train, test, save.
+
+    Raises:
+        ConfigError: fewer than one pass, one canvas a batch, or one batch a pass.
+    """
+    if args.passes < 1 or not 1 <= args.batch_size <= args.num_canvases:
+        raise ConfigError(
+            "Expected passes of at least 1 and 1 <= batch_size <= num_canvases; got "
+            f"{args.passes}, {args.batch_size}, {args.num_canvases}."
+        )
     torch.manual_seed(args.seed)
     rng = np.random.default_rng(args.seed)
     net = Pretrainer()
@@ -155,5 +164,5 @@ def main(args: Args) -> None:
 if __name__ == "__main__":
     try:
         main(tyro.cli(Args))
-    except HSALError as error:
+    except (HSALError, OSError) as error:
         sys.exit(f"error: {error}")
