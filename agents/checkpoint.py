@@ -30,13 +30,11 @@ class Loaded(NamedTuple):
         agent: in evaluation mode.
         env: the environment it was trained on.
         source: ``"mnist"`` or ``"digits"``: what it was trained on.
-        content: the whole checkpoint.
     """
 
     agent: Any
     env: EnvConfig
     source: str
-    content: dict[str, Any]
 
 
 def describe(
@@ -121,7 +119,7 @@ def load(path: Path) -> Loaded:
             f"{path} was trained on the features of another activation model than this installation's "
             f"{env.activation!r}. Train it again, or use the version of HSAL that wrote it."
         )
-    return Loaded(agent.eval(), env, content["source"], content)
+    return Loaded(agent.eval(), env, content["source"])
 
 
 def restore(agent: torch.nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:

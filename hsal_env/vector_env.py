@@ -190,7 +190,6 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         fresh, images = self.simulation.start(indices)
         if len(lanes) == self.num_envs:
             self._state, self._images = fresh, images
-            self._terminated = self._truncated = self._nowhere
             return
         into = torch.from_numpy(lanes).to(self.simulation.device)
         self._state = _scatter(self.state, fresh, into)

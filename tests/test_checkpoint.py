@@ -81,7 +81,7 @@ def test_all_of_the_environment_is_kept_but_where_the_data_lie(path: Path):
 
 def test_anything_else_that_was_saved_is_kept(tmp_path: Path, content: dict[str, Any]):
     checkpoint.save(tmp_path / "x.pt", {**content, "step": 7, "rows": [{"update": 7, "loss": 0.5}]})
-    loaded = checkpoint.load(tmp_path / "x.pt").content
+    loaded = checkpoint.read(tmp_path / "x.pt")
     assert (loaded["step"], loaded["rows"]) == (7, [{"update": 7, "loss": 0.5}])
 
 

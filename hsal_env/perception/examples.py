@@ -142,7 +142,7 @@ class Examples:
         ):
             batch = self.canvases.compose(range(start, min(start + _ENCODE_BATCH, len(self))))
             columns = self.encode(batch.images).permute(0, 2, 3, 1)  # [B, H, W, D]
-            yield {"volume": columns.numpy(), "labels": batch.labels, "boxes": batch.boxes}
+            yield {"volume": columns.numpy(), "labels": batch.labels}
 
 
 def label_counts(labels: np.ndarray) -> np.ndarray:
