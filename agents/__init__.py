@@ -1,1 +1,37 @@
-"""Agents: what learns. ``protocol`` says what an agent is; ``actor_critic`` is the paper's."""
+"""Agents: what learns. ``protocol`` says what an agent is; ``actor_critic`` is the paper's; ``load`` opens a trained one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hsal_env.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from agents.checkpoint import Loaded
+
+BUNDLED_FOLDER = Path(__file__).with_name("bundled")
+
+
+def bundled() -> list[str]:
+    """Names of the trained agents that come with the package; ``NAME.md`` beside each is its model card."""
+    return sorted(path.stem for path in BUNDLED_FOLDER.glob("*.pt"))
+
+
+def load(name: str | Path) -> Loaded:
+    """A trained agent: a bundled one by name, or one of yours by the path of its checkpoint.
+
+    ``agents.load("mnist-multiset").agent`` is in evaluation mode; ``.env`` is the environment it was trained on.
+
+    Raises:
+        CheckpointError: neither; or the file is damaged or does not fit this version.
+    """
+    from agents import checkpoint  # torch: not before it is needed
+
+    if str(name) in bundled():
+        return checkpoint.load(BUNDLED_FOLDER / f"{name}.pt")
+    if not Path(name).is_file():
+        raise CheckpointError(
+            f"No agent {str(name)!r}: expected the path of a checkpoint, or one of {', '.join(bundled())}."
+        )
+    return checkpoint.load(Path(name))

@@ -41,7 +41,7 @@ class ActorCritic(nn.Module):
         self.world, self.config = world, config
         cells, labels = world.map_size[0] * world.map_size[1], world.num_classes + 1
         self.meta_controller = MetaController(
-            cells, labels, world.rules.components, config.meta_hidden, spread=config.attention_init == "spread"
+            cells, labels, world.rules.components, config.meta_hidden, grid=config.attention_init == "grid"
         )
         self.controller = Controller(
             cells,
@@ -50,7 +50,8 @@ class ActorCritic(nn.Module):
             config.controller_hidden,
             config.location_hidden,
             config.detach_location_head,
-            config.location_sees_priority,
+            config.location_prior,
+            config.location_policy,
         )
 
     def initial(self, lanes: int) -> AgentState:
@@ -72,7 +73,7 @@ class ActorCritic(nn.Module):
         Args:
             observation: batched native observation.
             state: from :meth:`initial` or the previous decision.
-            deterministic: take the most probable action.
+            deterministic: take the most probable action (uniform locations are drawn all the same).
             generator: where samples come from.
         """
         phases = observation["phase"].unique().tolist()
@@ -122,16 +123,21 @@ class ActorCritic(nn.Module):
             name, log_probs = "location", self.controller.location_log_probs(controller_state, observation["priority"])
         else:
             name, log_probs = "label", self.controller.label_log_probs(controller_state)
-        chosen = (
-            log_probs.argmax(1) if deterministic else log_probs.exp().multinomial(1, generator=generator).squeeze(1)
-        )
+        greedy = deterministic and not (name == "location" and self.config.location_policy == "uniform")
+        chosen = log_probs.argmax(1) if greedy else log_probs.exp().multinomial(1, generator=generator).squeeze(1)
         log_prob = log_probs.gather(1, chosen[:, None]).squeeze(1)
         return Decision({name: chosen}, log_prob, self.controller.values(controller_state), state)
 
     def attend(self, saliency: Tensor, last_label: Tensor, state: AgentState) -> tuple[Tensor, AgentState]:
         """The meta-controller's step: raw attention ``[B, 4K]``; a reset controller state (C1) unless it is carried."""
-        with self._precision():
-            attention, meta_state = self.meta_controller(saliency, last_label, state.meta_state)
+        rules = self.world.rules
+        if self.config.attention_policy == "winner-take-all":
+            winner = saliency.flatten(1).argmax(dim=1)
+            attention = F.spotlight(winner, self.world.map_size, rules.components, rules.coordinates)
+            attention, meta_state = attention.clamp(-ATTENTION_SCALE, ATTENTION_SCALE), state.meta_state
+        else:
+            with self._precision():
+                attention, meta_state = self.meta_controller(saliency, last_label, state.meta_state)
         carry = self.config.controller_state == "carry"
         controller_state = state.controller_state if carry else torch.zeros_like(state.controller_state)
         return attention, AgentState(meta_state, controller_state)

@@ -7,6 +7,13 @@ from dataclasses import dataclass
 
 from hsal_env.errors import ConfigError
 
+AGENT_CHOICES = {
+    "controller_state": ("reset", "carry"),
+    "attention_init": ("default", "grid"),
+    "attention_policy": ("learned", "winner-take-all"),
+    "location_policy": ("learned", "greedy", "uniform"),
+}
+
 
 @dataclass(frozen=True)
 class AgentConfig:
@@ -18,9 +25,12 @@ class AgentConfig:
         location_hidden: hidden units of the location head (C3).
         controller_state: ``"reset"``: zero at every meta-step; ``"carry"``: through the episode (C1).
         detach_location_head: location and value heads read the detached hidden state (C4).
-        location_sees_priority: the location head also reads P, detached, and not only through the recurrent state.
-        attention_init: ``"default"``: the layer's usual weights; ``"spread"``: the centres start on a ring over the
-            map, and the layer's weights four times as large, so that they soon move apart.
+        location_prior: the location scores are ``MLP(h) + w P``, P detached, where w is learned from this value on; 0: as
+            printed, without that term.
+        attention_init: ``"default"``: the layer's usual weights; ``"grid"``: the centres of the K Gaussians start on a
+            square grid over the map, and the layer's weights four times as large, so that they soon differ.
+        attention_policy: ``"learned"``, or ``"winner-take-all"``, a control: all Gaussians on the most salient cell.
+        location_policy: ``"learned"``; or a control: ``"greedy"``, the cell of highest priority, or ``"uniform"``.
         bfloat16: multiply matrices in bfloat16 where the device does so natively; the recurrent state and everything
             else stay float32.
     """
@@ -30,20 +40,24 @@ class AgentConfig:
     location_hidden: int = 64
     controller_state: str = "reset"
     detach_location_head: bool = True
-    location_sees_priority: bool = False
+    location_prior: float = 0.0
     attention_init: str = "default"
+    attention_policy: str = "learned"
+    location_policy: str = "learned"
     bfloat16: bool = False
 
     def __post_init__(self) -> None:
-        for name, known in (("controller_state", ("reset", "carry")), ("attention_init", ("default", "spread"))):
+        for name, known in AGENT_CHOICES.items():
             if getattr(self, name) not in known:
                 raise ConfigError(f"Expected {name} to be one of {', '.join(known)}; got {getattr(self, name)!r}.")
         for name in ("meta_hidden", "controller_hidden", "location_hidden"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"Expected {name} of at least 1; got {getattr(self, name)}.")
+        if not 0 <= self.location_prior < math.inf:
+            raise ConfigError(f"Expected location_prior of at least 0; got {self.location_prior}.")
 
 
-ALGORITHMS = ("reinforce", "ppo", "cross-entropy")
+ALGORITHMS = ("reinforce", "ppo", "cross-entropy", "multiset-loss")
 
 
 @dataclass(frozen=True)
@@ -51,7 +65,8 @@ class LearnerConfig:
     """How an agent learns. Defaults are the paper's where it says; L7 leaves the rest to us.
 
     Attributes:
-        algorithm: ``"reinforce"``, ``"ppo"`` or ``"cross-entropy"`` (the paper's baseline, L6).
+        algorithm: ``"reinforce"``, ``"ppo"``, ``"cross-entropy"`` (the paper's baseline, L6) or ``"multiset-loss"`` (the
+            authors' follow-up, a supervised rival).
         estimator: REINFORCE's ``"sampled"``, ``"exact"`` or ``"log"`` form, see :func:`agents.losses.reinforce`.
         batch_size: images in a roll-out.
         passes: passes over the training images.

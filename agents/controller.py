@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
 from agents.encoding import one_hot_or_zeros, recurrent
 
 
 class Controller(nn.Module):
     """``x_i = [P_t, y_{t-1}, a_{i-1}, g_{i-1}]``, ``e_i = W_encode x_i``, ``h_i = GRU(e_i, h_{i-1})``, and three heads.
+
+    Location scores are ``MLP(h_i)``, or ``MLP(h_i) + w P_t`` with a learned w: the priority map proposes, the MLP disposes.
 
     Args:
         cells: H W.
@@ -18,7 +21,8 @@ class Controller(nn.Module):
         hidden: size of encoding and state.
         location_hidden: hidden units of the location head.
         detach: location and value heads read the detached state (C4).
-        location_sees_priority: the location head also reads P, detached.
+        location_prior: where w starts; 0: no such term.
+        location_policy: ``"learned"``, ``"greedy"`` (always the peak of P) or ``"uniform"``.
     """
 
     def __init__(
@@ -29,15 +33,16 @@ class Controller(nn.Module):
         hidden: int,
         location_hidden: int,
         detach: bool,
-        location_sees_priority: bool,
+        location_prior: float,
+        location_policy: str,
     ) -> None:
         super().__init__()
         self.cells, self.labels = cells, labels
-        self.detach, self.location_sees_priority = detach, location_sees_priority
+        self.detach, self.location_policy = detach, location_policy
         self.encode = nn.Linear(cells + labels + cells + channels, hidden)
         self.gru = nn.GRUCell(hidden, hidden)
-        seen = hidden + cells if location_sees_priority else hidden
-        self.location = nn.Sequential(nn.Linear(seen, location_hidden), nn.ReLU(), nn.Linear(location_hidden, cells))
+        self.location = nn.Sequential(nn.Linear(hidden, location_hidden), nn.ReLU(), nn.Linear(location_hidden, cells))
+        self.location_prior = nn.Parameter(torch.tensor(location_prior)) if location_prior else None
         self.label = nn.Linear(hidden, labels)
         self.value = nn.Linear(hidden, 1)
 
@@ -66,10 +71,15 @@ class Controller(nn.Module):
 
     def location_log_probs(self, state: Tensor, priority: Tensor) -> Tensor:
         """``log softmax`` over cells, ``[B, H W]``."""
-        seen = state.detach() if self.detach else state
-        if self.location_sees_priority:
-            seen = torch.cat([seen, priority.detach().flatten(1)], dim=1)
-        return self.location(seen).float().log_softmax(dim=1)
+        proposed = priority.detach().flatten(1)
+        if self.location_policy == "greedy":
+            return torch.where(one_hot(proposed.argmax(dim=1), self.cells) > 0, 0.0, -100.0)
+        if self.location_policy == "uniform":
+            return torch.zeros_like(proposed).log_softmax(dim=1)
+        scores = self.location(state.detach() if self.detach else state).float()
+        if self.location_prior is not None:
+            scores = scores + self.location_prior * proposed
+        return scores.log_softmax(dim=1)
 
     def label_log_probs(self, state: Tensor) -> Tensor:
         """``log softmax`` over labels and stop, ``[B, C + 1]``."""

@@ -43,17 +43,28 @@ def evaluate(agent: Any, config: EnvConfig, device: str = "cpu", progress: bool 
         ``by_count``: episodes, exact_match and macro_f1 by number of objects.
     """
     lanes = min(_LANES, config.size)
+    generator = torch.Generator(device).manual_seed(config.seed)  # for agents that draw even when greedy
     env = make_env(config, lanes, device)
     predicted, true, looks, glimpses = [], [], np.zeros(2), 0
     starts = range(0, config.size, lanes)
     for start in tqdm(starts, desc=f"evaluate, {config.split}", disable=not progress):
         fresh = min(lanes, config.size - start)
-        rollout = collect(env, agent, np.minimum(np.arange(start, start + lanes), config.size - 1), deterministic=True)
+        rollout = collect(env, agent, np.minimum(np.arange(start, start + lanes), config.size - 1), True, generator)
         predicted.append(rollout.predicted[:fresh].cpu().numpy())
         true.append(rollout.trajectory.example.counts[:fresh].cpu().numpy())
         looks += rollout.looks[:fresh].double().sum(dim=0).cpu().numpy()
         glimpses += int(rollout.glimpses[:fresh].sum())
     named, counts = np.concatenate(predicted), np.concatenate(true)
+    return {
+        **multiset.scores(named, counts),
+        "attn_saliency": looks[0] / glimpses if glimpses else None,
+        "attn_saliency_ratio": looks[0] / looks[1] if looks[1] else None,
+        "by_count": scores_by_count(named, counts),
+    }
+
+
+def scores_by_count(named: np.ndarray, counts: np.ndarray) -> dict[str, dict[str, float]]:
+    """Episodes, exact_match and macro_f1 by number of objects; counts ``[B, C]`` named and true."""
     sizes = counts.sum(1)
     by_count = {}
     for size in np.unique(sizes).tolist():
@@ -61,12 +72,7 @@ def evaluate(agent: Any, config: EnvConfig, device: str = "cpu", progress: bool 
         by_count[str(size)] = {"episodes": int((sizes == size).sum())} | {
             name: part[name] for name in ("exact_match", "macro_f1")
         }
-    return {
-        **multiset.scores(named, counts),
-        "attn_saliency": looks[0] / glimpses if glimpses else None,
-        "attn_saliency_ratio": looks[0] / looks[1] if looks[1] else None,
-        "by_count": by_count,
-    }
+    return by_count
 
 
 def blind_guess(train: EnvConfig, test: EnvConfig) -> dict[str, float]:

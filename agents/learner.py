@@ -86,6 +86,8 @@ class Learner:
             return losses.cross_entropy(trajectory, evaluation)
         if config.algorithm == "ppo":
             return losses.ppo(trajectory, evaluation, advantage, config.clip_coef)
+        if config.algorithm == "multiset-loss":
+            return losses.multiset_loss(trajectory, evaluation, advantage)
         return losses.reinforce(trajectory, evaluation, advantage, config.estimator)
 
     def _weight(self, term: str) -> float:
@@ -115,6 +117,7 @@ class Learner:
             **{f"loss/{name}": float(term.detach()) for name, term in terms.items()},
             "reward/label": float(trajectory.rewards[:, -1][named].mean()),
             "reward/location": float(trajectory.rewards[:, :-1][looked].mean()) if looked.numel() else 0.0,
+            "attention/saliency": at / max(1, int(rollout.glimpses.sum())),
             "attention/saliency_ratio": at / uniform if uniform else 0.0,
             "optimiser/grad_norm": grad_norm,
             "optimiser/learning_rate": learning_rate,

@@ -1,4 +1,4 @@
-"""The three objectives. Each returns a dict of terms, scalars to be minimised after weighting.
+"""The objectives. Each returns a dict of terms, scalars to be minimised after weighting.
 
 Sums run over the decisions of an episode, means over episodes (the paper's 1/B sum_b). Labels are rewarded at
 meta-steps 1..m; meta-step m + 1, ``final``, carries the cross-entropy to "stop" (L4).
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from agents.trajectory import Evaluation, Trajectory
+from hsal_env import functional as F
 
 
 def reinforce(trajectory: Trajectory, evaluation: Evaluation, advantage: Tensor, estimator: str) -> dict[str, Tensor]:
@@ -70,6 +71,27 @@ def cross_entropy(trajectory: Trajectory, evaluation: Evaluation) -> dict[str, T
     """
     label = -evaluation.label_log_probs.gather(-1, trajectory.labels[..., None]).squeeze(-1)
     return {"label": _per_episode(label, _named(trajectory)), "stop": _stop(trajectory, evaluation)}
+
+
+def multiset_loss(trajectory: Trajectory, evaluation: Evaluation, advantage: Tensor) -> dict[str, Tensor]:
+    """The authors' follow-up (Welleck et al., NeurIPS 2018): cross-entropy to the uniform distribution over A_i.
+
+    ``-sum_c q_c log p_c``, q_c the share of label c in the multiset of labels still remaining; all else as
+    ``reinforce(..., "exact")``.
+
+    Args:
+        trajectory: the decisions taken.
+        evaluation: their scores.
+        advantage: as for :func:`reinforce`.
+    """
+    remaining = [trajectory.example.counts]
+    for label in trajectory.labels[:-1]:
+        remaining.append(F.take(remaining[-1], label))
+    share = torch.stack(remaining).float()
+    share = share / share.sum(dim=-1, keepdim=True).clamp(min=1)
+    label = -(share * evaluation.label_log_probs[..., :-1]).sum(dim=-1)
+    terms = reinforce(trajectory, evaluation, advantage, "exact")
+    return terms | {"label": _per_episode(label, _named(trajectory))}
 
 
 def taken(trajectory: Trajectory, evaluation: Evaluation) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.encoding import one_hot_or_zeros, recurrent
+from hsal_env.errors import ConfigError
 from hsal_env.spaces import ATTENTION_SCALE
 
 
@@ -19,21 +20,27 @@ class MetaController(nn.Module):
         labels: C + 1.
         components: K.
         hidden: size of encoding and state.
-        spread: start with the centres on a ring over the map.
+        grid: start with the centres on a square grid over the map, and larger weights.
+
+    Raises:
+        ConfigError: ``grid`` with a K that is no square.
     """
 
-    def __init__(self, cells: int, labels: int, components: int, hidden: int, spread: bool) -> None:
+    def __init__(self, cells: int, labels: int, components: int, hidden: int, grid: bool) -> None:
         super().__init__()
         self.labels = labels
         self.encode = nn.Linear(cells + labels, hidden)
         self.gru = nn.GRUCell(hidden, hidden)
         self.attention = nn.Linear(hidden, 4 * components)
-        if spread:
-            angle = torch.arange(components) * (2 * math.pi / components)
+        if grid:
+            side = math.isqrt(components)
+            if side**2 != components:
+                raise ConfigError(f"attention_init='grid' needs a square number of components; got {components}.")
+            centre = ((torch.arange(side) + 0.5) / side).logit()
             with torch.no_grad():
                 self.attention.weight.mul_(4)
                 self.attention.bias.zero_()
-                self.attention.bias[2 * components :] = torch.cat([angle.sin(), angle.cos()])
+                self.attention.bias[2 * components :] = torch.cat([centre.repeat_interleave(side), centre.repeat(side)])
 
     def forward(self, saliency: Tensor, last_label: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """One step.

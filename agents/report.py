@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import platform
+import sys
+import time
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -20,6 +22,17 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "absent"
     return found
+
+
+def resources() -> dict[str, float | None]:
+    """Processor seconds of this process (all threads), and its peak memory in MiB (None where it cannot be asked)."""
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return {"cpu_seconds": time.process_time(), "max_memory_mib": None}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    unit = 1 << 20 if sys.platform == "darwin" else 1 << 10
+    return {"cpu_seconds": time.process_time(), "max_memory_mib": peak / unit}
 
 
 def format_table(results: dict[str, Any]) -> str:

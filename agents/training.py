@@ -22,7 +22,7 @@ from agents.config import AgentConfig, LearnerConfig
 from agents.evaluation import blind_guess, evaluate, evaluation_config, make_env, record
 from agents.learner import Learner
 from agents.protocol import World, build_agent, find_agent
-from agents.report import format_table, versions
+from agents.report import format_table, resources, versions
 from hsal_env.config import EnvConfig
 from hsal_env.errors import CheckpointError, ConfigError
 from hsal_env.files import replacing
@@ -149,6 +149,8 @@ class Run:
             "blind_guess": blind_guess(self.env_config, config),
             "train_seconds": self.train_seconds,
             "feature_seconds": self.feature_seconds,
+            **resources(),
+            "threads": torch.get_num_threads(),
             "config": self._config(),
             "versions": versions(),
             "command": self.command,

@@ -1,6 +1,8 @@
 """Test a trained agent on held-out canvases and print the table.
 
-python train/evaluate_agent.py runs/x/checkpoint.pt --split test --episodes 10000 --json table.json
+python train/evaluate_agent.py mnist-multiset                        # a bundled agent
+python train/evaluate_agent.py runs/x/checkpoint.pt --episodes 1000 --json table.json
+python train/evaluate_agent.py mnist-multiset --min-objects 6 --max-objects 6 --max-size-px 33
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ from hsal_env.errors import CheckpointError, HSALError
 class Args:
     """Test a trained agent."""
 
-    checkpoint: Annotated[Path, tyro.conf.Positional]
-    """a checkpoint.pt"""
+    agent: Annotated[str, tyro.conf.Positional]
+    """a bundled agent's name, or the path of a checkpoint.pt"""
     split: str = "test"
     """train, val or test"""
     seed: int = 0
@@ -31,9 +33,15 @@ class Args:
     episodes: int = 10_000
     """how many"""
     source: str | None = None
-    """mnist or digits; default: what the agent was trained on"""
+    """mnist or digits; default: what the agent was trained on, digits where that is MNIST and cannot be had"""
     data_root: str | None = None
     """where MNIST lies"""
+    min_objects: int | None = None
+    """fewest objects in an image; default: as the agent was trained on"""
+    max_objects: int | None = None
+    """most objects in an image"""
+    max_size_px: int | None = None
+    """largest digit"""
     json: Path | None = None
     """also write the table here"""
     picture: Path | None = None
@@ -42,20 +50,28 @@ class Args:
 
 def main(args: Args) -> None:
     """Load, test, print, and write."""
-    from agents.checkpoint import load
+    from agents import bundled, load
     from agents.evaluation import evaluate, evaluation_config, record
     from agents.report import format_table, versions
     from hsal_env.data import load_glyphs
     from hsal_env.files import replacing
     from hsal_env.rendering import draw_episodes, save_picture
 
-    loaded = load(args.checkpoint)
-    source = load_glyphs(args.source or loaded.source, args.split, args.data_root).source  # what "auto" turns out to be
-    env = dataclasses.replace(loaded.env, source=source, data_root=args.data_root)
+    loaded = load(args.agent)
+    wished = args.source or ("auto" if loaded.source == "mnist" else loaded.source)
+    source = load_glyphs(wished, args.split, args.data_root).source  # what "auto" turns out to be
+    changed = {
+        name: value
+        for name in ("min_objects", "max_objects", "max_size_px")
+        if (value := getattr(args, name)) is not None
+    }
+    env = dataclasses.replace(loaded.env, source=source, data_root=args.data_root, **changed)
     config = evaluation_config(env, args.split, args.episodes, args.seed)
     results = {
         "source": source,
+        "agent": args.agent if args.agent in bundled() else None,
         "trained_on": loaded.source,
+        **changed,
         "split": args.split,
         "seed": args.seed,
         "test": evaluate(loaded.agent, config),

@@ -1,7 +1,8 @@
 """Activation models f_A: image -> activation volume V (paper section 3, "Meta-Controller").
 
-An activation model is any ``nn.Module`` with the attributes of :class:`ActivationModel`. HSAL ships one, ``"compact"``,
-trained on single-object canvases by ``train/pretrain_perception.py``; part of its weights file is where it came from.
+An activation model is any ``nn.Module`` with the attributes of :class:`ActivationModel`. HSAL ships one, trained by
+``train/pretrain_perception.py``, with two sets of weights: ``"compact"``, from the label multisets of canvases with many
+objects, and ``"compact-single"``, from single objects alone, as in the paper. A JSON beside each says where it came from.
 """
 
 from __future__ import annotations
@@ -36,13 +37,13 @@ class ActivationModel(Protocol):
 class ResidualBlock(nn.Module):
     """Two convolutions with batch norm beside a 1x1 shortcut; halves the map."""
 
-    def __init__(self, in_channels: int, channels: int, second_kernel: int) -> None:
+    def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
             nn.Conv2d(in_channels, channels, 3, stride=2, padding=1, bias=False),
             nn.BatchNorm2d(channels),
             nn.ReLU(),
-            nn.Conv2d(channels, channels, second_kernel, padding=second_kernel // 2, bias=False),
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
             nn.BatchNorm2d(channels),
         )
         self.shortcut = nn.Sequential(
@@ -55,9 +56,9 @@ class ResidualBlock(nn.Module):
 
 
 class CompactResNet(nn.Module):
-    """A small residual network: 100x100 px to 7x7 cells, 16 px apart, each seeing 55 px.
+    """A small residual network: 100x100 px to 7x7 cells, 16 px apart, each seeing 87 px.
 
-    The receptive field is about one object wide on purpose: a wider one mixes an object's neighbours into its cells.
+    A cell has to see the largest object (50 px) whole, and beyond it, to know whether it or a neighbour holds its centre.
     """
 
     in_channels = 1
@@ -69,9 +70,9 @@ class CompactResNet(nn.Module):
             nn.Conv2d(self.in_channels, 24, 3, stride=2, padding=1, bias=False),
             nn.BatchNorm2d(24),
             nn.ReLU(),
-            ResidualBlock(24, 48, second_kernel=3),
-            ResidualBlock(48, 96, second_kernel=3),
-            ResidualBlock(96, self.channels, second_kernel=1),
+            ResidualBlock(24, 48),
+            ResidualBlock(48, 96),
+            ResidualBlock(96, self.channels),
         )
         # NCHW convolutions are several times slower on CPU
         self.layers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -82,7 +83,7 @@ class CompactResNet(nn.Module):
 
 
 def load_compact(path: Path = WEIGHTS_FOLDER / "compact.pt") -> CompactResNet:
-    """The bundled compact model.
+    """The compact model with the weights in ``path``.
 
     Raises:
         CheckpointError: the weights file is missing, damaged, or of another architecture.

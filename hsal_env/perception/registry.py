@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from torch import nn
 
 from hsal_env.errors import ConfigError
-from hsal_env.perception.activation import ActivationModel, load_compact
+from hsal_env.perception.activation import WEIGHTS_FOLDER, ActivationModel, load_compact
 from hsal_env.perception.saliency import SaliencyModel, SumOfSquares
 from hsal_env.plugins import import_object
 
-ACTIVATION_MODELS: dict[str, Callable[[], Any]] = {"compact": load_compact}
+ACTIVATION_MODELS: dict[str, Callable[[], Any]] = {
+    "compact": load_compact,
+    "compact-single": partial(load_compact, WEIGHTS_FOLDER / "compact-single.pt"),
+}
 SALIENCY_MODELS: dict[str, Callable[[], Any]] = {"sum-of-squares": SumOfSquares}
 
 

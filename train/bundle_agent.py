@@ -1,0 +1,119 @@
+"""Put a trained agent into the package, with its model card.
+
+    python train/bundle_agent.py runs/mnist-multiset/seed-0 --name mnist-multiset
+
+Writes agents/bundled/NAME.pt, the weights in half precision without the optimiser, and NAME.md, the card, from the run's
+checkpoint.pt and metrics.json. The table in the card is measured anew, on the half-precision agent.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from hsal_env.errors import CheckpointError, HSALError
+
+_DATA = {
+    "mnist": "MNIST, by Yann LeCun, Corinna Cortes and Christopher Burges (CC BY-SA 3.0)",
+    "digits": "the handwritten digits of the UCI repository, by E. Alpaydin and C. Kaynak (CC BY 4.0), as in scikit-learn",
+}
+
+
+@dataclass(frozen=True)
+class Args:
+    """Bundle a trained agent."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """folder with checkpoint.pt and metrics.json"""
+    name: str
+    """what agents.load will call it"""
+    output_dir: Path = Path("agents/bundled")
+    """where NAME.pt and NAME.md go"""
+    data_root: str | None = None
+    """where MNIST lies"""
+    episodes: int = 10_000
+    """test canvases"""
+
+
+def card(name: str, content: dict[str, Any], metrics: dict[str, Any], table: str) -> str:
+    """The model card."""
+    env, learner, source = content["env"], content["run"]["learner"], content["source"]
+    most = env["max_objects"] or 4
+    return f"""# {name}
+
+The two-level recurrent attention agent of Welleck et al. (NIPS 2017) as HSAL trains it, for the task
+`{env["task"]}` with {env["min_objects"]} to {most} digits of {env["min_size_px"]} to {env["max_size_px"]} px.
+
+- Use: `agents.load("{name}")`, or `python train/evaluate_agent.py {name}`.
+- Training: `{shlex.join(metrics["command"])}`, {learner["algorithm"]}, seed {content["run"]["seed"]},
+  {metrics["train_seconds"] / 60:.1f} minutes on {metrics["threads"]} thread(s), then weights rounded to half precision.
+- Features: activation model `{
+        env["activation"]
+    }`, whose weights are part of the package; the agent works with no others.
+- Data: canvases composed of {_DATA[source]}. No training canvas holds a digit of the test canvases{
+        "" if env["glyphs"] == "disjoint" else ": not so here, all splits draw from the training digits"
+    }.
+- Limits: white digits on black, in the look of the training canvases. It has not seen other fonts, colours, overlapping
+  digits, sizes outside its range or more objects than it was trained on; photographs are out of its reach. It always answers.
+
+Greedy, one trained seed:
+
+```
+{table}
+```
+"""
+
+
+def main(args: Args) -> None:
+    """Round, test, write.
+
+    Raises:
+        CheckpointError: the run is not whole, or the folder cannot be written.
+    """
+    import dataclasses
+
+    import torch
+
+    from agents import checkpoint
+    from agents.evaluation import evaluate, evaluation_config
+    from agents.report import format_table
+    from hsal_env.files import replacing
+
+    content = checkpoint.read(args.run / "checkpoint.pt")
+    try:
+        metrics = json.loads((args.run / "metrics.json").read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{args.run} holds no finished run: {error}.") from error
+    kept = {name: content[name] for name in content if name not in ("optimiser", "rows")}
+    kept["model"] = {
+        name: part.half() if isinstance(part, torch.Tensor) and part.is_floating_point() else part
+        for name, part in content["model"].items()
+    }
+    path = args.output_dir / f"{args.name}.pt"
+    checkpoint.save(path, kept)
+    loaded = checkpoint.load(path)
+    env = dataclasses.replace(loaded.env, source=loaded.source, data_root=args.data_root)
+    results = {
+        "source": loaded.source,
+        "test": evaluate(loaded.agent, evaluation_config(env, "test", args.episodes)),
+    }
+    table = format_table(results)
+    print(table)
+    try:
+        with replacing(path.with_suffix(".md")) as written:
+            written.write_text(card(args.name, content, metrics, table))
+    except OSError as error:
+        raise CheckpointError(f"Cannot write to {args.output_dir}: {error}.") from error
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Args))
+    except HSALError as error:
+        sys.exit(f"error: {error}")

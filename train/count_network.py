@@ -1,0 +1,184 @@
+"""A rival without attention: a supervised network that reads the ten counts off the activation volume at once.
+
+    python train/count_network.py                  # three layers over the whole volume
+    python train/count_network.py --head columns   # three layers over each column, the same for all, summed over cells
+
+``volume``: ``V`` flattened, to logits of each label's count 0..max_objects, cross-entropy. ``columns``: counts
+``lambda_c = sum_ij softplus(MLP(V_ij))_c``, negative Poisson log-likelihood, rounded at test.
+It sees the same features, canvases and number of passes as the agents, and writes the same metrics.json.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import tyro
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, softplus
+from tqdm import tqdm
+
+from agents.evaluation import blind_guess, evaluation_config, scores_by_count
+from agents.report import format_table, resources, versions
+from hsal_env import ENVIRONMENTS, multiset
+from hsal_env.config import EnvConfig
+from hsal_env.errors import CheckpointError, ConfigError, HSALError
+from hsal_env.files import replacing
+from hsal_env.perception.examples import Examples
+
+
+@dataclass
+class Args:
+    """Train and test a count network."""
+
+    env_id: str = "HSAL-MNISTMultiset-v0"
+    """whose canvases"""
+    head: Literal["volume", "columns"] = "volume"
+    """what the network reads at once: the volume, or one column"""
+    activation: str = "compact"
+    """activation model"""
+    hidden: int = 512
+    """units of both hidden layers"""
+    passes: int = 10
+    """passes over the training canvases"""
+    batch_size: int = 256
+    """canvases in a batch"""
+    learning_rate: float = 1e-3
+    """peak of the one-cycle schedule (Adam)"""
+    num_examples: int = 60_000
+    """training canvases"""
+    test_episodes: int = 10_000
+    """test canvases"""
+    seed: int = 0
+    """seed of weights and order"""
+    data_root: str | None = None
+    """where MNIST lies"""
+    output_dir: Path = Path("runs/count-network")
+    """where metrics.json goes"""
+
+
+class CountNetwork(nn.Module):
+    """Volume ``[B, D, H, W]`` to counts, by one of two heads.
+
+    Args:
+        head: ``"volume"`` or ``"columns"``.
+        shape: (D, H, W).
+        classes: C.
+        most: largest count.
+        hidden: units of both hidden layers.
+    """
+
+    def __init__(self, head: str, shape: tuple[int, int, int], classes: int, most: int, hidden: int) -> None:
+        super().__init__()
+        self.by_column, self.classes = head == "columns", classes
+        seen, told = (shape[0], classes) if self.by_column else (int(np.prod(shape)), classes * (most + 1))
+        self.layers = nn.Sequential(
+            nn.Linear(seen, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, told)
+        )
+
+    def forward(self, volume: Tensor) -> Tensor:
+        """Expected counts ``[B, C]``, or logits of counts ``[B, C, most + 1]``."""
+        if self.by_column:
+            return softplus(self.layers(volume.permute(0, 2, 3, 1)).float()).sum(dim=(1, 2))
+        return self.layers(volume.flatten(1)).float().unflatten(1, (self.classes, -1))
+
+    def loss(self, volume: Tensor, counts: Tensor) -> Tensor:
+        """Mean over images."""
+        told = self(volume)
+        if self.by_column:
+            return (told - counts * (told + 1e-3).log()).sum(dim=1).mean()
+        return cross_entropy(told.flatten(0, 1), counts.flatten()) * self.classes
+
+    @torch.no_grad()
+    def predict(self, volume: Tensor) -> Tensor:
+        """Counts int64 ``[B, C]``."""
+        told = self(volume)
+        return told.round().long() if self.by_column else told.argmax(dim=-1)
+
+
+def main(args: Args) -> None:
+    """Train, test, print and write.
+
+    Raises:
+        ConfigError: an unknown id, or a number that is too small.
+    """
+    if args.env_id not in ENVIRONMENTS:
+        raise ConfigError(f"Unknown env id {args.env_id!r}. Expected one of {', '.join(ENVIRONMENTS)}.")
+    if min(args.passes, args.batch_size, args.test_episodes, args.hidden) < 1 or args.num_examples < args.batch_size:
+        raise ConfigError(
+            "Expected passes, batch_size, test_episodes and hidden of at least 1, and num_examples of at least batch_size."
+        )
+    env = EnvConfig.from_kwargs(
+        ENVIRONMENTS[args.env_id]
+        | {
+            "activation": args.activation,
+            "data_root": args.data_root,
+            "num_examples": args.num_examples,
+            "features": "store",
+        }
+    )
+    examples = Examples(env)
+    torch.manual_seed(args.seed)
+    shape = (examples.channels, *examples.map_size)
+    net = CountNetwork(args.head, shape, env.num_classes, env.objects_limit, args.hidden)
+    updates = len(examples) // args.batch_size
+    optimiser = torch.optim.Adam(net.parameters(), lr=args.learning_rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, args.learning_rate, total_steps=args.passes * updates)
+    start = time.perf_counter()
+    for epoch in range(args.passes):
+        order = np.random.default_rng([args.seed, epoch]).permutation(len(examples))
+        for batch in tqdm(range(updates), desc=f"pass {epoch + 1}/{args.passes}"):
+            example, _ = examples.load(np.sort(order[batch * args.batch_size : (batch + 1) * args.batch_size]))
+            loss = net.loss(example.volume, example.counts)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+    train_seconds = time.perf_counter() - start
+    test = evaluation_config(env, "test", args.test_episodes)
+    named, counts = predict(net.eval(), Examples(test))
+    results: dict[str, Any] = {
+        "source": examples.source,
+        "test": {
+            **multiset.scores(named, counts),
+            "attn_saliency": None,
+            "attn_saliency_ratio": None,
+            "by_count": scores_by_count(named, counts),
+        },
+        "blind_guess": blind_guess(env, test),
+        "train_seconds": train_seconds,
+        **resources(),
+        "threads": torch.get_num_threads(),
+        "config": {**dataclasses.asdict(args), "output_dir": None, "data_root": None},
+        "versions": versions(),
+    }
+    print(format_table(results))
+    try:
+        with replacing(args.output_dir / "metrics.json") as path:
+            path.write_text(json.dumps(results, indent=2) + "\n")
+    except OSError as error:
+        raise CheckpointError(f"Cannot write to {args.output_dir}: {error}.") from error
+
+
+def predict(net: CountNetwork, examples: Examples) -> tuple[np.ndarray, np.ndarray]:
+    """Counts told and true, ``[N, C]`` each."""
+    told, true = [], []
+    for start in range(0, len(examples), 500):
+        example, _ = examples.load(np.arange(start, min(start + 500, len(examples))))
+        told.append(net.predict(example.volume).numpy())
+        true.append(example.counts.numpy())
+    return np.concatenate(told), np.concatenate(true)
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Args))
+    except HSALError as error:
+        sys.exit(f"error: {error}")

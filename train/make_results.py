@@ -1,0 +1,169 @@
+"""Make the results' tables and figures from the files in results/: README.md, results/README.md, results/table.csv, figures.
+
+python train/make_results.py          # write them
+python train/make_results.py --check  # fail if a table is out of date (figures are not compared)
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))  # the rows stand in a script beside this one
+
+from reproduce import ROWS
+
+ROOT = Path(__file__).resolve().parents[1]
+START, END = "<!-- results: made by python train/make_results.py -->\n", "<!-- /results -->"
+PAPER = {  # Table 1: (macro-F1, 0-1)
+    "mnist-multiset": (0.978, 0.935),
+    "mnist-set": (0.990, 0.960),
+    "mnist-multiset-cross-entropy": (0.726, 0.477),
+    "mnist-set-cross-entropy": (0.735, 0.478),
+}
+COLUMNS = (
+    "row", "what", "images", "seeds", "0-1", "macro-F1", "paper 0-1", "paper F1", "0-1 by objects", "glimpses / uniform",
+    "train min", "features min", "CPU min", "memory GiB", "command",
+)  # fmt: skip
+IN_README = ("row", "what", "seeds", "0-1", "macro-F1", "paper 0-1", "paper F1", "0-1 by objects", "train min")
+_CURVES = {  # row: (label, colour of Okabe and Ito)
+    "mnist-multiset": ("REINFORCE", "#0072B2"),
+    "mnist-multiset-faithful": ("REINFORCE as printed", "#009E73"),
+    "mnist-multiset-cross-entropy": ("cross-entropy", "#D55E00"),
+}
+
+
+def read(root: Path) -> dict[str, list[dict[str, Any]]]:
+    """metrics.json of every seed of every row that has been run, in the order of :data:`ROWS`."""
+    found = {}
+    for name in ROWS:
+        files = sorted((root / "results" / name).glob("seed-*/metrics.json"))
+        if files:
+            found[name] = [json.loads(file.read_text()) for file in files]
+    return found
+
+
+def spread(values: list[float], digits: int = 3) -> str:
+    """Mean, and sample standard deviation where there is more than one."""
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f}"
+    return f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=1):.{digits}f}"
+
+
+def cells(name: str, runs: list[dict[str, Any]]) -> dict[str, str]:
+    """One row of the table."""
+    row, tests = ROWS[name], [run["test"] for run in runs]
+    f1, exact = (f"{value:.3f}" for value in PAPER[name]) if name in PAPER else ("", "")
+    ratios = [test["attn_saliency_ratio"] for test in tests if test["attn_saliency_ratio"] is not None]
+
+    def mean(key: str, unit: float) -> str:
+        values = [run[key] for run in runs if run.get(key) is not None]
+        return f"{np.mean(values) / unit:.1f}" if values else ""
+
+    sizes = list(tests[0]["by_count"])
+    return {
+        "row": name,
+        "what": row.what,
+        "images": runs[0]["source"],
+        "seeds": str(len(runs)),
+        "0-1": spread([test["exact_match"] for test in tests]),
+        "macro-F1": spread([test["macro_f1"] for test in tests]),
+        "paper 0-1": exact,
+        "paper F1": f1,
+        "0-1 by objects": " / ".join(f"{np.mean([t['by_count'][n]['exact_match'] for t in tests]):.3f}" for n in sizes),
+        "glimpses / uniform": f"{np.mean(ratios):.1f}" if ratios else "",
+        "train min": mean("train_seconds", 60),
+        "features min": mean("feature_seconds", 60),
+        "CPU min": mean("cpu_seconds", 60),
+        "memory GiB": mean("max_memory_mib", 1024),
+        "command": f"`python {shlex.join(row.command(row.seeds[0]))}`",
+    }
+
+
+def markdown(rows: list[dict[str, str]], columns: tuple[str, ...]) -> str:
+    """A table."""
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    return "\n".join(lines + [f"| {' | '.join(row[column] for column in columns)} |" for row in rows]) + "\n"
+
+
+def comma_separated(rows: list[dict[str, str]]) -> str:
+    """The same for programs."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({**row, "command": row["command"].strip("`")} for row in rows)
+    return text.getvalue()
+
+
+def texts(root: Path = ROOT) -> dict[Path, str]:
+    """What each made file should hold."""
+    rows = [cells(name, runs) for name, runs in read(root).items()]
+    linked = [{**row, "row": f"[{row['row']}](results/{row['row']})"} for row in rows]
+    readme, results = root / "README.md", root / "results" / "README.md"
+    made = {root / "results" / "table.csv": comma_separated(rows)}
+    for path, table in ((readme, markdown(linked, IN_README)), (results, markdown(rows, COLUMNS))):
+        before, rest = path.read_text().split(START)
+        made[path] = before + START + table + END + rest.split(END)[1]
+    return made
+
+
+def draw_figures(root: Path = ROOT) -> None:
+    """The paper's figures 5 and 6 over our runs, every seed a line: results/figure5.png and results/figure6.png."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from hsal_env.files import replacing
+
+    panels = {
+        "figure5.png": (
+            ("attention/saliency", "attn_saliency: raw saliency at glimpses"),
+            ("attention/saliency_ratio", "times that of uniform glimpses"),
+        ),
+        "figure6.png": (("val/macro_f1", "macro-F1, validation"), ("val/exact_match", "0-1, validation")),
+    }
+    for file, parts in panels.items():
+        figure = Figure(figsize=(9, 3.4), layout="constrained")
+        FigureCanvasAgg(figure)
+        for axes, (column, title) in zip(figure.subplots(1, len(parts)), parts, strict=True):
+            for name, (label, colour) in _CURVES.items():
+                for number, path in enumerate(sorted((root / "results" / name).glob("seed-*/progress.csv"))):
+                    config = json.loads(path.with_name("metrics.json").read_text())["config"]["learner"]
+                    with path.open() as lines:
+                        points = [
+                            (int(line["update"]) * config["batch_size"] / 1000, float(line[column]))
+                            for line in csv.DictReader(lines)
+                            if line.get(column)
+                        ]
+                    axes.plot(*zip(*points, strict=True), color=colour, lw=1.2, label=label if number == 0 else None,
+                              marker="o" if column.startswith("val/") else "", ms=3)  # fmt: skip
+            if column == "attention/saliency_ratio":
+                axes.axhline(1, color="grey", lw=0.8, ls=":")
+            axes.set(xlabel="training images, thousands", title=title)
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.legend(frameon=False, fontsize=8)
+        with replacing(root / "results" / file) as path:
+            figure.savefig(path, dpi=128)
+
+
+def main() -> None:
+    """Write, or check."""
+    made = texts()
+    if "--check" in sys.argv[1:]:
+        stale = [path.relative_to(ROOT) for path, text in made.items() if not path.exists() or path.read_text() != text]
+        if stale:
+            sys.exit(f"Out of date: {', '.join(map(str, stale))}; run python train/make_results.py")
+        return
+    for path, text in made.items():
+        path.write_text(text)
+    draw_figures()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""Run any row of the results table again.
+
+    python train/reproduce.py --list
+    python train/reproduce.py mnist-multiset                 # all seeds of the row
+    python train/reproduce.py mnist-multiset --seeds 3 4     # others
+
+Every seed is a command of its own; its run goes to runs/ROW/seed-N (an interrupted one is resumed there, a finished one is
+left as it is), its metrics.json and progress.csv to results/ROW/seed-N.
+"""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import tyro
+
+from hsal_env.errors import ConfigError, HSALError
+from hsal_env.files import replacing
+
+_ROOT = Path(__file__).resolve().parents[1]
+
+
+class Row(NamedTuple):
+    """A row of the table.
+
+    Attributes:
+        what: a few words for people.
+        script: in train/.
+        flags: of every seed.
+        seeds: of the runs that the table is made from.
+    """
+
+    what: str
+    flags: str = ""
+    seeds: tuple[int, ...] = (0,)
+    script: str = "ppo_or_reinforce.py"
+
+    def command(self, seed: int) -> list[str]:
+        """Without the interpreter and without --output-dir."""
+        return [f"train/{self.script}", *shlex.split(self.flags), "--seed", str(seed)]
+
+
+_TEN = "--env-id HSAL-MNISTMultiset10-v0"
+_SET = "--env-id HSAL-MNISTSet-v0"
+ROWS = {
+    "mnist-multiset": Row("REINFORCE", "", (0, 1, 2)),
+    "mnist-set": Row("REINFORCE", _SET, (0, 1, 2)),
+    "mnist-multiset-cross-entropy": Row("cross-entropy, shuffled order", "--algorithm cross-entropy", (0, 1, 2)),
+    "mnist-set-cross-entropy": Row("cross-entropy, shuffled order", f"{_SET} --algorithm cross-entropy"),
+    "mnist-multiset-faithful": Row("REINFORCE as printed", "--preset faithful"),
+    "mnist-set-faithful": Row("REINFORCE as printed", f"{_SET} --preset faithful"),
+    "mnist-multiset-single-features": Row("features of single objects only", "--activation compact-single"),
+    "mnist-multiset-ppo": Row("PPO", "--algorithm ppo"),
+    "mnist-multiset-leaky": Row("test digits also in training canvases", "--glyphs paper"),
+    "mnist-multiset-4": Row("always 4 objects", "--min-objects 4"),
+    "mnist-multiset-10": Row("10 objects of 20 px", _TEN),
+    "digits-multiset": Row("scikit-learn's digits", "--source digits"),
+    "control-uniform-glimpses": Row("glimpses drawn uniformly", "--location-policy uniform"),
+    "control-winner-take-all": Row(
+        "masks on the most salient cell, glimpses on the peak of P",
+        "--attention-policy winner-take-all --location-policy greedy",
+    ),
+    "control-no-update": Row("saliency map never updated", "--update none"),
+    "control-no-glimpses": Row("covert glimpse only, k = 0", "--glimpses 0"),
+    "rival-multiset-loss": Row("supervised by the multiset loss", "--algorithm multiset-loss"),
+    "rival-count-network": Row("counts read off V, three layers", script="count_network.py", seeds=(0, 1, 2)),
+    "rival-count-columns": Row(
+        "counts read off the columns of V, three layers", "--head columns", (0, 1, 2), "count_network.py"
+    ),
+    "rival-count-network-set": Row("counts read off V, three layers", _SET, (0, 1, 2), "count_network.py"),
+    "rival-count-columns-set": Row(
+        "counts read off the columns of V, three layers", f"{_SET} --head columns", (0, 1, 2), "count_network.py"
+    ),
+}
+
+
+@dataclass
+class Args:
+    """Run a row of the results table again."""
+
+    row: Annotated[str | None, tyro.conf.Positional] = None
+    """its name"""
+    list: bool = False
+    """print the rows and their commands"""
+    seeds: tuple[int, ...] = ()
+    """default: those of the table"""
+    runs_dir: Path = Path("runs")
+    """where runs go"""
+    results_dir: Path = Path("results")
+    """where metrics.json and progress.csv go"""
+
+
+def main(args: Args) -> None:
+    """Run.
+
+    Raises:
+        ConfigError: no such row, or a command failed.
+    """
+    if args.list:
+        for name, row in ROWS.items():
+            print(f"{name}: {row.what}\n    python {shlex.join(row.command(row.seeds[0]))}")
+        return
+    if args.row not in ROWS:
+        raise ConfigError(f"Unknown row {args.row!r}. Expected one of {', '.join(ROWS)}.")
+    for seed in args.seeds or ROWS[args.row].seeds:
+        folder = args.runs_dir / args.row / f"seed-{seed}"
+        if not (folder / "metrics.json").exists():
+            resume = ["--resume"] if (folder / "checkpoint.pt").exists() else []
+            command = [*ROWS[args.row].command(seed), "--output-dir", str(folder.resolve()), *resume]
+            if subprocess.run([sys.executable, *command], cwd=_ROOT, check=False).returncode:
+                raise ConfigError(f"The command failed: python {shlex.join(command)}")
+        for name in ("metrics.json", "progress.csv"):
+            if (folder / name).exists():
+                with replacing(args.results_dir / args.row / f"seed-{seed}" / name) as path:
+                    path.write_text((folder / name).read_text())
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Args))
+    except HSALError as error:
+        sys.exit(f"error: {error}")
