@@ -31,7 +31,8 @@ def load(name: str | Path) -> Loaded:
     if str(name) in bundled():
         return checkpoint.load(BUNDLED_FOLDER / f"{name}.pt")
     if not Path(name).is_file():
+        known = ", ".join(bundled()) or "nothing is bundled"
         raise CheckpointError(
-            f"No agent {str(name)!r}: expected the path of a checkpoint, or one of {', '.join(bundled())}."
+            f"No agent {str(name)!r}: expected the path of a checkpoint, or a bundled agent's name ({known})."
         )
     return checkpoint.load(Path(name))

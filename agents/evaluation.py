@@ -89,6 +89,7 @@ def blind_guess(train: EnvConfig, test: EnvConfig) -> dict[str, float]:
 def record(agent: Any, config: EnvConfig, indices: np.ndarray) -> list[tuple[np.ndarray, list[MetaStep], list[int]]]:
     """Greedy episodes on the canvases ``indices``, for pictures: canvas, meta-steps, true labels of each."""
     env = make_env(config, len(indices))
+    generator = torch.Generator().manual_seed(config.seed)
     observation, _ = env.reset(options={"index": indices})
     state = agent.initial(len(indices))
     steps: list[list[MetaStep]] = [[] for _ in indices]
@@ -97,7 +98,7 @@ def record(agent: Any, config: EnvConfig, indices: np.ndarray) -> list[tuple[np.
         locations: list[torch.Tensor] = []
         for phase in range(env.simulation.rules.option_length):
             before = env.state
-            action, log_prob, _, state = agent.act(observation, state, deterministic=True)
+            action, log_prob, _, state = agent.act(observation, state, True, generator)
             if 0 < phase < env.simulation.rules.option_length - 1:
                 locations.append(action["location"])
             observation, reward, terminated, truncated, _ = env.step(action)

@@ -35,6 +35,13 @@ def resources() -> dict[str, float | None]:
     return {"cpu_seconds": time.process_time(), "max_memory_mib": peak / unit}
 
 
+def without_paths(argv: list[str]) -> list[str]:
+    """The command line less where files lie on this machine, for metrics.json."""
+    places = ("--output-dir", "--output_dir", "--data-root", "--data_root")
+    after = [False, *(arg in places for arg in argv)]
+    return [arg for arg, follows in zip(argv, after, strict=False) if not follows and arg.split("=")[0] not in places]
+
+
 def format_table(results: dict[str, Any]) -> str:
     """The test table of ``metrics.json`` or of ``evaluate_agent.py --json`` as text."""
     test = results["test"]

@@ -1,5 +1,7 @@
 """The paper's agent: what its networks read, where gradients go, and that acting and evaluating are one computation."""
 
+import itertools
+import math
 from importlib.metadata import EntryPoint
 
 import gymnasium as gym
@@ -158,12 +160,46 @@ def test_the_papers_sizes_are_the_defaults():
     assert agent.controller.location[0].weight.shape == (64, 512)
 
 
-@pytest.mark.parametrize("sees", [False, True])
-def test_the_location_head_reads_the_priority_map_only_if_told_to(sees: bool):
-    net = small_agent(location_sees_priority=sees).controller
+def test_without_a_prior_location_scores_do_not_depend_on_the_priority_map():
+    agent = small_agent()
+    assert agent.config.location_prior == 0
+    assert not any("prior" in name for name, _ in agent.named_parameters())
     hidden = torch.randn(1, 20).expand(2, -1)
-    one, other = net.location_log_probs(hidden, torch.stack([torch.zeros(2, 3), torch.ones(2, 3)]))
-    assert torch.equal(one, other) is not sees
+    one, other = agent.controller.location_log_probs(hidden, torch.stack([torch.zeros(2, 3), torch.rand(2, 3)]))
+    assert torch.equal(one, other)
+
+
+def test_with_a_prior_they_are_those_of_the_hidden_state_plus_a_multiple_of_priority():
+    net = small_agent(location_prior=2.5).controller
+    hidden, priority = torch.randn(3, 20), torch.rand(3, 2, 3)
+    assert net.location_prior.item() == 2.5
+    for w in (2.5, -4.0):  # where it starts, and where it may go
+        nn.init.constant_(net.location_prior, w)
+        expected = (net.location(hidden) + w * priority.flatten(1)).softmax(1)
+        torch.testing.assert_close(net.location_log_probs(hidden, priority).exp(), expected)
+
+
+def test_a_prior_over_a_silent_head_is_a_softmax_of_priority_by_hand():
+    net = small_agent(location_prior=math.log(2)).controller
+    for weight in net.location.parameters():
+        nn.init.zeros_(weight)
+    probabilities = net.location_log_probs(torch.zeros(1, 20), torch.tensor([[[0.0, 0.0, 1.0], [2.0, 0.0, 0.0]]])).exp()
+    torch.testing.assert_close(probabilities, torch.tensor([[1.0, 1.0, 2.0, 4.0, 1.0, 1.0]]) / 10)
+
+
+@pytest.mark.parametrize("prior", [0.0, 2.0])
+def test_greedy_locations_are_the_peak_of_priority(prior: float):
+    net = small_agent(location_policy="greedy", location_prior=prior).controller
+    priority = torch.tensor([[0.1, 0.9, 0.2, 0.0, 0.3, 0.4], [0.0, 0.0, 0.0, 0.0, 0.0, 1.0]]).view(2, 2, 3)
+    probabilities = net.location_log_probs(torch.randn(2, 20), priority).exp()
+    torch.testing.assert_close(probabilities, torch.tensor([one_hot(1, 6), one_hot(5, 6)]), rtol=0, atol=1e-30)
+
+
+@pytest.mark.parametrize("prior", [0.0, 2.0])
+def test_uniform_locations_are_uniform(prior: float):
+    net = small_agent(location_policy="uniform", location_prior=prior).controller
+    probabilities = net.location_log_probs(torch.randn(2, 20), torch.rand(2, 2, 3)).exp()
+    torch.testing.assert_close(probabilities, torch.full((2, 6), 1 / 6))
 
 
 @pytest.mark.parametrize("controller_state", ["reset", "carry"])
@@ -181,19 +217,72 @@ def centres(attention: Tensor) -> Tensor:
     return torch.stack([row[0], col[0]], dim=1)  # [K, 2]
 
 
-@pytest.mark.parametrize("components", [2, 5, 8])
-def test_spread_centres_start_on_a_ring_around_the_middle(components: int):
-    agent = small_agent(World(Rules(components=components), (7, 7), CHANNELS, CLASSES), attention_init="spread")
+@pytest.mark.parametrize(
+    ("components", "places"),
+    [(1, [3.5]), (4, [1.75, 5.25]), (9, [7 / 6, 3.5, 35 / 6]), (16, [0.875, 2.625, 4.375, 6.125])],
+)
+def test_grid_centres_start_in_the_middles_of_equal_squares_of_the_map(components: int, places: list[float]):
+    agent = small_agent(World(Rules(components=components), (7, 7), CHANNELS, CLASSES), attention_init="grid")
     at = centres(agent.meta_controller.attention.bias.detach())
-    apart = torch.pdist(at)
-    assert apart.min() > 1.0  # a cell and more, so K places
-    from_middle = (at - 3.5).norm(dim=1)
-    assert 1.4 < from_middle.min() <= from_middle.max() < 1.7  # 7 (sigmoid(1) - 1/2) = 1.62
+    torch.testing.assert_close(at, torch.tensor(list(itertools.product(places, places))))
 
 
-def test_spread_weights_are_four_times_the_default_ones():
-    spread, default = (small_agent(attention_init=init).meta_controller.attention for init in ("spread", "default"))
-    assert torch.equal(spread.weight, 4 * default.weight)
+def test_grid_weights_are_four_times_the_default_ones():
+    world = World(Rules(components=4), (2, 3), CHANNELS, CLASSES)
+    grid, default = (small_agent(world, attention_init=init).meta_controller.attention for init in ("grid", "default"))
+    assert torch.equal(grid.weight, 4 * default.weight)
+    assert not grid.bias[: 2 * 4].any()  # equal importance, middling width
+    assert default.bias.all()
+
+
+@pytest.mark.parametrize("components", [2, 5, 8, 15])
+def test_a_grid_needs_a_square_number(components: int):
+    world = World(Rules(components=components), (7, 7), CHANNELS, CLASSES)
+    with pytest.raises(
+        ConfigError, match=f"attention_init='grid' needs a square number of components; got {components}"
+    ):
+        small_agent(world, attention_init="grid")
+    small_agent(world)
+
+
+@pytest.mark.parametrize(
+    ("coordinates", "expected"),
+    [
+        ("paper", [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, math.log(2), math.log(2)]),  # row 1 of 2: 1/2; column 2 of 3: 2/3
+        ("centred", [0.0, 0.0, 0.0, 0.0, -math.log(3), -math.log(3), 0.0, 0.0]),  # (1 - 1/2) / 2, (2 - 1/2) / 3
+    ],
+)
+def test_winner_take_all_centres_every_gaussian_on_the_most_salient_cell(coordinates: str, expected: list[float]):
+    world = World(Rules(components=2, coordinates=coordinates), (2, 3), CHANNELS, CLASSES)
+    agent = small_agent(world, attention_policy="winner-take-all")
+    saliency = torch.tensor([[[0.1, 0.9, 0.2], [0.3, 0.8, 0.0]]])
+    before = agent.initial(1)
+    attention, after = agent.attend(saliency, torch.tensor([NO_LABEL]), before)
+    torch.testing.assert_close(attention, torch.tensor([expected]), rtol=0, atol=1e-6)
+    assert torch.equal(after.meta_state, before.meta_state)
+
+
+@pytest.mark.parametrize("coordinates", ["paper", "centred"])
+@pytest.mark.parametrize("cell", range(49))
+def test_the_mask_of_winner_take_all_peaks_at_the_winner(cell: int, coordinates: str):
+    world = World(Rules(components=3, coordinates=coordinates), (7, 7), CHANNELS, CLASSES)
+    agent = small_agent(world, attention_policy="winner-take-all")
+    saliency = torch.rand(1, 7, 7)
+    saliency.view(-1)[cell] = 2.0
+    attention, _ = agent.attend(saliency, torch.tensor([3]), agent.initial(1))
+    assert attention.abs().max() <= ATTENTION_SCALE  # the last row and column are out of the sigmoid's reach
+    mask = F.attention_mask(F.mixture(attention, (7, 7), coordinates), (7, 7))
+    assert mask.argmax().item() == cell
+
+
+@pytest.mark.parametrize("controller_state", ["reset", "carry"])
+def test_winner_take_all_resets_the_controller_as_learned_attention_does(controller_state: str):
+    agent = small_agent(attention_policy="winner-take-all", controller_state=controller_state)
+    before = AgentState(torch.randn(2, 12), torch.randn(2, 20))
+    _, after = agent.attend(torch.rand(2, 2, 3), torch.tensor([0, 1]), before)
+    assert torch.equal(after.meta_state, before.meta_state)
+    expected = torch.zeros(2, 20) if controller_state == "reset" else before.controller_state
+    assert torch.equal(after.controller_state, expected)
 
 
 # --- gradients (C4) ---------------------------------------------------------------------------------------------------
@@ -220,7 +309,7 @@ def learns(agent: ActorCritic, rollout: Rollout, part: str) -> set[str]:
     return {".".join(name.split(".")[:2]) for name in named}
 
 
-@pytest.mark.parametrize("sees", [False, True])
+@pytest.mark.parametrize("prior", [0.0, 2.0])
 @pytest.mark.parametrize(
     ("part", "modules"),
     [
@@ -231,9 +320,10 @@ def learns(agent: ActorCritic, rollout: Rollout, part: str) -> set[str]:
     ],
 )
 def test_only_labels_teach_the_encoders_and_recurrent_layers(
-    env: HSALVectorEnv, rollout: Rollout, part: str, modules: set[str], sees: bool
+    env: HSALVectorEnv, rollout: Rollout, part: str, modules: set[str], prior: float
 ):
-    assert learns(small_agent(world_of(env), location_sees_priority=sees), rollout, part) == modules
+    taught = {"controller.location_prior"} if prior and part == "location" else set()
+    assert learns(small_agent(world_of(env), location_prior=prior), rollout, part) == modules | taught
 
 
 @pytest.mark.parametrize("part", ["location", "value"])
@@ -259,6 +349,19 @@ def test_the_labels_gradient_reaches_the_attention_through_priority_and_first_gl
     assert ("meta_controller.attention" in modules) is (through_priority or through_glimpse)
 
 
+@pytest.mark.parametrize("part", ["label", "stop"])
+def test_labels_do_not_teach_attention_that_is_not_learned(env: HSALVectorEnv, rollout: Rollout, part: str):
+    agent = small_agent(world_of(env), attention_policy="winner-take-all")
+    assert learns(agent, rollout, part) == {"controller.encode", "controller.gru", "controller.label"}
+
+
+@pytest.mark.parametrize("policy", ["greedy", "uniform"])
+def test_locations_that_are_not_learned_carry_no_gradient(env: HSALVectorEnv, rollout: Rollout, policy: str):
+    agent = small_agent(world_of(env), location_policy=policy, location_prior=2.0)
+    assert not agent.evaluate(rollout.trajectory).location_log_probs.requires_grad
+    assert learns(agent, rollout, "label") == TRUNK | {"controller.label"}
+
+
 def test_rewards_carry_no_gradient(env: HSALVectorEnv, rollout: Rollout):
     evaluation = small_agent(world_of(env)).evaluate(rollout.trajectory)
     assert not evaluation.location_rewards.requires_grad
@@ -273,12 +376,15 @@ def test_rewards_carry_no_gradient(env: HSALVectorEnv, rollout: Rollout):
     [
         ({}, {}),
         ({"controller_state": "carry"}, {}),
-        ({"detach_location_head": False, "location_sees_priority": True}, {}),
-        ({"attention_init": "spread"}, {"update": "peak", "mask_scale": "peak"}),
+        ({"detach_location_head": False, "location_prior": 2.0}, {}),
+        ({"attention_init": "grid"}, {"update": "peak", "mask_scale": "peak", "components": 4}),
+        ({"attention_policy": "winner-take-all"}, {"coordinates": "centred"}),
+        ({"attention_policy": "winner-take-all", "controller_state": "carry"}, {"mask_scale": "peak"}),
+        ({"location_policy": "uniform"}, {}),
         ({}, {"protocol": "free", "renormalise_saliency": True}),
         ({}, {"glimpses": 0}),
         ({}, {"glimpses": 3, "components": 1, "beta": "exp", "coordinates": "centred"}),
-        ({"bfloat16": True, "location_sees_priority": True}, {}),
+        ({"bfloat16": True, "location_prior": 2.0}, {}),
     ],
     ids=str,
 )
@@ -302,6 +408,19 @@ def test_stored_decisions_score_what_they_scored_when_taken(agent_config: dict, 
     assert rewards.shape == (len(trajectory.live), glimpses + 1, LANES)
     torch.testing.assert_close(rewards[live], trajectory.rewards[live], rtol=0, atol=tolerance)
     assert not trajectory.rewards[~live].any()
+
+
+def test_stored_greedy_locations_are_certain_when_evaluated(env: HSALVectorEnv):
+    agent = small_agent(world_of(env), location_policy="greedy")
+    trajectory = collect(env, agent, np.arange(LANES), generator=torch.Generator().manual_seed(1)).trajectory
+    evaluation = agent.evaluate(trajectory)
+    live = trajectory.live[:, None].expand_as(trajectory.locations)
+    assert torch.equal(evaluation.location_log_probs.argmax(-1)[live], trajectory.locations[live])
+    assert not taken(trajectory, evaluation)[:, :-1][live].any()
+    assert not trajectory.log_probs[:, :-1].any()
+    # P is normalised, so its peak earns 1 where there is one
+    assert set(trajectory.rewards[:, :-1][live].tolist()) <= {0.0, 1.0}
+    assert trajectory.rewards[0, :-1].eq(1).all()
 
 
 def test_bfloat16_is_coarser_than_float32_and_leaves_the_state_float32(env: HSALVectorEnv, rollout: Rollout):
@@ -492,8 +611,45 @@ def test_samples_follow_the_policy_and_greedy_decisions_are_its_mode(phase: int,
     assert torch.equal(generator.get_state(), before)
 
 
-def test_attention_is_deterministic_and_has_no_score():
-    agent = small_agent()
+@pytest.mark.parametrize("deterministic", [False, True])
+@torch.no_grad()
+def test_uniform_locations_are_drawn_even_by_a_greedy_agent(deterministic: bool):
+    agent, lanes = small_agent(location_policy="uniform"), 6_000
+
+    def draw(seed: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        decision = agent.act(observation_at(1, lanes), agent.initial(lanes), deterministic, generator)
+        torch.testing.assert_close(decision.log_prob, torch.full((lanes,), -math.log(CELLS)))
+        return decision.action["location"]
+
+    first, again, other = draw(0), draw(0), draw(1)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    spread = math.sqrt(lanes * (1 / CELLS) * (1 - 1 / CELLS))
+    assert ((first.bincount(minlength=CELLS) - lanes / CELLS).abs() < 5 * spread).all()
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@torch.no_grad()
+def test_greedy_locations_need_no_luck(deterministic: bool):
+    agent, observation = small_agent(location_policy="greedy"), observation_at(1, 1_000)
+    decision = agent.act(observation, agent.initial(1_000), deterministic, torch.Generator().manual_seed(0))
+    assert decision.action["location"].unique().tolist() == [observation["priority"][0].argmax().item()]
+    assert not decision.log_prob.any()
+
+
+@torch.no_grad()
+def test_labels_of_an_agent_with_uniform_locations_are_greedy_where_it_is():
+    agent, generator = small_agent(location_policy="uniform"), torch.Generator().manual_seed(0)
+    before = generator.get_state()
+    greedy = agent.act(observation_at(3, 100), agent.initial(100), deterministic=True, generator=generator)
+    assert len(greedy.action["label"].unique()) == 1
+    assert torch.equal(generator.get_state(), before)
+
+
+@pytest.mark.parametrize("policy", ["learned", "winner-take-all"])
+def test_attention_is_deterministic_and_has_no_score(policy: str):
+    agent = small_agent(attention_policy=policy)
     decisions = [agent.act(observation_at(0, 2), agent.initial(2)) for _ in range(2)]
     assert torch.equal(decisions[0].action["attention"], decisions[1].action["attention"])
     assert decisions[0].action["attention"].abs().max() <= 1
@@ -556,7 +712,12 @@ def test_a_relative_module_is_a_clear_error():
     ("field", "value", "message"),
     [
         ("controller_state", "keep", "controller_state to be one of reset, carry; got 'keep'"),
-        ("attention_init", "ring", "attention_init to be one of default, spread; got 'ring'"),
+        ("attention_init", "ring", "attention_init to be one of default, grid; got 'ring'"),
+        ("attention_policy", "random", "attention_policy to be one of learned, winner-take-all; got 'random'"),
+        ("location_policy", "sampled", "location_policy to be one of learned, greedy, uniform; got 'sampled'"),
+        ("location_prior", -0.5, "location_prior of at least 0; got -0.5"),
+        ("location_prior", math.nan, "location_prior of at least 0; got nan"),
+        ("location_prior", math.inf, "location_prior of at least 0; got inf"),
         ("meta_hidden", 0, "meta_hidden of at least 1; got 0"),
         ("controller_hidden", -1, "controller_hidden of at least 1; got -1"),
         ("location_hidden", 0, "location_hidden of at least 1; got 0"),

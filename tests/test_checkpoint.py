@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import agents
 from agents import checkpoint
 from agents.actor_critic import ActorCritic
 from agents.config import AgentConfig
@@ -19,7 +20,9 @@ from hsal_env.config import EnvConfig
 from hsal_env.errors import CheckpointError
 
 ENV = EnvConfig(source="digits", num_examples=32, features="store", update="peak", data_root="somewhere")
-AGENT = AgentConfig(meta_hidden=8, controller_hidden=16, location_hidden=8, controller_state="carry")
+AGENT = AgentConfig(
+    meta_hidden=8, controller_hidden=16, location_hidden=8, controller_state="carry", location_prior=2.0
+)
 LANES = 8
 
 
@@ -72,6 +75,15 @@ def test_a_loaded_agent_knows_its_world_and_configuration(path: Path, world: Wor
     assert isinstance(loaded.agent.world.map_size, tuple)
     assert loaded.source == "digits"
     assert not loaded.agent.training
+
+
+def test_a_learned_location_prior_goes_on_from_where_it_was(tmp_path: Path, world: World):
+    agent = build(world)
+    torch.nn.init.constant_(agent.controller.location_prior, 3.5)
+    checkpoint.save(tmp_path / "x.pt", checkpoint.describe("hsal", agent, AGENT, ENV, "digits", world))
+    loaded = checkpoint.load(tmp_path / "x.pt").agent
+    assert loaded.config.location_prior == 2.0
+    assert loaded.controller.location_prior.item() == 3.5
 
 
 def test_all_of_the_environment_is_kept_but_where_the_data_lie(path: Path):
@@ -166,6 +178,8 @@ def test_another_format_is_refused(tmp_path: Path, content: dict[str, Any], numb
     [
         ({"agent_config": {"no_such_field": 1}}, "no_such_field"),
         ({"agent_config": {"controller_state": "keep"}}, "controller_state"),
+        ({"agent_config": {"location_sees_priority": True}}, "location_sees_priority"),  # once there was
+        ({"agent_config": {"attention_init": "grid"}}, "square number of components; got 5"),
         ({"agent_config": None}, "does not fit"),
         ({"env": {"no_such_field": 1}}, "no_such_field"),
         ({"env": {"task": "chess"}}, "task"),
@@ -201,8 +215,13 @@ def one_more(model: dict[str, torch.Tensor]) -> None:
     model["controller.taste"] = torch.zeros(1)
 
 
+def no_prior(model: dict[str, torch.Tensor]) -> None:
+    del model["controller.location_prior"]
+
+
 @pytest.mark.parametrize(
-    ("change", "named"), [(wider, "label.weight"), (one_less, "label.weight"), (one_more, "taste")]
+    ("change", "named"),
+    [(wider, "label.weight"), (one_less, "label.weight"), (one_more, "taste"), (no_prior, "location_prior")],
 )
 def test_weights_of_another_shape_are_refused(
     tmp_path: Path, content: dict[str, Any], world: World, change: Callable, named: str
@@ -216,6 +235,85 @@ def test_weights_of_another_shape_are_refused(
     assert str(path) in str(caught.value)
     with pytest.raises(CheckpointError, match=named):
         checkpoint.restore(build(world), content["model"], path)
+
+
+# --- trained agents by name -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two_bundled(tmp_path: Path, content: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of bundled agents, "alpha" and "beta", of which only the first is whole."""
+    folder = tmp_path / "bundled"
+    folder.mkdir()
+    checkpoint.save(folder / "alpha.pt", content)
+    (folder / "beta.pt").write_bytes(b"half of it")
+    (folder / "alpha.md").write_text("a card")
+    monkeypatch.setattr(agents, "BUNDLED_FOLDER", folder)
+    return folder
+
+
+def assert_the_saved_one(loaded: checkpoint.Loaded, content: dict[str, Any]) -> None:
+    assert not loaded.agent.training
+    weights = loaded.agent.state_dict()
+    assert weights.keys() == content["model"].keys()
+    assert all(torch.equal(weights[name], part) for name, part in content["model"].items())
+    assert (loaded.env.update, loaded.source) == ("peak", "digits")
+
+
+def test_a_bundled_agent_is_loaded_by_its_name(two_bundled: Path, content: dict[str, Any]):
+    assert agents.bundled() == ["alpha", "beta"]
+    assert_the_saved_one(agents.load("alpha"), content)
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_an_agent_of_ones_own_is_loaded_by_its_path(two_bundled: Path, path: Path, content: dict[str, Any], kind: type):
+    assert_the_saved_one(agents.load(kind(path)), content)
+
+
+def test_a_file_of_the_same_name_does_not_hide_a_bundled_agent(
+    two_bundled: Path, tmp_path: Path, content: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "alpha").write_text("mine")
+    monkeypatch.chdir(tmp_path)
+    assert_the_saved_one(agents.load("alpha"), content)
+    with pytest.raises(CheckpointError, match="not a checkpoint"):
+        agents.load("./alpha")
+
+
+@pytest.mark.parametrize("name", ["gamma", "alpha.pt", "alpha.md", "", ".", "no/such/file.pt"])
+def test_an_agent_that_is_not_there_is_a_clear_error(two_bundled: Path, name: str):
+    with pytest.raises(CheckpointError) as caught:
+        agents.load(name)
+    assert str(caught.value) == f"No agent {name!r}: expected the path of a checkpoint, or one of alpha, beta."
+
+
+def test_a_folder_is_no_agent(two_bundled: Path):
+    with pytest.raises(CheckpointError, match=r"No agent .*bundled"):
+        agents.load(two_bundled)
+
+
+def test_a_damaged_bundled_agent_is_a_clear_error(two_bundled: Path):
+    with pytest.raises(CheckpointError, match=r"beta\.pt is cut off, damaged, or not a checkpoint"):
+        agents.load("beta")
+
+
+def test_where_nothing_is_bundled_there_are_no_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(agents, "BUNDLED_FOLDER", tmp_path / "nowhere")
+    assert agents.bundled() == []
+    with pytest.raises(CheckpointError, match="No agent 'alpha': expected the path of a checkpoint"):
+        agents.load("alpha")
+
+
+@pytest.mark.parametrize("name", agents.bundled())
+def test_every_bundled_agent_fits_this_version_and_has_a_card(name: str):
+    loaded = agents.load(name)
+    assert loaded.agent.world.rules == loaded.env.rules
+    assert all(weight.isfinite().all() for weight in loaded.agent.state_dict().values())
+    assert (agents.BUNDLED_FOLDER / f"{name}.md").read_text().strip()
+
+
+def test_every_card_is_of_a_bundled_agent():
+    assert {path.stem for path in agents.BUNDLED_FOLDER.glob("*.md")} <= set(agents.bundled())
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------

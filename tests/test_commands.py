@@ -1,5 +1,6 @@
 """The commands, run as people run them, and the flags that the README shows."""
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -8,21 +9,28 @@ import runpy
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 import tyro
 
+import agents
+from agents import checkpoint
 from agents.learner import Learner
 from hsal_env import functional as F
+from hsal_env.data import glyphs
 from hsal_env.errors import ConfigError
 from hsal_env.perception.activation import CompactResNet
+from hsal_env.rendering import MetaStep
 
 ROOT = Path(__file__).parents[1]
-TRAIN, EVALUATE = "ppo_or_reinforce.py", "evaluate_agent.py"
+TRAIN, EVALUATE, ANALYSE, BUNDLE = "ppo_or_reinforce.py", "evaluate_agent.py", "analyse_errors.py", "bundle_agent.py"
+COUNT, PRETRAIN, REPRODUCE = "count_network.py", "pretrain_perception.py", "reproduce.py"
 SMALL = shlex.split(
     "--preset tiny --source digits --num-examples 128 --batch-size 32 --passes 1 --controller-hidden 32"
     " --val-episodes 20 --test-episodes 40"
@@ -76,16 +84,36 @@ def test_the_tiny_preset_trains_tests_and_writes_its_files(trained: Path):
     assert metrics["source"] == "digits"
     assert metrics["config"]["learner"]["algorithm"] == "reinforce"
     assert sum(part["episodes"] for part in metrics["test"]["by_count"].values()) == 200
+    assert min(metrics[name] for name in ("train_seconds", "feature_seconds", "cpu_seconds", "max_memory_mib")) > 0
+    assert metrics["threads"] == 1
     assert metrics["command"][0] == "python"
     assert metrics["command"][2:] == ["--preset", "tiny", "--source", "digits"]  # not where it lay on the machine
 
 
-@pytest.mark.parametrize("algorithm", ["ppo", "cross-entropy"])
-def test_the_other_algorithms_run(tmp_path: Path, algorithm: str):
-    succeeded(run(TRAIN, *SMALL, "--algorithm", algorithm, "--output-dir", "x", cwd=tmp_path))
+@pytest.mark.parametrize("algorithm", ["ppo", "cross-entropy", "multiset-loss"])
+def test_the_other_algorithms_run(command: "Command", tmp_path: Path, algorithm: str):
+    command(TRAIN, [*SMALL, "--algorithm", algorithm, "--output-dir", "x"])
     metrics = metrics_of(tmp_path / "x")
     assert metrics["config"]["learner"]["algorithm"] == algorithm
     assert sum(part["episodes"] for part in metrics["test"]["by_count"].values()) == 40
+
+
+@pytest.mark.parametrize(
+    ("part", "changed", "ratio"),
+    [
+        ("agent", {"location_policy": "uniform"}, (0.3, 3)),
+        ("agent", {"attention_policy": "winner-take-all", "location_policy": "greedy"}, (4, 49)),
+        ("env", {"update": "none"}, (0, 49)),
+        ("env", {"glimpses": 0}, None),
+    ],
+)
+def test_the_controls_run(command: "Command", tmp_path: Path, part: str, changed: dict, ratio: tuple | None):
+    flags = [text for name, value in changed.items() for text in (f"--{name.replace('_', '-')}", value)]
+    command(TRAIN, [*SMALL, *flags, "--output-dir", "x"])
+    metrics = metrics_of(tmp_path / "x")
+    assert metrics["config"][part].items() >= changed.items()
+    found = metrics["test"]["attn_saliency_ratio"]
+    assert found is None if ratio is None else ratio[0] < found < ratio[1]
 
 
 def test_the_default_folder_is_named_after_the_run(command: "Command", tmp_path: Path):
@@ -100,8 +128,8 @@ def test_evaluating_a_checkpoint_repeats_the_test(trained: Path, tmp_path: Path)
     results, metrics = json.loads(table.read_text()), metrics_of(trained)
     assert results["test"] == metrics["test"]
     assert results["versions"] == metrics["versions"]
-    assert {name: results[name] for name in ("source", "trained_on", "split", "seed")} == {
-        "source": "digits", "trained_on": "digits", "split": "test", "seed": 0,
+    assert {name: results[name] for name in ("source", "agent", "trained_on", "split", "seed")} == {
+        "source": "digits", "agent": None, "trained_on": "digits", "split": "test", "seed": 0,
     }  # fmt: skip
     assert f"{metrics['test']['exact_match']:.4f}" in done.stdout
 
@@ -119,10 +147,85 @@ def test_other_canvases_give_other_numbers(command: "Command", trained: Path, tm
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize(
+    ("changed", "counts"),
+    [({"min_objects": 6, "max_objects": 6, "max_size_px": 33}, "6"), ({"min_objects": 3}, "34")],
+)
+def test_an_agent_is_tested_on_other_numbers_of_objects(
+    command: "Command", trained: Path, tmp_path: Path, changed: dict, counts: str
+):
+    flags = [text for name, value in changed.items() for text in (f"--{name.replace('_', '-')}", value)]
+    command(EVALUATE, [trained / "checkpoint.pt", "--episodes", 40, "--json", "t.json", *flags])
+    results = json.loads((tmp_path / "t.json").read_text())
+    assert sorted(results["test"]["by_count"]) == list(counts)
+    assert {name: value for name, value in results.items() if "objects" in name or "size" in name} == changed
+    cells = script("make_results.py").cells("mnist-multiset-on-6", [results])  # it may stand in the results
+    assert cells["macro-F1"] == f"{results['test']['macro_f1']:.3f}"
+
+
+def test_an_agent_is_tested_by_its_name(
+    command: "Command", bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(agents, "BUNDLED_FOLDER", bundle)
+    for which in ("small", bundle / "small.pt"):
+        command(EVALUATE, [which, "--episodes", 40, "--json", f"{Path(which).suffix}t.json"])
+    named, by_path = (json.loads((tmp_path / name).read_text()) for name in ("t.json", ".ptt.json"))
+    assert (named.pop("agent"), by_path.pop("agent")) == ("small", None)
+    assert named == by_path
+    said = "error: No agent 'nobody': expected the path of a checkpoint, or one of small."
+    for script_name in (EVALUATE, ANALYSE):
+        command.fails(script_name, "nobody", said)
+        command.fails(script_name, [tmp_path], "error: No agent")
+
+
+@pytest.fixture
+def trained_on_mnist(trained: Path, tmp_path: Path) -> Path:
+    """A checkpoint that says so."""
+    checkpoint.save(tmp_path / "m.pt", checkpoint.read(trained / "checkpoint.pt") | {"source": "mnist"})
+    return tmp_path / "m.pt"
+
+
+@pytest.fixture
+def no_mnist(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A machine that knows of no MNIST and cannot download it."""
+
+    def refuse() -> None:
+        raise ConnectionError("no route to host")
+
+    def forget() -> None:
+        for cached in (glyphs.find_mnist, glyphs._mnist, glyphs._auto_source):
+            cached.cache_clear()
+
+    forget()
+    monkeypatch.delenv("HSAL_DATA", raising=False)
+    monkeypatch.setattr("hsal_env.data.torchvision_import.import_torchvision", refuse)
+    yield
+    forget()
+
+
+def test_an_agent_is_tested_on_what_it_was_trained_on(
+    command: "Command", trained_on_mnist: Path, mnist_root: str, tmp_path: Path
+):
+    for name, flags in (("mnist", []), ("digits", ["--source", "digits"])):
+        flags = [trained_on_mnist, "--episodes", 20, "--data-root", mnist_root, "--json", "t.json", *flags]
+        command(EVALUATE, flags)
+        results = json.loads((tmp_path / "t.json").read_text())
+        assert (results["source"], results["trained_on"]) == (name, "mnist")
+
+
+@pytest.mark.usefixtures("no_mnist")
+def test_where_mnist_is_absent_an_agent_is_tested_on_digits(command: "Command", trained_on_mnist: Path, tmp_path: Path):
+    with pytest.warns(UserWarning, match="scores are not MNIST scores"):
+        command(EVALUATE, [trained_on_mnist, "--episodes", 20, "--json", "t.json"])
+    results = json.loads((tmp_path / "t.json").read_text())
+    assert (results["source"], results["trained_on"]) == ("digits", "mnist")
+    command.fails(EVALUATE, [trained_on_mnist, "--source", "mnist"], "error: MNIST was not found under")
+
+
 # --- help and errors --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [TRAIN, EVALUATE, "pretrain_perception.py"])
+@pytest.mark.parametrize("name", [TRAIN, EVALUATE, ANALYSE, BUNDLE, COUNT, PRETRAIN, REPRODUCE])
 def test_help_is_given(name: str, tmp_path: Path):
     done = succeeded(run(name, "--help", cwd=tmp_path))
     assert "usage" in done.stdout.lower()
@@ -162,9 +265,10 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_
 @pytest.mark.parametrize(
     ("name", "flags", "said"),
     [
-        (TRAIN, "--preset huge", "error: Unknown preset 'huge'. Expected one of quick, faithful, tiny.\n"),
+        (TRAIN, "--preset huge", "error: Unknown preset 'huge'. Expected one of best, faithful, tiny.\n"),
         (TRAIN, "--output-dir runs --resume", "error: Nothing to resume: no runs/checkpoint.pt."),
-        (EVALUATE, "nothing.pt", "error: No checkpoint at nothing.pt.\n"),
+        (EVALUATE, "nothing.pt", "error: No agent 'nothing.pt': expected the path of a checkpoint, or one of "),
+        (REPRODUCE, "nothing", "error: Unknown row 'nothing'. Expected one of mnist-multiset, mnist-set,"),
     ],
 )
 def test_an_error_is_one_line_and_a_status(name: str, flags: str, said: str, tmp_path: Path):
@@ -181,8 +285,17 @@ def test_an_error_is_one_line_and_a_status(name: str, flags: str, said: str, tmp
         ("--preset", ["preset"]),
         ("--env-id CartPole-v1", ["Unknown env id 'CartPole-v1'", "HSAL-DigitsSet-v0"]),
         ("--source imagenet", ["Expected source to be one of auto, mnist, digits; got 'imagenet'"]),
-        ("--algorithm dqn", ["Expected algorithm to be one of reinforce, ppo, cross-entropy; got 'dqn'"]),
+        (
+            "--algorithm dqn",
+            ["Expected algorithm to be one of reinforce, ppo, cross-entropy, multiset-loss; got 'dqn'"],
+        ),
         ("--algorithm ppo --estimator exact", ["use estimator='sampled'"]),
+        ("--algorithm multiset-loss --estimator log", ["use estimator='sampled'"]),
+        ("--location-policy north", ["Expected location_policy to be one of learned, greedy, uniform; got 'north'"]),
+        ("--attention-policy none", ["Expected attention_policy to be one of learned, winner-take-all; got 'none'"]),
+        ("--location-prior -1", ["Expected location_prior of at least 0; got -1.0"]),
+        ("--glimpses -1", ["Expected glimpses of at least 0; got -1"]),
+        ("--components 5", ["error: attention_init='grid' needs a square number of components; got 5"]),
         ("--gamma 0.9", ["immediate credit", "use estimator='sampled'"]),
         ("--gamma 2", ["Expected gamma in [0, 1]; got 2.0"]),
         ("--passes many", ["--passes", "many"]),
@@ -219,7 +332,10 @@ def test_a_run_is_not_overwritten(command: Command, trained: Path):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ("", ["required", "PATH"]),
+        ("", ["required", "a bundled agent's name, or the path"]),
+        ("{checkpoint} --max-objects 6", ["error: 6 objects of up to 50 px do not fit a canvas of 100 px"]),
+        ("{checkpoint} --min-objects 5", ["error: Expected 1 <= min_objects <= max_objects; got 5 and 4"]),
+        ("{checkpoint} --max-size-px 19", ["error: Expected 1 <= min_size_px <= max_size_px"]),
         ("{checkpoint} --split holdout", ["Expected split to be one of train, val, test; got 'holdout'"]),
         ("{checkpoint} --source imagenet", ["Expected source to be one of auto, mnist, digits"]),
         ("{checkpoint} --episodes 0", ["error: Expected num_examples of at least 1; got 0"]),
@@ -244,13 +360,13 @@ def parsed(*flags: str):
 def test_the_faithful_preset_is_the_papers_settings():
     args = parsed("--preset", "faithful")
     default = script(TRAIN).Args()
-    assert args.env == default.env
-    assert args.agent == default.agent
+    assert args.env == dataclasses.replace(default.env, activation="compact-single")
+    assert args.agent == dataclasses.replace(default.agent, bfloat16=True)
     assert args.learner.estimator == "sampled"
     assert (args.env.update, args.agent.controller_hidden, args.agent.detach_location_head) == ("paper", 512, True)
 
 
-@pytest.mark.parametrize("preset", ["quick", "faithful", "tiny"])
+@pytest.mark.parametrize("preset", ["best", "faithful", "tiny"])
 def test_flags_outrank_presets_and_presets_outrank_ids(preset: str):
     args = parsed("--preset", preset, "--env-id", "HSAL-DigitsSet-v0", "--update", "none", "--passes", "3")
     assert (args.preset, args.env_id) == (preset, "HSAL-DigitsSet-v0")
@@ -264,10 +380,28 @@ def test_training_is_under_the_teacher_protocol_on_the_training_split():
     assert (env.split, env.protocol, env.features, env.action_mode) == ("train", "teacher", "store", "native")
 
 
-def test_the_quick_presets_estimator_gives_way_to_other_algorithms():
+def test_the_default_preset_is_best():
+    assert parsed() == parsed("--preset", "best")
+    tiny = parsed("--preset", "tiny")
+    assert (tiny.agent, tiny.env.components) == (parsed().agent, parsed().env.components)  # the same, learning less
+
+
+def test_the_best_presets_estimator_gives_way_to_other_algorithms():
     assert parsed().learner.estimator != "sampled"
     assert parsed("--algorithm", "ppo").learner.estimator == "sampled"
     assert parsed("--algorithm=cross-entropy").learner.estimator == "sampled"
+    assert parsed("--algorithm", "multiset-loss").learner.estimator == "sampled"
+
+
+def test_the_faithful_preset_is_the_same_for_every_algorithm():
+    learners = {
+        name: parsed("--preset", "faithful", "--algorithm", name).learner
+        for name in ("reinforce", "ppo", "multiset-loss")
+    }
+    assert {dataclasses.replace(learner, algorithm="reinforce") for learner in learners.values()} == {
+        learners["reinforce"]
+    }
+    assert [learner.algorithm for learner in learners.values()] == list(learners)
 
 
 def test_the_two_seeds_are_two_flags():
@@ -329,7 +463,7 @@ def test_commands_are_found_in_bash_blocks_alone():
         ("python train/ppo_or_reinforce.py --preset huge", ConfigError),
         ("python train/evaluate_agent.py", SystemExit),
         ("python train/evaluate_agent.py x.pt --no-such-flag 3", SystemExit),
-        ("python train/make_results_table.py --no-such-flag", AssertionError),
+        ("python train/make_results.py --no-such-flag", AssertionError),
         ("python train/no_such_script.py", FileNotFoundError),
     ],
 )
@@ -341,16 +475,22 @@ def test_a_wrong_command_in_the_readme_would_be_found(command: str, error: type[
 # --- pretraining ------------------------------------------------------------------------------------------------------
 
 
-def test_perception_can_be_pretrained(mnist_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    module = script("pretrain_perception.py")
+@pytest.mark.parametrize("objects", ["multiset", "single"])
+def test_perception_can_be_pretrained(mnist_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objects: str):
+    module = script(PRETRAIN)
     accuracy = module.accuracy
-    monkeypatch.setattr(module, "accuracy", lambda net, canvases, count=0: accuracy(net, canvases, 500))
+    monkeypatch.setattr(module, "accuracy", lambda net, canvases, count=0: accuracy(net, canvases, 50))
     output = tmp_path / "w.pt"
-    module.main(module.Args(output=output, passes=1, num_canvases=64, batch_size=32, data_root=mnist_root))
+    flags = {"passes": 1, "num_canvases": 64, "batch_size": 32, "data_root": mnist_root}
+    module.main(module.Args(output=output, objects=objects, **flags))
 
     results = json.loads(output.with_suffix(".json").read_text())
     assert set(results["test"]) == {"mnist", "digits"}
-    assert all(0 <= part["accuracy"] <= 1 for part in results["test"].values())
+    for looks in results["test"].values():
+        assert set(looks) == {"plain", "crowded", "most crowded"}
+        assert all(set(part) == {"counts", "peaks"} for part in looks.values())
+        assert all(0 <= share <= 1 for part in looks.values() for share in part.values())
+    assert results["args"]["objects"] == objects
     assert mnist_root not in output.with_suffix(".json").read_text()
     weights = torch.load(output, weights_only=True)
     model = CompactResNet()  # not the one that environments share
@@ -359,6 +499,528 @@ def test_perception_can_be_pretrained(mnist_root: str, tmp_path: Path, monkeypat
     assert F.sum_of_squares(volume).shape == (1, 7, 7)
 
 
-@pytest.mark.parametrize("flags", ["--passes 0", "--batch-size 0", "--batch-size 64 --num-canvases 32"])
-def test_a_pretraining_of_nothing_is_refused(command: Command, flags: str):
-    command.fails("pretrain_perception.py", shlex.split(flags), "error: Expected passes of at least 1")
+@pytest.mark.parametrize(("objects", "numbers"), [("multiset", set(range(1, 11))), ("single", {1})])
+def test_perception_learns_from_as_many_objects_as_it_is_for(objects: str, numbers: set[int]):
+    module = script(PRETRAIN)
+    args = module.Args(objects=objects)
+    batches = [
+        module.stream(args, "train", "digits", look, 0).compose(range(64)) for look in range(len(module.LOOKS[objects]))
+    ]
+    assert {int(n) for batch in batches for n in (batch.labels >= 0).sum(axis=1)} == numbers
+    assert len(module.LOOK_SHARES[objects]) == len(batches)
+    assert sum(module.LOOK_SHARES[objects]) == pytest.approx(1)
+
+
+def test_the_counting_loss_by_hand():
+    module = script(PRETRAIN)
+    saliency = torch.tensor([[[1.0, 0.5], [0.0, 2.0]]])
+    log_probs = torch.tensor([[0.5, 0.5], [1.0, 0.0], [0.25, 0.75], [0.25, 0.75]]).log().reshape(1, 2, 2, 2)
+    assert module.expected_counts(saliency, log_probs).tolist() == [[1.5, 2.0]]
+    counts = torch.tensor([[3.0, 1.0]])
+    poisson = (1.5 - 3 * np.log(1.501) + 2 - np.log(2.001)) / 2
+    between = 0.5 * 0.5 + 2 * 1
+    assert module.counting_loss(saliency, log_probs, counts, 0.0).item() == pytest.approx(poisson, rel=1e-5)
+    assert module.counting_loss(saliency, log_probs, counts, 0.2).item() == pytest.approx(poisson + 0.2 * between)
+
+
+def test_warping_bends_an_image_a_little():
+    images = F.normalise(torch.rand(4, 20, 20))[:, None]
+    assert torch.allclose(script(PRETRAIN).warped(images, 0.0), images, atol=1e-4)
+    bent = script(PRETRAIN).warped(images, 3.0)
+    assert bent.shape == images.shape
+    assert (bent - images).abs().amax(dim=(1, 2, 3)).min() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--passes 0", "error: Expected passes of at least 1"),
+        ("--batch-size 0", "error: Expected passes of at least 1"),
+        ("--batch-size 64 --num-canvases 32", "error: Expected passes of at least 1"),
+        ("--objects pair", "--objects"),
+    ],
+)
+def test_a_wrong_pretraining_is_refused(command: Command, flags: str, said: str):
+    command.fails(PRETRAIN, flags, said)
+
+
+# --- what goes wrong --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("box", "share"),
+    [
+        ((0, 0, 100, 100), 1.0),
+        ((0, 0, 50, 50), 0.1),  # a cell
+        ((25, 0, 50, 50), 0.2),  # half of the cell of 1, half of that of 3
+        ((50, 50, 25, 10), 0.04),  # a tenth of the cell of 4
+        ((0, 0, 0, 0), 0.0),
+    ],
+)
+def test_a_boxs_share_of_a_mask_by_hand(box: tuple[int, ...], share: float):
+    mask = np.array([[1.0, 2.0], [3.0, 4.0]])
+    assert script(ANALYSE).box_share(mask, np.array(box), 100) == pytest.approx(share)
+
+
+def test_boxes_that_tile_the_canvas_share_the_mask():
+    mask = np.random.default_rng(0).random((7, 5))
+    tiles = [(0, 0, 30, 100), (30, 0, 70, 45), (30, 45, 70, 55)]
+    assert sum(script(ANALYSE).box_share(mask, np.array(tile), 100) for tile in tiles) == pytest.approx(1)
+
+
+STOP = 10
+MASKS = np.eye(4).reshape(4, 2, 2)  # all of it on one of four cells
+BOXES = np.array([[0, 0, 40, 40], [0, 50, 30, 30], [50, 50, 20, 20]])  # cover 0.64, 0.36 and 0.16 of cells 0, 1 and 3
+
+
+def told(cell: int, label: int, reward: float, probability: float = 0.5) -> MetaStep:
+    return MetaStep(MASKS[0], MASKS[cell], MASKS[0], [], label, probability, reward)
+
+
+EPISODES = {  # of two threes and a seven
+    "right": [told(0, 3, 1), told(3, 7, 1), told(1, 3, 1), told(2, STOP, 1)],
+    "wrong label": [told(0, 3, 1), told(1, 5, -1, 0.9), told(3, 7, 1), told(1, STOP, -1, 0.6)],
+    "early": [told(1, 3, 1, 0.8), told(0, STOP, -1, 0.7)],
+    "late": [told(0, 3, 1), told(1, 3, 1), told(3, 7, 1), told(2, 7, -1, 0.2), told(2, 1, -1, 0.3)],
+}
+
+
+def described(kind: str):
+    return script(ANALYSE).describe(17, EPISODES[kind], BOXES, [3, 7, 3], 100)
+
+
+@pytest.mark.parametrize(
+    ("kind", "named", "overlaps", "hits", "confidence"),
+    [
+        ("right", [3, 3, 7], [0.64, 0.16, 0.36], [True, True, True], 0.0),
+        ("wrong label", [3, 5, 7], [0.64, 0.36, 0.16, 0.36], [True, False, True, False], 0.9),
+        ("early", [3], [0.36, 0.64], [True, False], 0.7),
+        ("late", [1, 3, 3, 7, 7], [0.64, 0.36, 0.16], [True, True, True], 0.3),
+    ],
+)
+def test_an_episode_is_of_a_kind(kind: str, named: list, overlaps: list, hits: list, confidence: float):
+    episode = described(kind)
+    assert (episode.canvas_index, episode.kind, episode.hits) == (17, kind, hits)
+    assert np.repeat(np.arange(10), episode.true).tolist() == [3, 3, 7]
+    assert np.repeat(np.arange(10), episode.named).tolist() == named
+    assert episode.overlaps == pytest.approx(overlaps)
+    assert episode.confidence == confidence
+    assert episode.sizes_px.tolist() == [40, 30, 20]
+
+
+def test_the_tables_of_errors_by_hand():
+    steps = [told(0, 0, 1), told(0, STOP, 1)]
+    alone = script(ANALYSE).describe(1, steps, np.array([[0, 0, 50, 50]]), [0], 100)
+    found = script(ANALYSE).tables([*map(described, EPISODES), alone])
+    by_label = found.pop("by label")
+    assert found.pop("mean share, right labels") == pytest.approx((3 * 0.64 + 3 * 0.36 + 3 * 0.16 + 1) / 10)
+    assert found.pop("mean share, wrong labels") == pytest.approx((0.36 + 0.36 + 0.64) / 3)
+    assert found == {
+        "episodes": 5,
+        "kinds": {"right": 2, "wrong label": 1, "early": 1, "late": 1},
+        "by number of objects": {"1": {"cases": 1, "right": 1.0}, "3": {"cases": 4, "right": 0.25}},
+        "by smallest object, px": {"20 to 25": {"cases": 4, "right": 0.25}, "45 to 51": {"cases": 1, "right": 1.0}},
+        "labels by share of the mask in the box most covered": {
+            "0 to 0.2": {"cases": 3, "right": 1.0},
+            "0.2 to 0.4": {"cases": 5, "right": 0.6},
+            "0.6 to 0.8": {"cases": 4, "right": 0.75},
+            "0.8 to 1": {"cases": 1, "right": 1.0},
+        },
+    }
+    assert by_label["3"] == {"cases": 8, "recall": 6 / 8, "precision": 1.0}
+    assert by_label["7"] == {"cases": 4, "recall": 3 / 4, "precision": 3 / 4}  # late named it once too often
+    assert by_label["0"] == {"cases": 1, "recall": 1.0, "precision": 1.0}
+    assert by_label["5"] == by_label["9"] == {"cases": 0, "recall": 0.0, "precision": 0.0}
+
+
+@pytest.mark.parametrize(("kind", "absent"), [("right", "wrong"), ("stopped", "right")])
+def test_a_mean_over_no_labels_is_none(monkeypatch: pytest.MonkeyPatch, kind: str, absent: str):
+    monkeypatch.setitem(EPISODES, "stopped", [told(0, STOP, -1)])
+    found = script(ANALYSE).tables([described(kind)])
+    assert found[f"mean share, {absent} labels"] is None
+    json.dumps(found, allow_nan=False)
+
+
+def test_the_errors_are_those_of_the_evaluation(
+    command: Command, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    drawn: list = []
+    monkeypatch.setattr(
+        "hsal_env.rendering.draw_episodes", lambda part: drawn.extend(part) or np.zeros((8, 8, 3), np.uint8)
+    )
+    command(ANALYSE, [trained / "checkpoint.pt", "--episodes", 60, "--output-dir", "new/errors"])
+    command(EVALUATE, [trained / "checkpoint.pt", "--episodes", 60, "--split", "val", "--json", "t.json"])
+    folder = tmp_path / "new" / "errors"
+    found, test = (
+        json.loads((folder / "errors.json").read_text()),
+        json.loads((tmp_path / "t.json").read_text())["test"],
+    )
+    assert found["episodes"] == sum(found["kinds"].values()) == 60
+    assert found["kinds"].get("right", 0) / 60 == pytest.approx(test["exact_match"])
+    assert found["by number of objects"] == {
+        count: {"cases": part["episodes"], "right": pytest.approx(part["exact_match"])}
+        for count, part in test["by_count"].items()
+    }
+    labels = found["by label"].values()
+    hits = sum(part["cases"] * part["recall"] for part in labels) / sum(part["cases"] for part in labels)
+    assert hits == pytest.approx(test["overall_recall"])
+    text = (folder / "errors.md").read_text()
+    assert text.startswith(f"# {trained / 'checkpoint.pt'}: 60 val canvases of digits, greedy\n")
+    assert f"| {len(test['by_count'])} | {found['by number of objects']['4']['cases']} |" in text
+    assert (folder / "errors.png").read_bytes().startswith(b"\x89PNG")
+
+    def distance(steps: list[MetaStep], labels: list[int]) -> int:
+        named = np.bincount([step.label for step in steps if step.label < STOP], minlength=STOP)
+        return int(np.abs(np.bincount(labels, minlength=STOP) - named).sum())
+
+    distances = [distance(steps, labels) for _, steps, labels in drawn]
+    assert 1 <= len(distances) <= 20
+    assert distances == sorted(distances, reverse=True)
+    assert distances[-1] > 0
+
+
+def test_the_errors_do_not_depend_on_the_batches(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    module = script(ANALYSE)
+    tables = []
+    for batch in (50, 16):
+        monkeypatch.setattr(module, "_BATCH", batch)
+        monkeypatch.setattr(module, "_PICTURED", 1)
+        module.main(module.Args(str(trained / "checkpoint.pt"), "test", 50, output_dir=tmp_path / str(batch)))
+        tables.append((tmp_path / str(batch) / "errors.json").read_text())
+        assert (tmp_path / str(batch) / "errors.png").read_bytes().startswith(b"\x89PNG")
+    assert tables[0] == tables[1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("", ["required", "a bundled agent's name, or the path"]),
+        ("{checkpoint} --episodes 0", ["error: Expected --episodes of at least 1; got 0"]),
+        ("{checkpoint} --split holdout", ["error: Expected split to be one of train, val, test; got 'holdout'"]),
+        ("{checkpoint} --source imagenet", ["error: Expected source to be one of auto, mnist, digits"]),
+        ("{metrics}", ["error:", "metrics.json is cut off, damaged, or not a checkpoint"]),
+        ("{checkpoint} --episodes 5 --output-dir {metrics}/errors", ["error: Cannot write to", "errors"]),
+    ],
+)
+def test_a_wrong_analysis_is_a_clear_error(command: Command, flags: str, said: list[str], trained: Path):
+    places = {"checkpoint": trained / "checkpoint.pt", "metrics": trained / "metrics.json"}
+    command.fails(ANALYSE, flags.format(**places), *said)
+
+
+# --- agents that come with the package --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bundle(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The trained agent in a folder of its own, as ``small``."""
+    folder, module = tmp_path_factory.mktemp("bundled") / "new", script(BUNDLE)
+    module.main(module.Args(trained, "small", folder, episodes=40))
+    assert {path.name for path in folder.iterdir()} == {"small.pt", "small.md"}
+    return folder
+
+
+def test_a_bundled_agent_is_the_trained_one_in_half_precision(trained: Path, bundle: Path):
+    stored, whole = checkpoint.read(bundle / "small.pt"), checkpoint.read(trained / "checkpoint.pt")
+    assert {part.dtype for part in stored["model"].values()} == {torch.float16}
+    assert set(whole) - set(stored) == {"optimiser", "rows"}
+    assert (bundle / "small.pt").stat().st_size < (trained / "checkpoint.pt").stat().st_size / 4
+    loaded, exact = checkpoint.load(bundle / "small.pt"), checkpoint.load(trained / "checkpoint.pt")
+    assert (loaded.env, loaded.source) == (exact.env, exact.source)
+    for name, part in loaded.agent.state_dict().items():
+        assert part.dtype == torch.float32
+        assert torch.equal(part, exact.agent.state_dict()[name].half().float())
+
+
+def test_a_model_card_says_what_was_done(command: Command, capsys: pytest.CaptureFixture, bundle: Path, trained: Path):
+    card, metrics = (bundle / "small.md").read_text(), metrics_of(trained)
+    assert card.startswith("# small\n")
+    for part in (
+        'agents.load("small")',
+        f"`{shlex.join(metrics['command'])}`, reinforce, seed 0,\n  {metrics['train_seconds'] / 60:.1f} minutes on 1 ",
+        "the task\n`multiset` with 1 to 4 digits of 20 to 50 px",
+        "activation model `compact`",
+        "E. Alpaydin and C. Kaynak (CC BY 4.0)",
+        "No training canvas holds a digit of the test canvases.\n",
+    ):
+        assert part in card
+    assert "MNIST" not in card
+    capsys.readouterr()
+    command(EVALUATE, [bundle / "small.pt", "--episodes", 40])
+    assert f"```\n{capsys.readouterr().out.strip()}\n```" in card  # of the half-precision agent
+
+
+def test_a_model_card_names_its_own_data_and_task(bundle: Path, trained: Path):
+    content = checkpoint.read(bundle / "small.pt")
+    content["env"] |= {"task": "single", "glyphs": "paper"}
+    card = script(BUNDLE).card("other", content | {"source": "mnist"}, metrics_of(trained), "the table")
+    for part in ("`single` with 1 to 1 digits", "Yann LeCun", "CC BY-SA 3.0", "all splits draw", "the table"):
+        assert part in card
+
+
+@pytest.mark.parametrize("metrics", [None, "{"])
+def test_an_unfinished_run_is_not_bundled(command: Command, trained: Path, tmp_path: Path, metrics: str | None):
+    (tmp_path / "run").mkdir()
+    command.fails(BUNDLE, "run --name x --output-dir out", "error: No checkpoint at run/checkpoint.pt")
+    (tmp_path / "run" / "checkpoint.pt").write_bytes((trained / "checkpoint.pt").read_bytes())
+    if metrics:
+        (tmp_path / "run" / "metrics.json").write_text(metrics)
+    command.fails(BUNDLE, "run --name x --output-dir out", "error: run holds no finished run")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_wrong_bundling_is_a_clear_error(command: Command, trained: Path, tmp_path: Path):
+    command.fails(BUNDLE, [trained], "required", "--name")
+    command.fails(BUNDLE, [trained, "--name", "x", "--output-dir", trained / "metrics.json"], "error: Cannot write")
+    command.fails(BUNDLE, [trained, "--name", "x", "--episodes", 0, "--output-dir", "out"], "of at least 1; got 0")
+    assert not list(tmp_path.glob("out/*"))
+
+
+# --- the rival that counts --------------------------------------------------------------------------------------------
+
+FEW = shlex.split("--env-id HSAL-DigitsMultiset-v0 --num-examples 512 --batch-size 64 --hidden 64 --test-episodes 100")
+
+
+@pytest.mark.parametrize("head", ["volume", "columns"])
+def test_a_count_network_learns_to_count(command: Command, trained: Path, tmp_path: Path, head: str):
+    command(COUNT, [*FEW, "--head", head, "--passes", 16, "--learning-rate", "4e-3", "--output-dir", "new/x"])
+    metrics = metrics_of(tmp_path / "new" / "x")
+    assert metrics["source"] == "digits"
+    assert metrics["config"]["head"] == head
+    assert metrics["test"]["macro_f1"] > metrics["blind_guess"]["macro_f1"] + 0.3
+    assert set(metrics["test"]) == set(metrics_of(trained)["test"])
+    assert metrics["test"]["attn_saliency"] is metrics["test"]["attn_saliency_ratio"] is None
+    assert sum(part["episodes"] for part in metrics["test"]["by_count"].values()) == 100
+    assert str(tmp_path) not in json.dumps(metrics)
+    cells = script("make_results.py").cells("rival-count-network", [metrics])
+    assert cells["0-1"] == f"{metrics['test']['exact_match']:.3f}"
+
+
+def test_a_count_networks_seed_decides(tmp_path: Path):
+    module = script(COUNT)
+    few = {"env_id": "HSAL-DigitsMultiset-v0", "num_examples": 512, "batch_size": 64, "hidden": 64, "passes": 1}
+    tests = []
+    for seed in (0, 0, 1):
+        module.main(module.Args(**few, test_episodes=100, seed=seed, output_dir=tmp_path))
+        tests.append(metrics_of(tmp_path)["test"])
+    assert tests[0] == tests[1]
+    assert tests[0] != tests[2]
+
+
+def count_network(head: str):
+    torch.manual_seed(0)
+    return script(COUNT).CountNetwork(head, (5, 2, 3), 4, most=3, hidden=8), torch.rand(6, 5, 2, 3)
+
+
+def test_the_columns_heads_counts_are_sums_over_cells():
+    net, volume = count_network("columns")
+    by_cell = [net(volume[:, :, r : r + 1, c : c + 1]) for r in range(2) for c in range(3)]
+    assert torch.allclose(net(volume), torch.stack(by_cell).sum(dim=0))
+    assert torch.allclose(net(volume), net(volume.flip(2, 3)))
+    assert min(part.min() for part in by_cell) > 0
+    assert net.predict(volume).tolist() == [[round(value) for value in row] for row in net(volume).tolist()]
+    told = net.layers(volume[1, :, 0, 2])  # one cell of one image by the formula
+    assert torch.allclose(by_cell[2][1], (1 + told.exp()).log(), atol=1e-6)
+
+
+def test_the_volume_heads_counts_are_the_most_probable():
+    net, volume = count_network("volume")
+    logits = net(volume)
+    assert logits.shape == (6, 4, 4)
+    assert not torch.allclose(logits, net(volume.flip(2, 3)))
+    assert torch.allclose(logits[2].flatten(), net.layers(volume[2].flatten()), atol=1e-6)
+    rows = logits.tolist()
+    assert net.predict(volume).tolist() == [[label.index(max(label)) for label in row] for row in rows]
+
+
+def test_the_count_networks_losses_by_hand():
+    counts = torch.tensor([[0, 1, 2, 0]] * 3 + [[1, 0, 0, 3]] * 3)
+    net, volume = count_network("volume")
+    log_probs = net(volume).log_softmax(dim=2)
+    each = [-sum(log_probs[b, c, n].item() for c, n in enumerate(row)) for b, row in enumerate(counts.tolist())]
+    assert net.loss(volume, counts).item() == pytest.approx(np.mean(each), rel=1e-5)
+    net, volume = count_network("columns")
+    told = net(volume).tolist()
+    each = [
+        sum(expected - n * np.log(expected + 1e-3) for expected, n in zip(*pair, strict=True))
+        for pair in zip(told, counts.tolist(), strict=True)
+    ]
+    assert net.loss(volume, counts).item() == pytest.approx(np.mean(each), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--env-id CartPole-v1", ["error: Unknown env id 'CartPole-v1'", "HSAL-DigitsSet-v0"]),
+        ("--head cells", ["--head", "cells"]),
+        ("--activation nobody", ["error: Expected activation to be one of compact, compact-single", "'nobody'"]),
+        ("--passes 0", ["error: Expected passes, batch_size"]),
+        ("--hidden 0", ["error: Expected passes, batch_size"]),
+        ("--test-episodes 0", ["error: Expected passes, batch_size"]),
+        ("--batch-size 0", ["error: Expected passes, batch_size"]),
+        ("--batch-size 513", ["num_examples of at least batch_size"]),
+        ("--seed -1", ["error:", "seed"]),
+        ("--learning-rate -1", ["error:", "learning_rate"]),
+        ("--passes 1 --output-dir file/x", ["error: Cannot write to file/x"]),
+    ],
+)
+def test_a_wrong_count_network_is_a_clear_error(command: Command, tmp_path: Path, flags: str, said: list[str]):
+    (tmp_path / "file").touch()
+    command.fails(COUNT, [*FEW, *shlex.split(flags)], *said)
+    assert not list(tmp_path.rglob("metrics.json"))
+
+
+# --- rows of the results table ----------------------------------------------------------------------------------------
+
+ROWS = script(REPRODUCE).ROWS
+
+
+def arguments(name: str, seed: int):
+    """A row's command, parsed by its script."""
+    path, *flags = ROWS[name].command(seed)
+    module = script(Path(path).name)
+    assert (ROOT / path).is_file()
+    return module.parse(flags) if hasattr(module, "parse") else tyro.cli(module.Args, args=flags)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_rows_flags_parse(name: str):
+    assert [arguments(name, seed).seed for seed in ROWS[name].seeds] == list(ROWS[name].seeds)
+    assert ROWS[name].seeds
+    assert ROWS[name].what
+
+
+def test_no_two_rows_are_the_same_run():
+    assert len({repr(arguments(name, 0)) for name in ROWS}) == len(ROWS)
+
+
+def test_a_control_differs_from_the_default_in_what_it_says_alone():
+    default = parsed().env
+    assert arguments("mnist-multiset", 0).env == default
+    assert arguments("mnist-multiset", 0).agent == arguments("control-no-glimpses", 0).agent == parsed().agent
+    assert arguments("control-no-glimpses", 0).env == dataclasses.replace(default, glimpses=0)
+    assert arguments("mnist-multiset-leaky", 0).env == dataclasses.replace(default, glyphs="paper")
+
+
+def test_the_rows_are_listed(command: Command, capsys: pytest.CaptureFixture, started: list):
+    command(REPRODUCE, "--list")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[::2] == [f"{name}: {row.what}" for name, row in ROWS.items()]
+    for line, row in zip(lines[1::2], ROWS.values(), strict=True):
+        assert shlex.split(line)[1:] == row.command(row.seeds[0])
+    assert started == []
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The commands that were started, less the interpreter. They do nothing but finish; seed 13 fails."""
+    commands: list[list[str]] = []
+
+    def start(command: list[str], cwd: Path, check: bool) -> subprocess.CompletedProcess:
+        assert (command[0], Path(cwd), check) == (sys.executable, ROOT, False)
+        commands.append(command[1:])
+        if "13" in command:
+            return subprocess.CompletedProcess(command, 1)
+        place = Path(command[command.index("--json" if "--json" in command else "--output-dir") + 1])
+        assert place.is_absolute()
+        folder = place.parent if "--json" in command else place
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("metrics.json", "progress.csv", "episodes.png"):
+            (folder / name).write_text(f"new {name}")
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", start)
+    return commands
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): path.read_text() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_all_seeds_of_a_row_are_run(command: Command, started: list, tmp_path: Path):
+    command(REPRODUCE, "mnist-multiset")
+    assert started == [
+        [
+            "train/ppo_or_reinforce.py",
+            "--seed",
+            str(seed),
+            "--output-dir",
+            f"{tmp_path}/runs/mnist-multiset/seed-{seed}",
+        ]
+        for seed in (0, 1, 2)
+    ]
+    assert contents(tmp_path / "results") == {
+        f"mnist-multiset/seed-{seed}/{name}": f"new {name}"
+        for seed in (0, 1, 2)
+        for name in ("metrics.json", "progress.csv")
+    }
+
+
+def test_a_row_that_evaluates_keeps_its_table(command: Command, started: list, tmp_path: Path):
+    command(REPRODUCE, "mnist-multiset-on-6")
+    flags = shlex.split(ROWS["mnist-multiset-on-6"].flags)
+    table = f"{tmp_path}/runs/mnist-multiset-on-6/seed-0/metrics.json"
+    assert started == [["train/evaluate_agent.py", *flags, "--json", table]]
+    assert contents(tmp_path / "results")["mnist-multiset-on-6/seed-0/metrics.json"] == "new metrics.json"
+
+
+def test_other_seeds_and_folders_may_be_named(command: Command, started: list, tmp_path: Path):
+    command(REPRODUCE, "rival-count-columns --seeds 3 4 --runs-dir a/b --results-dir c/d")
+    assert [line[line.index("--seed") + 1] for line in started] == ["3", "4"]
+    assert all(line[:3] == ["train/count_network.py", "--head", "columns"] for line in started)
+    assert (tmp_path / "a/b/rival-count-columns/seed-4/metrics.json").exists()
+    assert set(contents(tmp_path / "c" / "d")) >= {f"rival-count-columns/seed-{seed}/metrics.json" for seed in (3, 4)}
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_finished_run_is_left_and_an_interrupted_one_resumed(command: Command, started: list, tmp_path: Path):
+    runs = tmp_path / "runs" / "mnist-multiset"
+    for seed, files in ((0, ("checkpoint.pt", "metrics.json", "progress.csv")), (1, ("checkpoint.pt", "progress.csv"))):
+        (runs / f"seed-{seed}").mkdir(parents=True)
+        for name in files:
+            (runs / f"seed-{seed}" / name).write_text(f"old {name}")
+    before = contents(runs / "seed-0")
+    command(REPRODUCE, "mnist-multiset")
+    assert [(line[line.index("--seed") + 1], "--resume" in line) for line in started] == [("1", True), ("2", False)]
+    assert contents(runs / "seed-0") == before
+    results = contents(tmp_path / "results" / "mnist-multiset")
+    assert {name: text for name, text in results.items() if "metrics" in name} == {
+        "seed-0/metrics.json": "old metrics.json",
+        "seed-1/metrics.json": "new metrics.json",
+        "seed-2/metrics.json": "new metrics.json",
+    }
+    assert results["seed-0/progress.csv"] == "old progress.csv"
+
+
+def test_a_failed_run_ends_the_row(command: Command, started: list, tmp_path: Path):
+    said = "error: The command failed: python train/ppo_or_reinforce.py --seed 13 --output-dir"
+    command.fails(REPRODUCE, "mnist-multiset --seeds 5 13 6", said)
+    assert len(started) == 2
+    assert set(contents(tmp_path / "results")) == {
+        f"mnist-multiset/seed-5/{name}" for name in ("metrics.json", "progress.csv")
+    }
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("", ["error: Unknown row None", "mnist-multiset"]),
+        ("nothing", ["error: Unknown row 'nothing'", *ROWS]),
+        ("mnist-set --seeds one", ["--seeds", "one"]),
+    ],
+)
+def test_a_wrong_row_is_a_clear_error(command: Command, started: list, tmp_path: Path, flags: str, said: list[str]):
+    command.fails(REPRODUCE, flags, *said)
+    assert started == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_run_is_really_resumed(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    module, seed = script(REPRODUCE), tmp_path / "runs" / "small" / "seed-0"
+    seed.mkdir(parents=True)
+    (seed / "checkpoint.pt").write_bytes((trained / "checkpoint.pt").read_bytes())
+    monkeypatch.setitem(module.ROWS, "small", module.Row("tiny", "--preset tiny --source digits"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    module.main(module.Args("small", runs_dir=tmp_path / "runs", results_dir=tmp_path / "results"))
+    copied = metrics_of(tmp_path / "results" / "small" / "seed-0")
+    assert copied["test"] == metrics_of(trained)["test"]
+    assert copied["train_seconds"] == metrics_of(trained)["train_seconds"]  # nothing was left to learn

@@ -162,8 +162,9 @@ def test_registering_twice_gives_no_warning():
         registration.register_all()
 
 
-def test_importing_hsal_env_imports_neither_torch_nor_data():
-    code = "import sys, hsal_env; sys.exit(any(m.split('.')[0] in ('torch', 'sklearn', 'torchvision') for m in sys.modules))"
+@pytest.mark.parametrize("package", ["hsal_env", "agents"])
+def test_importing_a_package_imports_neither_torch_nor_data(package):
+    code = f"import sys, {package}; sys.exit(any(m.split('.')[0] in ('torch', 'sklearn', 'torchvision') for m in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 

@@ -390,12 +390,14 @@ def objective_of(name: str, advantage: Tensor | None = None) -> Objective:
             return losses.cross_entropy(trajectory, evaluation)
         if name == "ppo":
             return losses.ppo(trajectory, evaluation, given, 0.2)
+        if name == "multiset-loss":
+            return losses.multiset_loss(trajectory, evaluation, given)
         return losses.reinforce(trajectory, evaluation, given, name)
 
     return loss
 
 
-OBJECTIVES = {name: objective_of(name) for name in ("sampled", "exact", "log", "ppo", "cross-entropy")}
+OBJECTIVES = {name: objective_of(name) for name in ("sampled", "exact", "log", "ppo", "cross-entropy", "multiset-loss")}
 WITH_VALUE = [name for name in OBJECTIVES if name != "cross-entropy"]
 
 
@@ -542,6 +544,97 @@ def test_cross_entropy_by_hand():
     # lane 0: label 0, then stop; lane 1: labels 1 and 0, then stop
     assert terms["label"].item() == pytest.approx(-(math.log(0.5) + math.log(0.5) + math.log(0.1)) / 2)
     assert terms["stop"].item() == pytest.approx(-(math.log(0.4) + math.log(0.25)) / 2)
+
+
+# --- the multiset loss ------------------------------------------------------------------------------------------------
+
+
+def three_objects() -> tuple[Trajectory, Evaluation]:
+    """Lane 0 holds {0, 0, 1}, lane 1 {1}, which ends after two of the four meta-steps; k = 1."""
+    trajectory = Trajectory(
+        example=example(torch.tensor([[2, 1], [0, 1]]), CELLS),
+        locations=torch.zeros(4, 1, 2, dtype=torch.int64),
+        labels=torch.tensor([[0, 0], [2, 1], [0, 1], [1, 0]]),  # lane 0: 0, stop, 0; lane 1: a wrong one
+        rewards=torch.zeros(4, 2, 2),
+        log_probs=torch.zeros(4, 2, 2),
+        values=torch.zeros(4, 2, 2),
+        live=torch.tensor([[True, True], [True, True], [True, False], [True, False]]),
+    )
+    generator = torch.Generator().manual_seed(0)
+    evaluation = Evaluation(
+        location_log_probs=torch.randn(4, 1, 2, CELLS, generator=generator).log_softmax(-1),
+        label_log_probs=torch.randn(4, 2, CLASSES + 1, generator=generator).log_softmax(-1).requires_grad_(),
+        values=torch.randn(4, 2, 2, generator=generator),
+        location_rewards=torch.rand(4, 1, 2, CELLS, generator=generator),
+        label_rewards=torch.randn(4, 2, CLASSES + 1, generator=generator),
+    )
+    return trajectory, evaluation
+
+
+def test_the_multiset_loss_by_hand():
+    trajectory, evaluation = three_objects()
+    thirds, halves = [1 / 3, 1 / 6, 1 / 2], [1 / 4, 1 / 4, 1 / 2]
+    probabilities = torch.tensor([[thirds, halves], [halves, thirds], [thirds, thirds], [halves, halves]])
+    terms = losses.multiset_loss(
+        trajectory, evaluation._replace(label_log_probs=probabilities.log()), torch.zeros(4, 2, 2)
+    )
+    # lane 0: {0, 0, 1}, then {0, 1}, and stop takes nothing away; lane 1: {1}
+    first = 2 / 3 * math.log(3) + 1 / 3 * math.log(6)
+    second, third = math.log(4), (math.log(3) + math.log(6)) / 2
+    assert terms["label"].item() == pytest.approx((first + second + third + math.log(4)) / 2)
+    assert terms["stop"].item() == pytest.approx(LN2 / 2 + LN2 / 2)
+
+
+@pytest.mark.parametrize(
+    ("named", "shares"),
+    [
+        ([0, 0], [[2 / 3, 1 / 3], [1 / 2, 1 / 2], [0.0, 1.0]]),
+        ([0, 1], [[2 / 3, 1 / 3], [1 / 2, 1 / 2], [1.0, 0.0]]),
+        ([1, 1], [[2 / 3, 1 / 3], [1.0, 0.0], [1.0, 0.0]]),  # the second 1 is wrong
+        ([1, 0], [[2 / 3, 1 / 3], [1.0, 0.0], [1.0, 0.0]]),
+        ([2, 2], [[2 / 3, 1 / 3]] * 3),
+    ],
+)
+def test_its_targets_are_the_shares_of_what_remains_at_meta_steps_1_to_m(named: list[int], shares: list[list[float]]):
+    trajectory, evaluation = three_objects()
+    labels = trajectory.labels.clone()
+    labels[:2, 0] = torch.tensor(named)
+    terms = losses.multiset_loss(trajectory._replace(labels=labels), evaluation, torch.zeros(4, 2, 2))
+    (slope,) = torch.autograd.grad(terms["label"], evaluation.label_log_probs)
+    expected = torch.zeros(4, 2, CLASSES + 1)  # nothing for stop, meta-step m + 1, or after the end
+    expected[:3, 0, :CLASSES] = torch.tensor(shares)
+    expected[0, 1, 1] = 1.0
+    torch.testing.assert_close(slope, -expected / 2)
+
+
+def test_all_its_other_terms_are_those_of_exact_reinforce():
+    trajectory, evaluation = three_objects()
+    advantage = torch.randn(4, 2, 2)
+    terms = losses.multiset_loss(trajectory, evaluation, advantage)
+    exact = losses.reinforce(trajectory, evaluation, advantage, "exact")
+    assert terms.keys() == exact.keys()
+    assert terms.pop("label").item() != exact.pop("label").item()
+    assert terms == exact
+
+
+def test_over_all_orders_the_multiset_loss_is_the_cross_entropy():
+    """Where scores do not depend on what was named before: a random order's next label is one of those remaining."""
+    orders = list(itertools.permutations([0, 0, 1]))
+    lanes = torch.zeros(len(orders), dtype=torch.int64)
+    trajectory, evaluation = three_objects()
+    labels = torch.tensor([[*order, CLASSES] for order in orders]).T
+    trajectory = trajectory.lanes(lanes)._replace(labels=labels)
+    evaluation = Evaluation(
+        *(part.index_select(axis, lanes) for part, axis in zip(evaluation, (2, 1, 2, 2, 1), strict=True))
+    )
+    supervised = losses.cross_entropy(trajectory, evaluation)
+    terms = losses.multiset_loss(trajectory, evaluation, torch.zeros(4, 2, len(orders)))
+    assert supervised["label"] > 1
+    torch.testing.assert_close(terms["label"], supervised["label"])
+    assert terms["stop"].item() == supervised["stop"].item()
+
+
+# --- the forced order -------------------------------------------------------------------------------------------------
 
 
 def test_shuffled_labels_are_each_lanes_labels_then_stop():

@@ -1,6 +1,7 @@
 """From pixels to volume and saliency: the models, how they are found, and the store that keeps their volumes."""
 
 import errno
+import math
 import os
 import pickle
 import subprocess
@@ -23,6 +24,7 @@ from hsal_env.perception.activation import WEIGHTS_FOLDER, CompactResNet, load_c
 from hsal_env.perception.examples import Examples, fingerprint, label_counts, to_images
 from hsal_env.perception.feature_store import FeatureStore
 from hsal_env.perception.registry import activation_model, saliency_model
+from train import pretrain_perception as pretraining
 
 # --- activation and saliency models -----------------------------------------------------------------------------------
 
@@ -72,8 +74,12 @@ def examples(**config) -> Examples:
     return Examples(EnvConfig(**{"source": "digits", "num_examples": 4, **config}), progress=False)
 
 
-def test_the_compact_model_maps_100_px_to_7x7_cells():
-    model = activation_model("compact")
+COMPACT = ["compact", "compact-single"]
+
+
+@pytest.mark.parametrize("name", COMPACT)
+def test_the_compact_model_maps_100_px_to_7x7_cells(name):
+    model = activation_model(name)
     volume = model(torch.rand(2, 1, 100, 100))
     assert (model.in_channels, model.channels) == (1, 128)
     assert volume.shape == (2, 128, 7, 7)
@@ -81,29 +87,34 @@ def test_the_compact_model_maps_100_px_to_7x7_cells():
     assert volume.max() > 0
 
 
-def test_the_compact_model_is_fixed():
-    model = activation_model("compact")
+@pytest.mark.parametrize("name", COMPACT)
+def test_the_compact_model_is_fixed(name):
+    model = activation_model(name)
     assert not model.training
     assert not any(parameter.requires_grad for parameter in model.parameters())
-    assert model is activation_model("compact")
+    assert model is activation_model(name)
 
 
-def test_a_compact_cell_sees_55_px_16_px_apart():
+def test_a_compact_cell_sees_87_px_16_px_apart():
     torch.manual_seed(0)
     model = CompactResNet().eval()
-    images = torch.rand(8, 1, 100, 100, requires_grad=True)
-    seen = []
-    for cell in (3, 4):
-        (gradient,) = torch.autograd.grad(model(images)[:, :, 3, cell].sum(), images)
-        columns = gradient.abs().sum(dim=(0, 1, 2)).nonzero().flatten()
-        seen.append((int(columns.min()), int(columns.max())))
-    assert seen[0][1] - seen[0][0] + 1 == 55
-    assert seen[1][0] - seen[0][0] == 16
+    images = torch.rand(8, 1, 132, 132, requires_grad=True)  # 9 x 9 cells, of which the middle ones see no border
+
+    def seen(row, col):
+        """First row and column that the cell sees, and how many."""
+        (gradient,) = torch.autograd.grad(model(images)[:, :, row, col].sum(), images)
+        lit = gradient.abs().sum(dim=(0, 1)).nonzero()
+        return lit.amin(dim=0), (lit.amax(dim=0) - lit.amin(dim=0) + 1).tolist()
+
+    (first, extent), (next_first, next_extent) = seen(4, 4), seen(4, 5)
+    assert extent == next_extent == [87, 87]
+    assert (next_first - first).tolist() == [0, 16]
 
 
-def test_the_bundled_saliency_peaks_at_the_object():
+@pytest.mark.parametrize("name", COMPACT)
+def test_the_bundled_saliency_peaks_at_the_object(name):
     """On test digits it never saw: the most salient cell's centre, 16 px apart from 2 px on, is in the object's box."""
-    tested = examples(task="single", split="test", num_examples=200)
+    tested = examples(task="single", split="test", num_examples=200, activation=name)
     example, canvases = tested.load(np.arange(200))
     peak = example.raw_saliency.flatten(1).argmax(dim=1).numpy()
     centre = np.stack([peak // 7, peak % 7], axis=1) * 16 + 2
@@ -129,10 +140,18 @@ def test_weights_that_do_not_fit_are_refused(tmp_path, damage):
         load_compact(path)
 
 
-def test_the_bundled_weights_load():
-    before, after = CompactResNet().state_dict(), load_compact().state_dict()
+@pytest.mark.parametrize("name", COMPACT)
+def test_the_bundled_weights_load(name):
+    before, after = CompactResNet().state_dict(), load_compact(WEIGHTS_FOLDER / f"{name}.pt").state_dict()
     assert before.keys() == after.keys()
-    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert any(not torch.equal(before[part], after[part]) for part in before)
+
+
+@pytest.mark.parametrize("name", COMPACT)
+def test_a_registered_name_means_the_file_of_that_name(name):
+    registered, read = activation_model(name).state_dict(), load_compact(WEIGHTS_FOLDER / f"{name}.pt").state_dict()
+    assert all(torch.equal(registered[part], read[part]) for part in read)
+    assert (WEIGHTS_FOLDER / f"{name}.json").is_file()  # where they came from
 
 
 @pytest.mark.parametrize("find", [activation_model, saliency_model])
@@ -140,6 +159,7 @@ def test_the_bundled_weights_load():
     ("name", "message"),
     [
         ("resnet1000", "to be one of"),
+        ("compact-multiset", "to be one of"),
         ("", "to be one of"),
         (":", "package.module:Name"),
         ("os.path:", "package.module:Name"),
@@ -454,6 +474,176 @@ def test_a_stores_rows_are_copies(tmp_path):
     store = FeatureStore.open(tmp_path / "store", batches, 10)
     store.read([0, 3, 9], "values")["values"][:] = -1
     assert_whole(store)
+
+
+# --- pretraining ------------------------------------------------------------------------------------------------------
+
+
+def cells(*of: tuple[float, int | None], classes: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
+    """One image in a row of cells: each has a saliency and a class, certain, or None: all classes alike."""
+    probabilities = [[1 / classes] * classes if c is None else [float(i == c) for i in range(classes)] for _, c in of]
+    return torch.tensor([[[height for height, _ in of]]]), torch.tensor([[probabilities]]).log()
+
+
+def counted(image: tuple[torch.Tensor, torch.Tensor], counts: list[int], sharp_coef: float = 0.0) -> float:
+    return pretraining.counting_loss(*image, torch.tensor([counts]).float(), sharp_coef).item()
+
+
+def test_expected_counts_by_hand():
+    probabilities = torch.tensor([[[[0.75, 0.25], [0.0, 1.0]]], [[[0.5, 0.5], [1.0, 0.0]]]])
+    saliency = torch.tensor([[[1.0, 0.5]], [[2.0, 0.0]]])
+    expected = torch.tensor([[0.75, 0.75], [1.0, 1.0]])
+    torch.testing.assert_close(pretraining.expected_counts(saliency, probabilities.log()), expected)
+
+
+@pytest.mark.parametrize(
+    ("image", "counts", "loss"),
+    [
+        (cells((1.0, 0)), [1, 0], 1 - math.log(1.001)),
+        (cells((1.0, 0), (0.0, 1)), [1, 0], 1 - math.log(1.001)),
+        (cells((1.0, 1)), [1, 0], 1 - math.log(0.001)),  # another class
+        (cells((1.0, None)), [1, 0], 0.5 - math.log(0.501) + 0.5),  # an undecided one
+        (cells((1.0, 0), (1.0, 1), (1.0, 0)), [2, 1], (3 - 2 * math.log(2.001) - math.log(1.001)) / math.sqrt(3)),
+        (cells((0.0, 0)), [2, 2], -4 * math.log(0.001) / 2),  # nothing seen
+    ],
+)
+def test_the_counting_loss_by_hand(image, counts, loss):
+    assert counted(image, counts) == pytest.approx(loss, rel=1e-4)
+
+
+def test_the_counting_loss_is_a_mean_over_images():
+    (s, p), (t, q) = cells((1.0, 0), (0.25, 1)), cells((0.5, 0), (2.0, None))
+    together = pretraining.counting_loss(
+        torch.cat([s, t]), torch.cat([p, q]), torch.tensor([[1.0, 0.0], [2.0, 1.0]]), 0.3
+    )
+    assert together.item() == pytest.approx((counted((s, p), [1, 0], 0.3) + counted((t, q), [2, 1], 0.3)) / 2)
+
+
+@pytest.mark.parametrize(("height", "count"), [(0.5, 1), (1.0, 1), (2.0, 1), (0.5, 4), (4.0, 4), (6.0, 4)])
+def test_the_counting_loss_pulls_a_cell_towards_its_count(height, count):
+    saliency, log_probs = cells((height, 0))
+    saliency.requires_grad_()
+    pretraining.counting_loss(saliency, log_probs, torch.tensor([[count, 0.0]]), 0.0).backward()
+    slope = (1 - count / (height + 1e-3)) / math.sqrt(count)  # of (s - n log(s + 1e-3)) / sqrt(n)
+    assert saliency.grad.item() == pytest.approx(slope, abs=1e-6)
+    assert (slope < -0.1, abs(slope) < 2e-3, slope > 0.1) == (height < count, height == count, height > count)
+
+
+def test_an_object_is_one_cell_of_height_one_and_not_two_of_a_half():
+    one, two = cells((1.0, 0), (0.0, 0)), cells((0.5, 0), (0.5, 0))
+    assert counted(one, [1, 0]) == counted(two, [1, 0])
+    assert counted(two, [1, 0], 0.2) - counted(one, [1, 0], 0.2) == pytest.approx(0.2 * (0.25 + 0.25))
+
+
+@pytest.mark.parametrize(("height", "penalty"), [(0.0, 0.0), (0.25, 0.1875), (1.0, 0.0), (1.5, 0.75), (2.0, 2.0)])
+def test_the_sharp_penalty_by_hand(height, penalty):
+    image = cells((height, 1))
+    assert counted(image, [0, 1], 0.5) - counted(image, [0, 1]) == pytest.approx(penalty / 2, abs=1e-6)
+
+
+def test_the_objective_finds_an_object():
+    """From a flat map and no idea of the class, by gradient descent."""
+    saliency, scores = torch.tensor([[[0.3, 0.4, 0.3]]]), torch.zeros(1, 1, 3, 2)
+    for part in (saliency, scores):
+        part.requires_grad_()
+    optimiser = torch.optim.Adam([saliency, scores], lr=0.05)
+    for _ in range(250):
+        loss = pretraining.counting_loss(saliency.clamp(min=0), scores.log_softmax(-1), torch.tensor([[0.0, 1.0]]), 0.5)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    torch.testing.assert_close(saliency.detach().clamp(min=0), torch.tensor([[[0.0, 1.0, 0.0]]]), rtol=0, atol=0.05)
+    assert scores[0, 0, 1].softmax(-1)[1] > 0.9
+
+
+def test_a_warp_of_0_px_changes_nothing():
+    images = torch.rand(3, 2, 100, 100)
+    torch.testing.assert_close(pretraining.warped(images, 0.0), images, rtol=0, atol=1e-4)
+
+
+def test_a_warp_displaces_by_a_normal_times_a_uniform_amplitude():
+    """Of ramps, whose values say where a pixel came from: the middle one is a point of the 5x5 grid itself."""
+    torch.manual_seed(0)
+    lanes, warp_px = 4_000, 1.5
+    ramp = torch.arange(21.0).expand(21, 21)
+    images = torch.stack([ramp, ramp.T]).expand(lanes, -1, -1, -1)
+    moved = pretraining.warped(images, warp_px)[:, :, 10, 10] - 10
+    # E (N U)^2 = 1/3, E (N U)^4 = 3/5: five standard errors
+    spread = math.sqrt((3 / 5 - 1 / 9) / lanes)
+    assert (moved.square().mean(dim=0) / warp_px**2 - 1 / 3).abs().max() < 5 * spread
+    assert moved.mean(dim=0).abs().max() < 5 * warp_px * math.sqrt(1 / 3 / lanes)
+    assert (moved[:, 0] * moved[:, 1]).mean().abs() < 5 * warp_px**2 * math.sqrt(1 / 3 / lanes)  # x apart from y
+
+
+def test_a_warp_is_smooth_and_of_each_image_its_own():
+    torch.manual_seed(0)
+    ramp = torch.arange(101.0).expand(2, 1, 101, 101)
+    bent = pretraining.warped(ramp, 3.0)[:, 0, 30:71, 30:71] - ramp[:, 0, 30:71, 30:71]
+    assert bent.abs().mean() > 0.2
+    assert bent.diff(dim=1).square().mean() < bent.square().mean() / 20  # white noise: twice as much
+    assert (bent[0] - bent[1]).abs().mean() > 0.2
+
+
+class Scripted(nn.Module):
+    """A pretrainer that answers for an image what its first pixel, in 1/255, says."""
+
+    model = SimpleNamespace(in_channels=1)
+
+    def __init__(self, answers) -> None:
+        super().__init__()
+        self.answers = answers
+
+    def forward(self, images):
+        assert not self.training
+        chosen = [self.answers[round(float(image[0, 0, 0]) * 255)] for image in images]
+        return torch.cat([saliency for saliency, _ in chosen]), torch.cat([log_probs for _, log_probs in chosen])
+
+
+def test_accuracy_by_hand():
+    answers = [
+        cells((1.0, 3), (0.0, 5), (0.1, 5), classes=10),  # counts and peaks are right
+        cells((0.5, 3), (0.5, 3), (0.0, 5), classes=10),  # the sum is right, the peaks are two
+        cells((0.4, 3), (0.1, 5), (0.0, 5), classes=10),  # the peak is right, the sum rounds to none
+        cells((1.0, 3), (0.6, 5), (0.0, 5), classes=10),  # one too many
+        cells((1.0, 5), (0.0, 3), (0.0, 3), classes=10),  # another class
+    ]
+    images = np.arange(5, dtype=np.uint8)[:, None, None].repeat(2, axis=1).repeat(2, axis=2)
+    labels = np.full((5, 1), 3)
+    canvases = SimpleNamespace(compose=lambda chosen: SimpleNamespace(images=images[chosen], labels=labels[chosen]))
+    net = Scripted(answers)
+    assert pretraining.accuracy(net, canvases, 5) == {"counts": 0.4, "peaks": 0.4}
+    assert pretraining.accuracy(net, canvases, 2) == {"counts": 1.0, "peaks": 0.5}
+    assert net.training
+
+
+@pytest.mark.parametrize(("objects", "numbers"), [("multiset", [(1, 4), (1, 9), (10, 10)]), ("single", [(1, 1)] * 3)])
+def test_what_is_learned_from_has_as_many_objects_as_it_says(objects, numbers):
+    args = pretraining.Args(objects=objects)
+    for look, (least, most) in enumerate(numbers):
+        labels = pretraining.stream(args, "train", "digits", look, seed=0).compose(range(100)).labels
+        found = (labels >= 0).sum(axis=1)
+        assert (found.min(), found.max()) == (least, most)
+    assert len(pretraining.LOOKS[objects]) == len(pretraining.LOOK_SHARES[objects]) == 3
+    assert sum(pretraining.LOOK_SHARES[objects]) == pytest.approx(1)
+
+
+def test_what_is_learned_from_is_laid_out_otherwise_than_the_environments_canvases():
+    ours = pretraining.stream(pretraining.Args(), "train", "digits", 0, seed=0).compose(range(4))
+    theirs = examples().compose(np.arange(4))
+    assert ours.boxes.shape == theirs.boxes.shape
+    assert (ours.boxes != theirs.boxes).any(axis=(1, 2)).all()
+
+
+def test_the_pretrainer_reads_saliency_and_classes_off_the_volume():
+    torch.manual_seed(0)
+    net = pretraining.Pretrainer().eval()
+    images = torch.rand(2, 1, 100, 100)
+    with torch.no_grad():
+        saliency, log_probs = net(images)
+        volume = net.model(images)
+    torch.testing.assert_close(saliency, volume.square().mean(dim=1))
+    scores = torch.einsum("bdij,cd->bijc", volume, net.classifier.weight) + net.classifier.bias
+    torch.testing.assert_close(log_probs.exp(), scores.softmax(-1))
 
 
 # --- torchvision ------------------------------------------------------------------------------------------------------

@@ -4,8 +4,11 @@ import csv
 import dataclasses
 import json
 import re
+import sys
+import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,9 +18,10 @@ from torch import Tensor
 from agents import evaluation as evaluation_module
 from agents.actor_critic import ActorCritic
 from agents.config import AgentConfig, LearnerConfig
-from agents.evaluation import blind_guess, evaluate, evaluation_config, make_env, record
+from agents.evaluation import blind_guess, evaluate, evaluation_config, make_env, record, scores_by_count
 from agents.learner import Learner
 from agents.protocol import Decision, World
+from agents.report import resources
 from agents.training import Run
 from agents.trajectory import collect
 from hsal_env import multiset
@@ -36,6 +40,7 @@ VARIANTS = {
     "log": {"estimator": "log"},
     "ppo": {"algorithm": "ppo"},
     "cross-entropy": {"algorithm": "cross-entropy"},
+    "multiset-loss": {"algorithm": "multiset-loss"},
 }
 
 
@@ -74,16 +79,19 @@ def progress(folder: Path) -> list[dict[str, str]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("variant", "passes"), [("sampled", 24), ("exact", 12), ("log", 12), ("ppo", 8), ("cross-entropy", 12)]
+    ("variant", "passes"),
+    [("sampled", 32), ("exact", 12), ("log", 12), ("ppo", 8), ("cross-entropy", 12), ("multiset-loss", 12)],
 )
 def test_a_toy_task_is_learnt(tmp_path: Path, variant: str, passes: int):
     """One digit and clutter: chance is a reward of -0.8, and the right multiset at most once in ten."""
     config = EnvConfig(task="single", source="digits", num_examples=512, protocol="teacher", features="store")
     run = Run(
         tmp_path,
-        dataclasses.replace(config, update="peak"),
+        dataclasses.replace(config, update="peak", components=4),
         "hsal",
-        AgentConfig(meta_hidden=16, controller_hidden=64, location_hidden=16, attention_init="spread"),
+        AgentConfig(
+            meta_hidden=16, controller_hidden=64, location_hidden=16, attention_init="grid", location_prior=3.0
+        ),
         LearnerConfig(
             **VARIANTS[variant],
             batch_size=64,
@@ -106,26 +114,49 @@ def test_a_toy_task_is_learnt(tmp_path: Path, variant: str, passes: int):
     if variant != "cross-entropy":  # whose labels are forced, and whose glimpses earn nothing
         assert first["reward/label"] < -0.6
         assert last["reward/label"] > 0.5
-    if variant in ("exact", "log"):
         assert last["attention/saliency_ratio"] > 1.4 * first["attention/saliency_ratio"]
+
+
+META = {"meta_controller.encode", "meta_controller.gru", "meta_controller.attention"}
+CONTROLLER = {"controller.encode", "controller.gru", "controller.label"}
+LOCATION = {"controller.location.0", "controller.location.2", "controller.location_prior"}
+
+
+def moved_by_an_update(agent: ActorCritic, env, **learner) -> tuple[set[str], dict[str, float]]:
+    """The layers whose weights one update changes, and its log."""
+    before = {name: weight.detach().clone() for name, weight in agent.named_parameters()}
+    log = Learner(agent, dataclasses.replace(LEARNER, **learner), 10).update(env, np.arange(16))
+    moved = [name for name, weight in agent.named_parameters() if not torch.equal(weight, before[name])]
+    return {re.sub(r"\.(weight|bias)\w*$", "", name) for name in moved}, log
 
 
 @pytest.mark.parametrize("bfloat16", [False, True])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_an_update_moves_every_weight_that_has_an_objective(variant: str, bfloat16: bool):
     env = make_env(ENV, 16)
-    agent = build(env, dataclasses.replace(AGENT, bfloat16=bfloat16))
-    before = {name: weight.detach().clone() for name, weight in agent.named_parameters()}
-    log = Learner(agent, dataclasses.replace(LEARNER, **VARIANTS[variant]), 10).update(env, np.arange(16))
-    moved = {
-        name.rsplit(".", 1)[0] for name, weight in agent.named_parameters() if not torch.equal(weight, before[name])
-    }
-    trunk = {"meta_controller.encode", "meta_controller.gru", "meta_controller.attention"}
-    trunk |= {"controller.encode", "controller.gru", "controller.label"}
-    heads = (
-        set() if variant == "cross-entropy" else {"controller.location.0", "controller.location.2", "controller.value"}
-    )
-    assert moved == trunk | heads
+    agent = build(env, dataclasses.replace(AGENT, bfloat16=bfloat16, location_prior=1.0))
+    moved, log = moved_by_an_update(agent, env, **VARIANTS[variant])
+    heads = set() if variant == "cross-entropy" else LOCATION | {"controller.value"}
+    assert moved == META | CONTROLLER | heads
+    assert all(np.isfinite(value) for value in log.values())
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    ("control", "fixed"),
+    [
+        ({"attention_policy": "winner-take-all"}, META),
+        ({"location_policy": "greedy"}, LOCATION),
+        ({"location_policy": "uniform"}, LOCATION),
+    ],
+    ids=["winner-take-all", "greedy", "uniform"],
+)
+def test_an_update_of_a_control_leaves_alone_what_it_replaces(variant: str, control: dict, fixed: set[str]):
+    env = make_env(ENV, 16)
+    agent = build(env, dataclasses.replace(AGENT, location_prior=1.0, **control))
+    moved, log = moved_by_an_update(agent, env, **VARIANTS[variant])
+    heads = set() if variant == "cross-entropy" else LOCATION | {"controller.value"}
+    assert moved == (META | CONTROLLER | heads) - fixed
     assert all(np.isfinite(value) for value in log.values())
 
 
@@ -208,10 +239,31 @@ def test_logged_rewards_are_those_of_rewarded_decisions():
     assert log["reward/location"] == pytest.approx(torch.cat(looked).mean().item(), abs=1e-6)
 
 
+def test_logged_saliency_is_that_of_the_glimpsed_cells():
+    env = make_env(dataclasses.replace(ENV, update="none"), 16)  # so that every glimpse counts in full
+    log = Learner(build(env), LEARNER, 10).update(env, np.arange(16))
+    trajectory = collect(env, build(env), np.arange(16), generator=torch.Generator().manual_seed(0)).trajectory
+    raw = trajectory.example.raw_saliency.flatten(1)
+    raw = torch.where(raw > raw.amin(dim=1, keepdim=True), raw, 0.0)  # nothing is left to count at the minimum (S3)
+    at, lengths = [], trajectory.live.sum(dim=0)
+    for lane, steps in enumerate(lengths.tolist()):
+        at += raw[lane, trajectory.locations[:steps, :, lane].flatten()].tolist()
+    assert log["attention/saliency"] == pytest.approx(np.mean(at), rel=1e-4)
+    uniform = (raw.mean(dim=1) * lengths).sum().item() / lengths.sum().item()
+    assert log["attention/saliency_ratio"] == pytest.approx(np.mean(at) / uniform, rel=1e-4)
+
+
+def test_without_glimpses_their_logged_saliency_and_reward_are_zero():
+    env = make_env(dataclasses.replace(ENV, glimpses=0), 16)
+    log = Learner(build(env), LEARNER, 10).update(env, np.arange(16))
+    assert log["attention/saliency"] == log["attention/saliency_ratio"] == log["reward/location"] == 0
+    assert log["loss/label"] != 0
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"algorithm": "dqn"}, "algorithm to be one of reinforce, ppo, cross-entropy; got 'dqn'"),
+        ({"algorithm": "dqn"}, "algorithm to be one of reinforce, ppo, cross-entropy, multiset-loss; got 'dqn'"),
         ({"estimator": "best"}, "estimator to be one of sampled, exact, log; got 'best'"),
         ({"batch_size": 0}, "batch_size of at least 1; got 0"),
         ({"passes": 0}, "passes of at least 1; got 0"),
@@ -226,6 +278,7 @@ def test_logged_rewards_are_those_of_rewarded_decisions():
         ({"warmup": 2.0}, r"warmup in \[0, 1\]; got 2.0"),
         ({"estimator": "exact", "gamma": 0.9}, "use estimator='sampled'"),
         ({"estimator": "log", "algorithm": "ppo"}, "use estimator='sampled'"),
+        ({"estimator": "exact", "algorithm": "multiset-loss"}, "use estimator='sampled'"),
     ],
 )
 def test_learner_settings_outside_their_range_are_named(fields: dict, message: str):
@@ -245,7 +298,7 @@ def test_rates_and_norms_outside_their_range_are_named(field: str, value: float)
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("variant", ["sampled", "ppo", "cross-entropy"])
+@pytest.mark.parametrize("variant", ["sampled", "ppo", "cross-entropy", "multiset-loss"])
 def test_a_seed_decides_a_training_to_the_bit(tmp_path: Path, variant: str):
     runs = [start(tmp_path / name, seed=seed, **VARIANTS[variant]) for name, seed in (("a", 0), ("again", 0), ("b", 1))]
     at_first = [weights(run) for run in runs]
@@ -359,10 +412,14 @@ SCORES = {"exact_match", "macro_f1", "micro_f1", "overall_precision", "overall_r
 def test_metrics_hold_what_is_promised(finished: Path):
     metrics = json.loads((finished / "metrics.json").read_text(), parse_constant=no_nan)
     assert set(metrics) == {
-        "source", "test", "blind_guess", "train_seconds", "feature_seconds", "config", "versions", "command",
+        "source", "test", "blind_guess", "train_seconds", "feature_seconds", "cpu_seconds", "max_memory_mib", "threads",
+        "config", "versions", "command",
     }  # fmt: skip
     assert metrics["source"] == "digits"
     assert metrics["train_seconds"] > 0
+    assert metrics["cpu_seconds"] > 0
+    assert metrics["max_memory_mib"] is None or metrics["max_memory_mib"] > 50  # torch alone takes more
+    assert metrics["threads"] == torch.get_num_threads()
     assert set(metrics["test"]) == SCORES | {"attn_saliency", "attn_saliency_ratio", "by_count"}
     assert all(0 <= metrics["test"][name] <= 1 for name in SCORES)
     assert set(metrics["blind_guess"]) == SCORES
@@ -371,6 +428,25 @@ def test_metrics_hold_what_is_promised(finished: Path):
         assert set(part) == {"episodes", "exact_match", "macro_f1"}
     assert sum(part["episodes"] for part in metrics["test"]["by_count"].values()) == 30
     assert set(metrics["versions"]) >= {"python", "torch", "numpy", "gymnasium", "hsal"}
+
+
+@pytest.mark.parametrize(("platform", "peak"), [("linux", 3 << 10), ("darwin", 3 << 20)])
+def test_resources_are_of_this_process(monkeypatch: pytest.MonkeyPatch, platform: str, peak: int):
+    usage = SimpleNamespace(RUSAGE_SELF=0, getrusage={0: SimpleNamespace(ru_maxrss=peak)}.get)
+    before = time.process_time()
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "resource", usage)
+        patch.setattr(sys, "platform", platform)
+        found = resources()
+    assert found["max_memory_mib"] == 3  # one counts in KiB, the other in bytes
+    assert before <= found["cpu_seconds"] <= time.process_time()
+
+
+def test_where_memory_cannot_be_asked_it_is_unknown(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "resource", None)  # the import fails
+    found = resources()
+    assert found["max_memory_mib"] is None
+    assert found["cpu_seconds"] > 0
 
 
 def test_metrics_hold_the_configuration(finished: Path):
@@ -519,6 +595,16 @@ def test_naming_the_truth_scores_one_whatever_the_number_of_lanes(monkeypatch: p
     assert scores["by_count"] == by_count
 
 
+def test_scores_by_count_by_hand():
+    named = np.array([[1, 0], [2, 0], [0, 1], [1, 1]])
+    true = np.array([[1, 0], [1, 1], [1, 0], [1, 1]])
+    # one object: class 0 is hit once of (1 named + 2 true) / 2, class 1 never; two: 2 of 5 / 2, and 1 of 3 / 2
+    assert scores_by_count(named, true) == {
+        "1": {"episodes": 2, "exact_match": 0.5, "macro_f1": pytest.approx((2 / 3 + 0) / 2)},
+        "2": {"episodes": 2, "exact_match": 0.5, "macro_f1": pytest.approx((4 / 5 + 2 / 3) / 2)},
+    }
+
+
 def test_order_does_not_matter_and_a_miss_is_a_miss(monkeypatch: pytest.MonkeyPatch):
     true = truth(TEST)
     said = [labels[::-1] for labels in true]
@@ -568,6 +654,29 @@ def test_the_blind_guess_is_the_most_frequent_training_multiset():
     guess = blind_guess(single, test)
     assert set(guess) == SCORES
     assert any(guess["exact_match"] == pytest.approx(share) for share in shares)
+
+
+def test_an_evaluation_of_uniform_glimpses_draws_the_same_each_time():
+    env = make_env(TEST, 17)
+    agent = build(env, dataclasses.replace(AGENT, location_policy="uniform"))
+    draws = [
+        collect(env, agent, np.arange(17), True, torch.Generator().manual_seed(s)).trajectory.locations for s in (0, 1)
+    ]
+    assert not torch.equal(draws[0][0], draws[1][0]), "another generator draws others"
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        found.append(evaluate(agent, TEST, progress=False))
+    assert found[0] == found[1]
+
+
+def test_uniform_glimpses_see_what_uniform_ones_see_and_greedy_ones_much_more():
+    config, ratio = evaluation_config(dataclasses.replace(ENV, update="none"), "test", 100), {}
+    for policy in ("uniform", "greedy"):
+        agent = build(make_env(config, 1), dataclasses.replace(AGENT, location_policy=policy))
+        ratio[policy] = evaluate(agent, config, progress=False)["attn_saliency_ratio"]
+    assert ratio["uniform"] == pytest.approx(1, abs=0.4)
+    assert ratio["greedy"] > 3
 
 
 def test_pictured_episodes_are_the_evaluated_ones():

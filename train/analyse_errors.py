@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from tqdm import tqdm
 from hsal_env.errors import CheckpointError, ConfigError, HSALError
 
 _STOP = 10
-_SIZES_PX = (20, 25, 30, 35, 40, 45, 51)
+_SIZES_PX = (0, 20, 25, 30, 35, 40, 45, 51, math.inf)
 _OVERLAPS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.001)
 _PICTURED = 20
 _BATCH = 500
@@ -136,8 +137,8 @@ def tables(episodes: list[Episode]) -> dict[str, Any]:
             for c in range(_STOP)
         },
         "labels by share of the mask in the box most covered": binned(overlaps, hits, _OVERLAPS),
-        "mean share, right labels": float(overlaps[hits].mean()),
-        "mean share, wrong labels": float(overlaps[~hits].mean()) if (~hits).any() else None,
+        "mean share, right labels": float(overlaps[hits].mean()) if hits.any() else None,
+        "mean share, wrong labels": float(overlaps[~hits].mean()) if not hits.all() else None,
     }
 
 
@@ -195,6 +196,7 @@ def main(args: Args) -> None:
         for name, content in (("errors.json", json.dumps(found, indent=2) + "\n"), ("errors.md", text)):
             with replacing(args.output_dir / name) as path:
                 path.write_text(content)
+        (args.output_dir / "errors.png").unlink(missing_ok=True)
         if worst:
             picture = draw_episodes(record(loaded.agent, config, np.array([e.canvas_index for e in worst])))
             save_picture(picture, args.output_dir / "errors.png")

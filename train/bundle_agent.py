@@ -17,7 +17,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from hsal_env.errors import CheckpointError, HSALError
+from hsal_env.config import EnvConfig
+from hsal_env.errors import CheckpointError, ConfigError, HSALError
 
 _DATA = {
     "mnist": "MNIST, by Yann LeCun, Corinna Cortes and Christopher Burges (CC BY-SA 3.0)",
@@ -43,22 +44,20 @@ class Args:
 
 def card(name: str, content: dict[str, Any], metrics: dict[str, Any], table: str) -> str:
     """The model card."""
-    env, learner, source = content["env"], content["run"]["learner"], content["source"]
-    most = env["max_objects"] or 4
+    env, learner, source = EnvConfig.from_kwargs(content["env"]), content["run"]["learner"], content["source"]
+    apart = "No training canvas holds a digit of the test canvases."
+    if env.glyphs == "paper":
+        apart = "The test canvases are made from the same digits as the training canvases."
     return f"""# {name}
 
 The two-level recurrent attention agent of Welleck et al. (NIPS 2017) as HSAL trains it, for the task
-`{env["task"]}` with {env["min_objects"]} to {most} digits of {env["min_size_px"]} to {env["max_size_px"]} px.
+`{env.task}` with {env.min_objects} to {env.objects_limit} digits of {env.min_size_px} to {env.max_size_px} px.
 
 - Use: `agents.load("{name}")`, or `python train/evaluate_agent.py {name}`.
 - Training: `{shlex.join(metrics["command"])}`, {learner["algorithm"]}, seed {content["run"]["seed"]},
   {metrics["train_seconds"] / 60:.1f} minutes on {metrics["threads"]} thread(s), then weights rounded to half precision.
-- Features: activation model `{
-        env["activation"]
-    }`, whose weights are part of the package; the agent works with no others.
-- Data: canvases composed of {_DATA[source]}. No training canvas holds a digit of the test canvases{
-        "" if env["glyphs"] == "disjoint" else ": not so here, all splits draw from the training digits"
-    }.
+- Features: activation model `{env.activation}`, whose weights are part of the package; the agent works with no others.
+- Data: canvases composed of {_DATA[source]}. {apart}
 - Limits: white digits on black, in the look of the training canvases. It has not seen other fonts, colours, overlapping
   digits, sizes outside its range or more objects than it was trained on; photographs are out of its reach. It always answers.
 
@@ -74,6 +73,7 @@ def main(args: Args) -> None:
     """Round, test, write.
 
     Raises:
+        ConfigError: fewer than one episode.
         CheckpointError: the run is not whole, or the folder cannot be written.
     """
     import dataclasses
@@ -85,11 +85,14 @@ def main(args: Args) -> None:
     from agents.report import format_table
     from hsal_env.files import replacing
 
+    if args.episodes < 1:
+        raise ConfigError(f"Expected --episodes of at least 1; got {args.episodes}.")
     content = checkpoint.read(args.run / "checkpoint.pt")
     try:
         metrics = json.loads((args.run / "metrics.json").read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{args.run} holds no finished run: {error}.") from error
+        card(args.name, content, metrics, "")
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{args.run} holds no finished run: {error!r}.") from error
     kept = {name: content[name] for name in content if name not in ("optimiser", "rows")}
     kept["model"] = {
         name: part.half() if isinstance(part, torch.Tensor) and part.is_floating_point() else part

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
 import time
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from torch.nn.functional import cross_entropy, softplus
 from tqdm import tqdm
 
 from agents.evaluation import blind_guess, evaluation_config, scores_by_count
-from agents.report import format_table, resources, versions
+from agents.report import format_table, resources, versions, without_paths
 from hsal_env import ENVIRONMENTS, multiset
 from hsal_env.config import EnvConfig
 from hsal_env.errors import CheckpointError, ConfigError, HSALError
@@ -79,9 +80,10 @@ class CountNetwork(nn.Module):
         super().__init__()
         self.by_column, self.classes = head == "columns", classes
         seen, told = (shape[0], classes) if self.by_column else (int(np.prod(shape)), classes * (most + 1))
-        self.layers = nn.Sequential(
-            nn.Linear(seen, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, told)
-        )
+        last = nn.Linear(hidden, told)
+        if self.by_column:
+            nn.init.constant_(last.bias, -5.0)  # most columns hold nothing; from 0 on, all units die
+        self.layers = nn.Sequential(nn.Linear(seen, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), last)
 
     def forward(self, volume: Tensor) -> Tensor:
         """Expected counts ``[B, C]``, or logits of counts ``[B, C, most + 1]``."""
@@ -115,6 +117,8 @@ def main(args: Args) -> None:
         raise ConfigError(
             "Expected passes, batch_size, test_episodes and hidden of at least 1, and num_examples of at least batch_size."
         )
+    if args.seed < 0 or not 0 < args.learning_rate < math.inf:
+        raise ConfigError(f"Expected seed >= 0 and learning_rate > 0; got {args.seed}, {args.learning_rate}.")
     env = EnvConfig.from_kwargs(
         ENVIRONMENTS[args.env_id]
         | {
@@ -124,7 +128,11 @@ def main(args: Args) -> None:
             "features": "store",
         }
     )
+    start = time.perf_counter()
+    _write(args.output_dir / ".writable", "")  # what cannot be written is said before minutes of work
+    (args.output_dir / ".writable").unlink()
     examples = Examples(env)
+    feature_seconds = time.perf_counter() - start
     torch.manual_seed(args.seed)
     shape = (examples.channels, *examples.map_size)
     net = CountNetwork(args.head, shape, env.num_classes, env.objects_limit, args.hidden)
@@ -154,17 +162,23 @@ def main(args: Args) -> None:
         },
         "blind_guess": blind_guess(env, test),
         "train_seconds": train_seconds,
+        "feature_seconds": feature_seconds,
         **resources(),
         "threads": torch.get_num_threads(),
         "config": {**dataclasses.asdict(args), "output_dir": None, "data_root": None},
         "versions": versions(),
+        "command": ["python", "train/count_network.py", *without_paths(sys.argv[1:])],
     }
     print(format_table(results))
+    _write(args.output_dir / "metrics.json", json.dumps(results, indent=2) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
     try:
-        with replacing(args.output_dir / "metrics.json") as path:
-            path.write_text(json.dumps(results, indent=2) + "\n")
+        with replacing(path) as temporary:
+            temporary.write_text(text)
     except OSError as error:
-        raise CheckpointError(f"Cannot write to {args.output_dir}: {error}.") from error
+        raise CheckpointError(f"Cannot write {path}: {error}.") from error
 
 
 def predict(net: CountNetwork, examples: Examples) -> tuple[np.ndarray, np.ndarray]:

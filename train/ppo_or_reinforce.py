@@ -83,6 +83,7 @@ PRESETS: dict[str, Defaults] = {
     "best": {**_BEST, "learner": {"passes": 5}},
     "faithful": {
         "env": {"activation": "compact-single"},
+        "agent": {"bfloat16": True},
         "learner": {"passes": 8, "ent_coef": 0.03, "learning_rate": 5e-4},
     },
     "tiny": {
@@ -131,15 +132,9 @@ def parse(argv: list[str]) -> Args:
     return args
 
 
-def without_paths(argv: list[str]) -> list[str]:
-    """The command line less where files lie on this machine, for metrics.json."""
-    places = ("--output-dir", "--output_dir", "--data-root", "--data_root")
-    after = [False, *(arg in places for arg in argv)]
-    return [arg for arg, follows in zip(argv, after, strict=False) if not follows and arg.split("=")[0] not in places]
-
-
 def main(args: Args) -> None:
     """Train, test, and write the results."""
+    from agents.report import without_paths
     from agents.training import Run  # torch: not before --help
 
     name = f"{args.env_id}-{args.learner.algorithm}-{args.seed}-{time.strftime('%Y%m%d-%H%M%S')}"

@@ -19,10 +19,13 @@ from typing import Annotated, NamedTuple
 
 import tyro
 
-from hsal_env.errors import ConfigError, HSALError
+from hsal_env.errors import CheckpointError, ConfigError, HSALError
 from hsal_env.files import replacing
 
 _ROOT = Path(__file__).resolve().parents[1]
+
+
+_EVALUATE = "evaluate_agent.py"
 
 
 class Row(NamedTuple):
@@ -30,9 +33,9 @@ class Row(NamedTuple):
 
     Attributes:
         what: a few words for people.
-        script: in train/.
         flags: of every seed.
         seeds: of the runs that the table is made from.
+        script: in train/.
     """
 
     what: str
@@ -41,8 +44,9 @@ class Row(NamedTuple):
     script: str = "ppo_or_reinforce.py"
 
     def command(self, seed: int) -> list[str]:
-        """Without the interpreter and without --output-dir."""
-        return [f"train/{self.script}", *shlex.split(self.flags), "--seed", str(seed)]
+        """Without the interpreter and without where its output goes."""
+        seeded = [] if self.script == _EVALUATE else ["--seed", str(seed)]
+        return [f"train/{self.script}", *shlex.split(self.flags), *seeded]
 
 
 _TEN = "--env-id HSAL-MNISTMultiset10-v0"
@@ -54,11 +58,26 @@ ROWS = {
     "mnist-set-cross-entropy": Row("cross-entropy, shuffled order", f"{_SET} --algorithm cross-entropy"),
     "mnist-multiset-faithful": Row("REINFORCE as printed", "--preset faithful"),
     "mnist-set-faithful": Row("REINFORCE as printed", f"{_SET} --preset faithful"),
+    "mnist-multiset-faithful-cross-entropy": Row(
+        "cross-entropy as printed", "--preset faithful --algorithm cross-entropy"
+    ),
     "mnist-multiset-single-features": Row("features of single objects only", "--activation compact-single"),
     "mnist-multiset-ppo": Row("PPO", "--algorithm ppo"),
     "mnist-multiset-leaky": Row("test digits also in training canvases", "--glyphs paper"),
     "mnist-multiset-4": Row("always 4 objects", "--min-objects 4"),
     "mnist-multiset-10": Row("10 objects of 20 px", _TEN),
+    "mnist-multiset-on-5": Row(
+        "the agent for 1 to 4 objects, on 5",
+        "mnist-multiset --min-objects 5 --max-objects 5 --max-size-px 33",
+        (0,),
+        _EVALUATE,
+    ),
+    "mnist-multiset-on-6": Row(
+        "the agent for 1 to 4 objects, on 6",
+        "mnist-multiset --min-objects 6 --max-objects 6 --max-size-px 33",
+        (0,),
+        _EVALUATE,
+    ),
     "digits-multiset": Row("scikit-learn's digits", "--source digits"),
     "control-uniform-glimpses": Row("glimpses drawn uniformly", "--location-policy uniform"),
     "control-winner-take-all": Row(
@@ -99,7 +118,8 @@ def main(args: Args) -> None:
     """Run.
 
     Raises:
-        ConfigError: no such row, or a command failed.
+        ConfigError: no such row, seeds of a bundled agent, or a command failed.
+        CheckpointError: the results folder cannot be written.
     """
     if args.list:
         for name, row in ROWS.items():
@@ -107,17 +127,25 @@ def main(args: Args) -> None:
         return
     if args.row not in ROWS:
         raise ConfigError(f"Unknown row {args.row!r}. Expected one of {', '.join(ROWS)}.")
+    if args.seeds and ROWS[args.row].script == _EVALUATE:
+        raise ConfigError(f"{args.row} tests a bundled agent, which has one seed; leave out --seeds.")
     for seed in args.seeds or ROWS[args.row].seeds:
         folder = args.runs_dir / args.row / f"seed-{seed}"
         if not (folder / "metrics.json").exists():
             resume = ["--resume"] if (folder / "checkpoint.pt").exists() else []
-            command = [*ROWS[args.row].command(seed), "--output-dir", str(folder.resolve()), *resume]
+            places = ["--output-dir", str(folder.resolve()), *resume]
+            if ROWS[args.row].script == _EVALUATE:
+                places = ["--json", str((folder / "metrics.json").resolve())]
+            command = [*ROWS[args.row].command(seed), *places]
             if subprocess.run([sys.executable, *command], cwd=_ROOT, check=False).returncode:
                 raise ConfigError(f"The command failed: python {shlex.join(command)}")
         for name in ("metrics.json", "progress.csv"):
             if (folder / name).exists():
-                with replacing(args.results_dir / args.row / f"seed-{seed}" / name) as path:
-                    path.write_text((folder / name).read_text())
+                try:
+                    with replacing(args.results_dir / args.row / f"seed-{seed}" / name) as path:
+                        path.write_text((folder / name).read_text())
+                except OSError as error:
+                    raise CheckpointError(f"Cannot write to {args.results_dir}: {error}.") from error
 
 
 if __name__ == "__main__":

@@ -1,0 +1,208 @@
+"""The tables and figures that train/make_results.py makes, on made-up runs in a folder of their own."""
+
+import csv
+import io
+import json
+import runpy
+import shutil
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from matplotlib.figure import Figure
+
+ROOT = Path(__file__).parents[1]
+make = SimpleNamespace(**runpy.run_path(str(ROOT / "train" / "make_results.py")))
+MARKED = f"# Title\n\nbefore\n\n{make.START}an old table\n{make.END}\n\nafter\n"
+
+
+def metrics(exact: float, f1: float, ratio: float | None = 12.34, **more: object) -> dict:
+    """What the tables read of a metrics.json."""
+    by_count = {str(n): {"episodes": 5, "exact_match": exact - n / 100, "macro_f1": f1} for n in (1, 2)}
+    test = {"exact_match": exact, "macro_f1": f1, "attn_saliency_ratio": ratio, "by_count": by_count}
+    return {"source": "mnist", "test": test, "train_seconds": 90.0, "config": {"learner": {"batch_size": 50}}} | more
+
+
+def progress(rows: int) -> str:
+    """Validation in every other row alone, as in a run."""
+    lines = ["update,attention/saliency,attention/saliency_ratio,val/macro_f1,val/exact_match"]
+    for row in range(1, rows + 1):
+        lines.append(f"{20 * row},{row}.5,{row}.25,{row / 10 if row % 2 else ''},{row / 20 if row % 2 else ''}")
+    return "\n".join(lines) + "\n"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A checkout with five runs of four rows, and one of a row that is not in the list."""
+    runs = {
+        "rival-count-network/seed-0": metrics(0.7, 0.8, ratio=None),
+        "mnist-multiset/seed-1": metrics(0.94, 0.98, 14.0, train_seconds=150.0, cpu_seconds=60.0),
+        "mnist-multiset/seed-0": metrics(
+            0.90, 0.96, 12.0, feature_seconds=30.0, cpu_seconds=120.0, max_memory_mib=2048
+        ),
+        "mnist-set/seed-7": metrics(0.5, 0.6),
+        "mnist-multiset-faithful/seed-0": metrics(0.4, 0.55),
+        "forgotten/seed-0": metrics(0.1, 0.1),
+    }
+    for name, content in runs.items():
+        (tmp_path / "results" / name).mkdir(parents=True)
+        (tmp_path / "results" / name / "metrics.json").write_text(json.dumps(content))
+    for name, rows in (
+        ("mnist-multiset/seed-0", 4),
+        ("mnist-multiset/seed-1", 3),
+        ("mnist-multiset-faithful/seed-0", 2),
+    ):
+        (tmp_path / "results" / name / "progress.csv").write_text(progress(rows))
+    (tmp_path / "train").mkdir()
+    for name in ("make_results.py", "reproduce.py"):
+        shutil.copy(ROOT / "train" / name, tmp_path / "train")
+    (tmp_path / "README.md").write_text(MARKED)
+    (tmp_path / "results" / "README.md").write_text(MARKED.replace("Title", "Results"))
+    return tmp_path
+
+
+def command(monkeypatch: pytest.MonkeyPatch, root: Path, *flags: str) -> None:
+    path = root / "train" / "make_results.py"
+    monkeypatch.setattr(sys, "argv", [str(path), *flags])
+    monkeypatch.setattr(sys, "path", list(sys.path))  # the script puts its folder there
+    runpy.run_path(str(path), run_name="__main__")
+
+
+def table(root: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(make.texts(root)[root / "results" / "table.csv"])))
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ([0.12345], "0.123"),
+        ([0.90, 0.94], "0.920 ± 0.028"),  # 0.04 / sqrt(2)
+        ([0.1, 0.2, 0.3], "0.200 ± 0.100"),  # the sample's deviation: the population's is 0.082
+        ([0.5, 0.5], "0.500 ± 0.000"),
+    ],
+)
+def test_a_mean_is_given_with_the_sample_deviation(values: list[float], text: str):
+    assert make.spread(values) == text
+
+
+def test_a_row_of_several_seeds_by_hand(root: Path):
+    assert table(root)[0] == {
+        "row": "mnist-multiset",
+        "what": "REINFORCE",
+        "images": "mnist",
+        "seeds": "2",
+        "0-1": "0.920 ± 0.028",
+        "macro-F1": "0.970 ± 0.014",
+        "paper 0-1": "0.935",
+        "paper F1": "0.978",
+        "0-1 by objects": "0.910 / 0.900",
+        "glimpses / uniform": "13.0",
+        "train min": "2.0",
+        "features min": "0.5",  # of the seed that says so
+        "CPU min": "1.5",
+        "memory GiB": "2.0",
+        "command": "python train/ppo_or_reinforce.py --seed 0",
+    }
+
+
+def test_what_a_run_does_not_say_is_left_empty(root: Path):
+    rival = table(root)[-1]
+    assert {name for name, text in rival.items() if not text} == {
+        "paper 0-1", "paper F1", "glimpses / uniform", "features min", "CPU min", "memory GiB",
+    }  # fmt: skip
+    assert (rival["0-1"], rival["train min"]) == ("0.700", "1.5")
+    assert rival["command"] == "python train/count_network.py --seed 0"
+
+
+def test_the_papers_numbers_are_those_of_its_table_1():
+    rows = {name: make.cells(name, [metrics(0.5, 0.5)]) for name in make.ROWS}
+    assert {name: (row["paper F1"], row["paper 0-1"]) for name, row in rows.items() if row["paper F1"]} == {
+        "mnist-multiset": ("0.978", "0.935"),
+        "mnist-set": ("0.990", "0.960"),
+        "mnist-multiset-cross-entropy": ("0.726", "0.477"),
+        "mnist-set-cross-entropy": ("0.735", "0.478"),
+    }
+
+
+def test_rows_stand_in_the_order_of_the_list_and_only_if_they_were_run(root: Path):
+    names = [row["row"] for row in table(root)]
+    assert names == ["mnist-multiset", "mnist-set", "mnist-multiset-faithful", "rival-count-network"]
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_tables_are_written_between_the_marks(root: Path, monkeypatch: pytest.MonkeyPatch):
+    command(monkeypatch, root)
+    for folder, columns in ((root, make.IN_README), (root / "results", make.COLUMNS)):
+        before, rest = (folder / "README.md").read_text().split(make.START)
+        made, after = rest.split(make.END)
+        assert before.endswith("\n\nbefore\n\n")
+        assert after == "\n\nafter\n"
+        head, rule, *rows = made.splitlines()
+        assert head == f"| {' | '.join(columns)} |"
+        assert {line.count("|") for line in (head, rule, *rows)} == {len(columns) + 1}
+        assert len(rows) == 4
+        cells = [cell.strip() for cell in rows[0].strip("|").split("|")]
+        first = dict(zip(columns, cells, strict=True))
+        assert (first["0-1"], first["paper 0-1"]) == ("0.920 ± 0.028", "0.935")
+    assert "[mnist-multiset](results/mnist-multiset)" in (root / "README.md").read_text()
+    assert "`python train/ppo_or_reinforce.py --seed 0`" in (root / "results" / "README.md").read_text()
+    stored = list(csv.DictReader((root / "results" / "table.csv").open()))
+    assert stored == table(root)
+    assert list(stored[0]) == list(make.COLUMNS)
+
+
+def test_a_check_finds_what_is_out_of_date(root: Path, monkeypatch: pytest.MonkeyPatch):
+    paths = ["README.md", "results/README.md", "results/table.csv"]
+
+    def stale() -> str:
+        with pytest.raises(SystemExit) as caught:
+            command(monkeypatch, root, "--check")
+        return str(caught.value.code)
+
+    assert all(path in stale() for path in paths)
+    assert not (root / "results" / "table.csv").exists()  # a check writes nothing
+    command(monkeypatch, root)
+    command(monkeypatch, root, "--check")
+    (root / "results" / "table.csv").unlink()
+    assert stale() == "Out of date: results/table.csv; run python train/make_results.py"
+    command(monkeypatch, root)
+    (root / "results" / "mnist-set" / "seed-7" / "metrics.json").write_text(json.dumps(metrics(0.51, 0.6)))
+    assert all(path in stale() for path in paths)
+    command(monkeypatch, root)
+    command(monkeypatch, root, "--check")
+
+
+def test_the_figures_show_every_seed(root: Path, monkeypatch: pytest.MonkeyPatch):
+    drawn: list[Figure] = []
+    save = Figure.savefig
+
+    def savefig(figure: Figure, path: Path, **how: object) -> None:
+        save(figure, path, **how)
+        drawn.append(figure)
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    command(monkeypatch, root)
+    for name in ("figure5.png", "figure6.png"):
+        assert (root / "results" / name).read_bytes().startswith(b"\x89PNG")
+    columns = ["attention/saliency", "attention/saliency_ratio", "val/macro_f1", "val/exact_match"]
+    panels = [axes for figure in drawn for axes in figure.axes]
+    for column, axes in zip(columns, panels, strict=True):
+        curves = [line for line in axes.lines if line.get_linestyle() == "-"]
+        assert len(curves) == 3  # two seeds, and one as printed
+        assert curves[0].get_color() == curves[1].get_color() != curves[2].get_color()
+        assert [text.get_text() for text in axes.get_legend().get_texts()] == ["REINFORCE", "REINFORCE as printed"]
+        rows = [row for row in (1, 2, 3, 4) if row % 2 or "val/" not in column]
+        assert list(curves[0].get_xdata()) == [20 * row * 50 / 1000 for row in rows]
+        height = {
+            "attention/saliency": lambda row: row + 0.5,
+            "attention/saliency_ratio": lambda row: row + 0.25,
+            "val/macro_f1": lambda row: row / 10,
+            "val/exact_match": lambda row: row / 20,
+        }[column]
+        assert list(curves[0].get_ydata()) == pytest.approx(list(map(height, rows)))
