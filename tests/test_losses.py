@@ -519,6 +519,18 @@ def test_terms_are_means_over_episodes(name: str):
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_learner_minimises_the_objective_it_is_told_to(name: str):
+    chosen = {"estimator": name} if name in ("sampled", "exact", "log") else {"algorithm": name}
+    agent = ActorCritic(World(Rules(), (2, 3), 3, 10), AgentConfig(meta_hidden=2, controller_hidden=2))
+    trajectory, evaluation = two_lanes()
+    advantage = credit(trajectory)
+    terms = Learner(agent, LearnerConfig(**chosen), 1)._terms(trajectory, evaluation, advantage)
+    assert terms == OBJECTIVES[name](trajectory, evaluation)
+    others = [OBJECTIVES[other](trajectory, evaluation) for other in OBJECTIVES if other != name]
+    assert all(terms != other for other in others)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_term_has_a_weight(name: str):
     weights = LearnerConfig(location_coef=2.0, stop_coef=3.0, vf_coef=4.0, ent_coef=5.0)
     agent = ActorCritic(World(Rules(), (2, 3), 3, 10), AgentConfig(meta_hidden=2, controller_hidden=2))

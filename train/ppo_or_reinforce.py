@@ -82,7 +82,6 @@ _FEW = {"val_episodes": 200, "test_episodes": 200, "log_every": 2}
 PRESETS: dict[str, Defaults] = {
     "best": {**_BEST, "learner": {"passes": 5}},
     "faithful": {
-        "env": {"activation": "compact-single"},
         "agent": {"bfloat16": True},
         "learner": {"passes": 8, "ent_coef": 0.03, "learning_rate": 5e-4},
     },
