@@ -121,6 +121,8 @@ class LearnerConfig:
         for name in ("ent_coef", "vf_coef", "stop_coef", "location_coef"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"Expected {name} of at least 0; got {getattr(self, name)}.")
+        if self.algorithm == "multiset-loss" and self.gamma:
+            raise ConfigError(f"algorithm='multiset-loss' has no discount; expected gamma=0, got {self.gamma}.")
         if self.estimator != "sampled" and (self.gamma or self.algorithm != "reinforce"):
             raise ConfigError(
                 f"estimator={self.estimator!r} needs algorithm='reinforce' and immediate credit, gamma=0; "

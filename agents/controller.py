@@ -42,7 +42,7 @@ class Controller(nn.Module):
         self.encode = nn.Linear(cells + labels + cells + channels, hidden)
         self.gru = nn.GRUCell(hidden, hidden)
         self.location = nn.Sequential(nn.Linear(hidden, location_hidden), nn.ReLU(), nn.Linear(location_hidden, cells))
-        self.location_prior = nn.Parameter(torch.tensor(location_prior)) if location_prior else None
+        self.location_prior = nn.Parameter(torch.tensor(float(location_prior))) if location_prior else None
         self.label = nn.Linear(hidden, labels)
         self.value = nn.Linear(hidden, 1)
 

@@ -284,7 +284,10 @@ def test_a_file_of_the_same_name_does_not_hide_a_bundled_agent(
 def test_an_agent_that_is_not_there_is_a_clear_error(two_bundled: Path, name: str):
     with pytest.raises(CheckpointError) as caught:
         agents.load(name)
-    assert str(caught.value) == f"No agent {name!r}: expected the path of a checkpoint, or one of alpha, beta."
+    assert (
+        str(caught.value)
+        == f"No agent {name!r}: expected the path of a checkpoint, or a bundled agent's name (alpha, beta)."
+    )
 
 
 def test_a_folder_is_no_agent(two_bundled: Path):

@@ -279,6 +279,7 @@ def test_without_glimpses_their_logged_saliency_and_reward_are_zero():
         ({"estimator": "exact", "gamma": 0.9}, "use estimator='sampled'"),
         ({"estimator": "log", "algorithm": "ppo"}, "use estimator='sampled'"),
         ({"estimator": "exact", "algorithm": "multiset-loss"}, "use estimator='sampled'"),
+        ({"gamma": 0.9, "algorithm": "multiset-loss"}, "expected gamma=0, got 0.9"),
     ],
 )
 def test_learner_settings_outside_their_range_are_named(fields: dict, message: str):
