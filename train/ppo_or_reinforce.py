@@ -80,7 +80,7 @@ _BEST: Defaults = {
 }
 _FEW = {"val_episodes": 200, "test_episodes": 200, "log_every": 2}
 PRESETS: dict[str, Defaults] = {
-    "best": {**_BEST, "learner": {"passes": 5}},
+    "best": {**_BEST, "learner": {"passes": 4}},
     "faithful": {
         "agent": {"bfloat16": True},
         "learner": {"passes": 8, "ent_coef": 0.03, "learning_rate": 5e-4},
