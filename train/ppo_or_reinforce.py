@@ -75,7 +75,7 @@ class Args:
 Defaults = dict[str, dict[str, Any]]  # of the dataclasses above: args, env, agent, learner
 
 _BEST: Defaults = {
-    "env": {"components": 16},
+    "env": {"components": 49},
     "agent": {"location_prior": 10.0, "attention_init": "grid", "bfloat16": True},
 }
 _FEW = {"val_episodes": 200, "test_episodes": 200, "log_every": 2}
