@@ -76,7 +76,7 @@ Defaults = dict[str, dict[str, Any]]  # of the dataclasses above: args, env, age
 
 _BEST: Defaults = {
     "env": {"components": 49},
-    "agent": {"location_prior": 10.0, "attention_init": "grid", "bfloat16": True},
+    "agent": {"location_prior": 30.0, "attention_init": "grid", "bfloat16": True},
 }
 _FEW = {"val_episodes": 200, "test_episodes": 200, "log_every": 2}
 PRESETS: dict[str, Defaults] = {
