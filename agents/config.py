@@ -27,8 +27,8 @@ class AgentConfig:
         detach_location_head: location and value heads read the detached hidden state (C4).
         location_prior: the location scores are ``MLP(h) + w P``, P detached, where w is learned from this value on; 0: as
             printed, without that term.
-        attention_init: ``"default"``: the layer's usual weights; ``"grid"``: the centres of the K Gaussians start on a
-            square grid over the map, and the layer's weights four times as large, so that they soon differ.
+        attention_init: ``"default"``: the layer's usual weights; ``"grid"``: the centres of the K Gaussians, a square
+            number, start on a square grid over the map, and the layer's weights four times as large, so that they soon differ.
         attention_policy: ``"learned"``, or ``"winner-take-all"``, a control: all Gaussians on the most salient cell.
         location_policy: ``"learned"``; or a control: ``"greedy"``, the cell of highest priority, or ``"uniform"``.
         bfloat16: multiply matrices in bfloat16 where the device does so natively; the recurrent state and everything
@@ -55,6 +55,21 @@ class AgentConfig:
                 raise ConfigError(f"Expected {name} of at least 1; got {getattr(self, name)}.")
         if not 0 <= self.location_prior < math.inf:
             raise ConfigError(f"Expected location_prior of at least 0; got {self.location_prior}.")
+
+
+def grid_side(components: int) -> int:
+    """Rows and columns of ``attention_init="grid"``.
+
+    Raises:
+        ConfigError: the number of components is no square.
+    """
+    side = math.isqrt(components)
+    if side**2 != components:
+        raise ConfigError(
+            f"attention_init='grid' needs a square number of components; got {components}. "
+            "Pass another, or attention_init='default'."
+        )
+    return side
 
 
 ALGORITHMS = ("reinforce", "ppo", "cross-entropy", "multiset-loss")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
+from agents.config import grid_side
 from agents.encoding import one_hot_or_zeros, recurrent
-from hsal_env.errors import ConfigError
 from hsal_env.spaces import ATTENTION_SCALE
 
 
@@ -20,7 +18,7 @@ class MetaController(nn.Module):
         labels: C + 1.
         components: K.
         hidden: size of encoding and state.
-        grid: start with the centres on a square grid over the map, and larger weights.
+        grid: start with the raw centres on a square grid, ``sigmoid(.) = (i + 1/2) / sqrt(K)``, and larger weights.
 
     Raises:
         ConfigError: ``grid`` with a K that is no square.
@@ -33,9 +31,7 @@ class MetaController(nn.Module):
         self.gru = nn.GRUCell(hidden, hidden)
         self.attention = nn.Linear(hidden, 4 * components)
         if grid:
-            side = math.isqrt(components)
-            if side**2 != components:
-                raise ConfigError(f"attention_init='grid' needs a square number of components; got {components}.")
+            side = grid_side(components)
             centre = ((torch.arange(side) + 0.5) / side).logit()
             with torch.no_grad():
                 self.attention.weight.mul_(4)

@@ -24,19 +24,25 @@ def versions() -> dict[str, str]:
     return found
 
 
-def resources() -> dict[str, float | None]:
-    """Processor seconds of this process (all threads), and its peak memory in MiB (None where it cannot be asked)."""
+def resources(before: float = 0.0) -> dict[str, float | None]:
+    """Processor seconds, all threads, and peak memory in MiB (None where it cannot be asked), of this process.
+
+    Args:
+        before: processor seconds of earlier processes of the same run.
+    """
+    cpu_seconds = before + time.process_time()
     try:
         import resource  # not on Windows
     except ImportError:
-        return {"cpu_seconds": time.process_time(), "max_memory_mib": None}
+        return {"cpu_seconds": cpu_seconds, "max_memory_mib": None}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     unit = 1 << 20 if sys.platform == "darwin" else 1 << 10
-    return {"cpu_seconds": time.process_time(), "max_memory_mib": peak / unit}
+    return {"cpu_seconds": cpu_seconds, "max_memory_mib": peak / unit}
 
 
 def without_paths(argv: list[str]) -> list[str]:
-    """The command line less where files lie on this machine, for metrics.json."""
+    """The command line less ``--resume`` and where files lie on this machine, for metrics.json."""
+    argv = [arg for arg in argv if arg != "--resume"]
     places = ("--output-dir", "--output_dir", "--data-root", "--data_root")
     after = [False, *(arg in places for arg in argv)]
     return [arg for arg, follows in zip(argv, after, strict=False) if not follows and arg.split("=")[0] not in places]

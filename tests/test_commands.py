@@ -621,7 +621,7 @@ def test_the_tables_of_errors_by_hand():
     assert found.pop("mean share, wrong labels") == pytest.approx((0.36 + 0.36 + 0.64) / 3)
     assert found == {
         "episodes": 5,
-        "kinds": {"right": 2, "wrong label": 1, "early": 1, "late": 1},
+        "by kind": {"right": {"cases": 2}, "wrong label": {"cases": 1}, "early": {"cases": 1}, "late": {"cases": 1}},
         "by number of objects": {"1": {"cases": 1, "right": 1.0}, "3": {"cases": 4, "right": 0.25}},
         "by smallest object, px": {"20 to 25": {"cases": 4, "right": 0.25}, "45 to 51": {"cases": 1, "right": 1.0}},
         "labels by share of the mask in the box most covered": {
@@ -659,8 +659,9 @@ def test_the_errors_are_those_of_the_evaluation(
         json.loads((folder / "errors.json").read_text()),
         json.loads((tmp_path / "t.json").read_text())["test"],
     )
-    assert found["episodes"] == sum(found["kinds"].values()) == 60
-    assert found["kinds"].get("right", 0) / 60 == pytest.approx(test["exact_match"])
+    kinds = {kind: row["cases"] for kind, row in found["by kind"].items()}
+    assert found["episodes"] == sum(kinds.values()) == 60
+    assert kinds.get("right", 0) / 60 == pytest.approx(test["exact_match"])
     assert found["by number of objects"] == {
         count: {"cases": part["episodes"], "right": pytest.approx(part["exact_match"])}
         for count, part in test["by_count"].items()
@@ -669,7 +670,7 @@ def test_the_errors_are_those_of_the_evaluation(
     hits = sum(part["cases"] * part["recall"] for part in labels) / sum(part["cases"] for part in labels)
     assert hits == pytest.approx(test["overall_recall"])
     text = (folder / "errors.md").read_text()
-    assert text.startswith(f"# {trained / 'checkpoint.pt'}: 60 val canvases of digits, greedy\n")
+    assert text.startswith("# An agent: 60 val canvases of digits, greedy\n")  # no place of this machine
     assert f"| {len(test['by_count'])} | {found['by number of objects']['4']['cases']} |" in text
     assert (folder / "errors.png").read_bytes().startswith(b"\x89PNG")
 
@@ -929,11 +930,23 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         folder = place.parent if "--json" in command else place
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("metrics.json", "progress.csv", "episodes.png"):
-            (folder / name).write_text(f"new {name}")
+            (folder / name).write_text(fake("new", name))
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(subprocess, "run", start)
     return commands
+
+
+def fake(age: str, name: str, source: str = "mnist") -> str:
+    return json.dumps({"source": source, "age": age, "name": name})
+
+
+def test_a_run_on_other_data_stays_out_of_the_results(command: Command, started: list, tmp_path: Path):
+    folder = tmp_path / "runs" / "mnist-set" / "seed-0"
+    folder.mkdir(parents=True)
+    (folder / "metrics.json").write_text(fake("old", "metrics.json", "digits"))
+    command.fails(REPRODUCE, "mnist-set --seeds 0", "was run on digits, which is not the row's data")
+    assert not (tmp_path / "results").exists()
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -953,7 +966,7 @@ def test_all_seeds_of_a_row_are_run(command: Command, started: list, tmp_path: P
         for seed in (0, 1, 2)
     ]
     assert contents(tmp_path / "results") == {
-        f"mnist-multiset/seed-{seed}/{name}": f"new {name}"
+        f"mnist-multiset/seed-{seed}/{name}": fake("new", name)
         for seed in (0, 1, 2)
         for name in ("metrics.json", "progress.csv")
     }
@@ -964,7 +977,7 @@ def test_a_row_that_evaluates_keeps_its_table(command: Command, started: list, t
     flags = shlex.split(ROWS["mnist-multiset-on-6"].flags)
     table = f"{tmp_path}/runs/mnist-multiset-on-6/seed-0/metrics.json"
     assert started == [["train/evaluate_agent.py", *flags, "--json", table]]
-    assert contents(tmp_path / "results")["mnist-multiset-on-6/seed-0/metrics.json"] == "new metrics.json"
+    assert contents(tmp_path / "results")["mnist-multiset-on-6/seed-0/metrics.json"] == fake("new", "metrics.json")
 
 
 def test_other_seeds_and_folders_may_be_named(command: Command, started: list, tmp_path: Path):
@@ -981,22 +994,22 @@ def test_a_finished_run_is_left_and_an_interrupted_one_resumed(command: Command,
     for seed, files in ((0, ("checkpoint.pt", "metrics.json", "progress.csv")), (1, ("checkpoint.pt", "progress.csv"))):
         (runs / f"seed-{seed}").mkdir(parents=True)
         for name in files:
-            (runs / f"seed-{seed}" / name).write_text(f"old {name}")
+            (runs / f"seed-{seed}" / name).write_text(fake("old", name))
     before = contents(runs / "seed-0")
     command(REPRODUCE, "mnist-multiset")
     assert [(line[line.index("--seed") + 1], "--resume" in line) for line in started] == [("1", True), ("2", False)]
     assert contents(runs / "seed-0") == before
     results = contents(tmp_path / "results" / "mnist-multiset")
     assert {name: text for name, text in results.items() if "metrics" in name} == {
-        "seed-0/metrics.json": "old metrics.json",
-        "seed-1/metrics.json": "new metrics.json",
-        "seed-2/metrics.json": "new metrics.json",
+        "seed-0/metrics.json": fake("old", "metrics.json"),
+        "seed-1/metrics.json": fake("new", "metrics.json"),
+        "seed-2/metrics.json": fake("new", "metrics.json"),
     }
-    assert results["seed-0/progress.csv"] == "old progress.csv"
+    assert results["seed-0/progress.csv"] == fake("old", "progress.csv")
 
 
 def test_a_failed_run_ends_the_row(command: Command, started: list, tmp_path: Path):
-    said = "error: The command failed: python train/ppo_or_reinforce.py --seed 13 --output-dir"
+    said = "run this again to go on: python train/ppo_or_reinforce.py --seed 13 --output-dir"
     command.fails(REPRODUCE, "mnist-multiset --seeds 5 13 6", said)
     assert len(started) == 2
     assert set(contents(tmp_path / "results")) == {
@@ -1022,7 +1035,7 @@ def test_an_interrupted_run_is_really_resumed(trained: Path, tmp_path: Path, mon
     module, seed = script(REPRODUCE), tmp_path / "runs" / "small" / "seed-0"
     seed.mkdir(parents=True)
     (seed / "checkpoint.pt").write_bytes((trained / "checkpoint.pt").read_bytes())
-    monkeypatch.setitem(module.ROWS, "small", module.Row("tiny", "--preset tiny --source digits"))
+    monkeypatch.setitem(module.ROWS, "small", module.Row("tiny", "--preset tiny --source digits", source="digits"))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     module.main(module.Args("small", runs_dir=tmp_path / "runs", results_dir=tmp_path / "results"))
     copied = metrics_of(tmp_path / "results" / "small" / "seed-0")

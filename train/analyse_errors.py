@@ -23,9 +23,10 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
+from hsal_env.data.glyphs import NUM_CLASSES
 from hsal_env.errors import CheckpointError, ConfigError, HSALError
 
-_STOP = 10
+_STOP = NUM_CLASSES
 _SIZES_PX = (0, 20, 25, 30, 35, 40, 45, 51, math.inf)
 _OVERLAPS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.001)
 _PICTURED = 20
@@ -60,7 +61,7 @@ class Episode(NamedTuple):
         sizes_px: sides of the objects ``[n]``.
         overlaps: of each meta-step that should name an object, the share of its mask in the box most covered.
         hits: whether its label was rewarded.
-        confidence: probability of the least expected right or most expected wrong decision.
+        confidence: the highest probability of a label that earned -1; 0 without one.
     """
 
     canvas_index: int
@@ -97,7 +98,7 @@ def describe(index: int, steps: list[Any], boxes: np.ndarray, labels: list[int],
             hits.append(hit)
         if not hit:
             wrong.append(step.probability)
-            if kind in ("right", "late"):
+            if kind == "right":
                 kind = "late" if not missing else ("early" if step.label == _STOP else "wrong label")
         if step.label < _STOP:
             named[step.label] += 1
@@ -122,7 +123,7 @@ def tables(episodes: list[Episode]) -> dict[str, Any]:
 
     return {
         "episodes": len(episodes),
-        "kinds": dict(Counter(e.kind for e in episodes)),
+        "by kind": {kind: {"cases": count} for kind, count in Counter(e.kind for e in episodes).most_common()},
         "by number of objects": {
             str(n): {"cases": int((objects == n).sum()), "right": float(right[objects == n].mean())}
             for n in np.unique(objects)
@@ -152,8 +153,8 @@ def markdown(found: dict[str, Any], head: str) -> str:
             for key, row in part.items():
                 cells = (f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values())
                 lines.append(f"| {key} | {' | '.join(cells)} |")
-            lines.append("")
         else:
+            lines += [""] if lines[-1].startswith("|") else []
             lines.append(f"- {name}: {f'{part:.3f}' if isinstance(part, float) else part}")
     return "\n".join(lines) + "\n"
 
@@ -165,7 +166,7 @@ def main(args: Args) -> None:
         ConfigError: fewer than one episode.
         CheckpointError: no such agent, or the folder cannot be written.
     """
-    from agents import load
+    from agents import bundled, load
     from agents.evaluation import evaluation_config, record
     from hsal_env.data import load_glyphs
     from hsal_env.files import replacing
@@ -186,7 +187,8 @@ def main(args: Args) -> None:
         for index, (canvas, steps, labels) in zip(indices, record(loaded.agent, config, indices), strict=True):
             episodes.append(describe(int(index), steps, boxes[index][: len(labels)], labels, len(canvas)))
     found = tables(episodes)
-    text = markdown(found, f"{args.agent}: {args.episodes} {args.split} canvases of {source}, greedy")
+    name = args.agent if args.agent in bundled() else "An agent"
+    text = markdown(found, f"{name}: {args.episodes} {args.split} canvases of {source}, greedy")
     print(text)
     worst = sorted(
         (e for e in episodes if e.kind != "right"),

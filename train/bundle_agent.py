@@ -8,6 +8,7 @@ checkpoint.pt and metrics.json. The table in the card is measured anew, on the h
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
 import sys
@@ -76,8 +77,6 @@ def main(args: Args) -> None:
         ConfigError: fewer than one episode.
         CheckpointError: the run is not whole, or the folder cannot be written.
     """
-    import dataclasses
-
     import torch
 
     from agents import checkpoint
@@ -92,7 +91,9 @@ def main(args: Args) -> None:
         metrics = json.loads((args.run / "metrics.json").read_text())
         card(args.name, content, metrics, "")
     except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{args.run} holds no finished run: {error!r}.") from error
+        raise CheckpointError(
+            f"{args.run} holds no finished run ({error!r}); finish it with ppo_or_reinforce.py --resume."
+        ) from error
     kept = {name: content[name] for name in content if name not in ("optimiser", "rows")}
     kept["model"] = {
         name: part.half() if isinstance(part, torch.Tensor) and part.is_floating_point() else part

@@ -5,7 +5,7 @@
 
 ``volume``: ``V`` flattened, to logits of each label's count 0..max_objects, cross-entropy. ``columns``: counts
 ``lambda_c = sum_ij softplus(MLP(V_ij))_c``, negative Poisson log-likelihood, rounded at test.
-It sees the same features, canvases and number of passes as the agents, and writes the same metrics.json.
+It sees the same features and canvases as the agents, ten times unless told otherwise, and writes the same metrics.json.
 """
 
 from __future__ import annotations
@@ -110,12 +110,14 @@ def main(args: Args) -> None:
 
     Raises:
         ConfigError: an unknown id, or a number that is too small.
+        CheckpointError: the output folder cannot be written.
     """
     if args.env_id not in ENVIRONMENTS:
         raise ConfigError(f"Unknown env id {args.env_id!r}. Expected one of {', '.join(ENVIRONMENTS)}.")
     if min(args.passes, args.batch_size, args.test_episodes, args.hidden) < 1 or args.num_examples < args.batch_size:
         raise ConfigError(
-            "Expected passes, batch_size, test_episodes and hidden of at least 1, and num_examples of at least batch_size."
+            "Expected passes, batch_size, test_episodes and hidden of at least 1, and num_examples of at least batch_size; got "
+            f"{args.passes}, {args.batch_size}, {args.test_episodes}, {args.hidden}, and {args.num_examples}."
         )
     if args.seed < 0 or not 0 < args.learning_rate < math.inf:
         raise ConfigError(f"Expected seed >= 0 and learning_rate > 0; got {args.seed}, {args.learning_rate}.")

@@ -1,8 +1,8 @@
-"""Train the paper's agent: REINFORCE (default), PPO, or the cross-entropy baseline.
+"""Train the paper's agent: REINFORCE (default), PPO, the cross-entropy baseline, or the multiset loss.
 
     python train/ppo_or_reinforce.py                               # REINFORCE on MNIST Multiset, within 10 minutes
     python train/ppo_or_reinforce.py --algorithm ppo --seed 1
-    python train/ppo_or_reinforce.py --preset faithful             # the paper's settings throughout
+    python train/ppo_or_reinforce.py --preset faithful             # the agent and its learning as printed
     python train/ppo_or_reinforce.py --source digits               # no network needed
     python train/ppo_or_reinforce.py --resume --output-dir runs/x  # go on where it stopped
 

@@ -1,15 +1,15 @@
 """Train the activation model (paper section 3, "Saliency Model") on labels alone: no boxes, no order.
 
-    python train/pretrain_perception.py --output compact.pt                          # on multisets
-    python train/pretrain_perception.py --objects single --output compact-single.pt  # on single objects, as in the paper
+    python train/pretrain_perception.py --output compact.pt  # on multisets
+    python train/pretrain_perception.py --objects single --passes 8 --output compact-single.pt  # as in the paper
 
 Each cell of the volume counts: how much, by its saliency ``s_ij = sum_c V_cij**2 / D``; what, by a linear classifier of
 its column. The image's counts ``n_c`` are learned from their expectation
 
-    lambda_c = sum_ij s_ij softmax(W V_ij)_c,    loss = sum_c (lambda_c - n_c log lambda_c) / sqrt(sum_c n_c)
+    lambda_c = sum_ij s_ij softmax(W V_ij)_c,    loss = sum_c (lambda_c - n_c log(lambda_c + 0.001)) / sqrt(sum_c n_c)
 
 the negative log-likelihood of Poisson counts, plus ``sharp_coef sum_ij s_ij |1 - s_ij|``: an object is one cell of height 1,
-not two of 1/2, so that an agent who visits the peaks of the map meets each object once.
+not two of 1/2, so that an agent that visits the peaks of the map meets each object once.
 
 The output is a weights file for ``hsal_env/perception/weights`` and, beside it, a JSON of arguments and accuracies.
 """

@@ -10,6 +10,7 @@ left as it is), its metrics.json and progress.csv to results/ROW/seed-N.
 
 from __future__ import annotations
 
+import json
 import shlex
 import subprocess
 import sys
@@ -36,12 +37,14 @@ class Row(NamedTuple):
         flags: of every seed.
         seeds: of the runs that the table is made from.
         script: in train/.
+        source: what its images must be: where MNIST cannot be had, commands go on with digits.
     """
 
     what: str
     flags: str = ""
     seeds: tuple[int, ...] = (0,)
     script: str = "ppo_or_reinforce.py"
+    source: str = "mnist"
 
     def command(self, seed: int) -> list[str]:
         """Without the interpreter and without where its output goes."""
@@ -56,10 +59,10 @@ ROWS = {
     "mnist-set": Row("REINFORCE", _SET, (0, 1, 2)),
     "mnist-multiset-cross-entropy": Row("cross-entropy, shuffled order", "--algorithm cross-entropy", (0, 1, 2)),
     "mnist-set-cross-entropy": Row("cross-entropy, shuffled order", f"{_SET} --algorithm cross-entropy"),
-    "mnist-multiset-faithful": Row("REINFORCE as printed", "--preset faithful"),
-    "mnist-set-faithful": Row("REINFORCE as printed", f"{_SET} --preset faithful"),
+    "mnist-multiset-faithful": Row("REINFORCE as printed, on our features", "--preset faithful"),
+    "mnist-set-faithful": Row("REINFORCE as printed, on our features", f"{_SET} --preset faithful"),
     "mnist-multiset-faithful-cross-entropy": Row(
-        "cross-entropy as printed", "--preset faithful --algorithm cross-entropy"
+        "cross-entropy as printed, on our features", "--preset faithful --algorithm cross-entropy"
     ),
     "mnist-multiset-single-features": Row("features of single objects only", "--activation compact-single"),
     "mnist-multiset-ppo": Row("PPO", "--algorithm ppo"),
@@ -78,7 +81,7 @@ ROWS = {
         (0,),
         _EVALUATE,
     ),
-    "digits-multiset": Row("scikit-learn's digits", "--source digits"),
+    "digits-multiset": Row("scikit-learn's digits", "--source digits", source="digits"),
     "control-uniform-glimpses": Row("glimpses drawn uniformly", "--location-policy uniform"),
     "control-winner-take-all": Row(
         "masks on the most salient cell, glimpses on the peak of P",
@@ -118,7 +121,7 @@ def main(args: Args) -> None:
     """Run.
 
     Raises:
-        ConfigError: no such row, seeds of a bundled agent, or a command failed.
+        ConfigError: no such row, seeds of a bundled agent, a command failed, or it ran on other data than the row's.
         CheckpointError: the results folder cannot be written.
     """
     if args.list:
@@ -138,7 +141,15 @@ def main(args: Args) -> None:
                 places = ["--json", str((folder / "metrics.json").resolve())]
             command = [*ROWS[args.row].command(seed), *places]
             if subprocess.run([sys.executable, *command], cwd=_ROOT, check=False).returncode:
-                raise ConfigError(f"The command failed: python {shlex.join(command)}")
+                raise ConfigError(
+                    f"The command failed, see its message above; run this again to go on: python {shlex.join(command)}"
+                )
+        source = json.loads((folder / "metrics.json").read_text())["source"]
+        if source != ROWS[args.row].source:
+            raise ConfigError(
+                f"{folder} was run on {source}, which is not the row's data; it stays out of {args.results_dir}. "
+                "Set HSAL_DATA to a folder with MNIST, delete the run, and run this again."
+            )
         for name in ("metrics.json", "progress.csv"):
             if (folder / name).exists():
                 try:
