@@ -14,6 +14,7 @@ import torch
 from agents.config import AgentConfig
 from agents.protocol import World, build_agent
 from hsal_env.config import EnvConfig, Rules
+from hsal_env.data import load_glyphs
 from hsal_env.errors import CheckpointError, ConfigError
 from hsal_env.files import replacing
 from hsal_env.perception.examples import fingerprint
@@ -35,6 +36,16 @@ class Loaded(NamedTuple):
     agent: Any
     env: EnvConfig
     source: str
+
+    def env_on(self, split: str, source: str | None = None, data_root: str | None = None) -> EnvConfig:
+        """``env`` on the images that are there: ``source``, else the agent's own, digits where MNIST cannot be had.
+
+        Raises:
+            ConfigError, DataError: see :func:`hsal_env.data.load_glyphs`.
+        """
+        wished = source or ("auto" if self.source == "mnist" else self.source)
+        found = load_glyphs(wished, split, data_root).source  # what "auto" turns out to be
+        return dataclasses.replace(self.env, source=found, data_root=data_root)
 
 
 def describe(

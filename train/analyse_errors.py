@@ -9,7 +9,6 @@ nothing did. Worst are the episodes with most labels too many or missing, then t
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import math
@@ -168,7 +167,6 @@ def main(args: Args) -> None:
     """
     from agents import bundled, load
     from agents.evaluation import evaluation_config, record
-    from hsal_env.data import load_glyphs
     from hsal_env.files import replacing
     from hsal_env.perception.examples import Examples
     from hsal_env.rendering import draw_episodes, save_picture
@@ -176,9 +174,7 @@ def main(args: Args) -> None:
     if args.episodes < 1:
         raise ConfigError(f"Expected --episodes of at least 1; got {args.episodes}.")
     loaded = load(args.agent)
-    wished = args.source or ("auto" if loaded.source == "mnist" else loaded.source)
-    source = load_glyphs(wished, args.split, args.data_root).source
-    env = dataclasses.replace(loaded.env, source=source, data_root=args.data_root)
+    env = loaded.env_on(args.split, args.source, args.data_root)
     config = evaluation_config(env, args.split, args.episodes)
     boxes = Examples(config).compose(np.arange(args.episodes)).boxes
     episodes = []
@@ -188,7 +184,7 @@ def main(args: Args) -> None:
             episodes.append(describe(int(index), steps, boxes[index][: len(labels)], labels, len(canvas)))
     found = tables(episodes)
     name = args.agent if args.agent in bundled() else "An agent"
-    text = markdown(found, f"{name}: {args.episodes} {args.split} canvases of {source}, greedy")
+    text = markdown(found, f"{name}: {args.episodes} {args.split} canvases of {env.source}, greedy")
     print(text)
     worst = sorted(
         (e for e in episodes if e.kind != "right"),

@@ -53,22 +53,19 @@ def main(args: Args) -> None:
     from agents import bundled, load
     from agents.evaluation import evaluate, evaluation_config, record
     from agents.report import format_table, versions
-    from hsal_env.data import load_glyphs
     from hsal_env.files import replacing
     from hsal_env.rendering import draw_episodes, save_picture
 
     loaded = load(args.agent)
-    wished = args.source or ("auto" if loaded.source == "mnist" else loaded.source)
-    source = load_glyphs(wished, args.split, args.data_root).source  # what "auto" turns out to be
     changed = {
         name: value
         for name in ("min_objects", "max_objects", "max_size_px")
         if (value := getattr(args, name)) is not None
     }
-    env = dataclasses.replace(loaded.env, source=source, data_root=args.data_root, **changed)
+    env = dataclasses.replace(loaded.env_on(args.split, args.source, args.data_root), **changed)
     config = evaluation_config(env, args.split, args.episodes, args.seed)
     results = {
-        "source": source,
+        "source": env.source,
         "agent": args.agent if args.agent in bundled() else None,
         "trained_on": loaded.source,
         **changed,
