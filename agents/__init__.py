@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hsal_env.errors import CheckpointError
 
@@ -18,21 +18,23 @@ def bundled() -> list[str]:
     return sorted(path.stem for path in BUNDLED_FOLDER.glob("*.pt"))
 
 
-def load(name: str | Path) -> Loaded:
+def load(name: str | Path, **switches: Any) -> Loaded:
     """A trained agent: a bundled one by name, or one of yours by the path of its checkpoint.
 
     ``agents.load("mnist-multiset").agent`` is in evaluation mode; ``.env`` is the environment it was trained on.
+    ``switches`` replace fields of its :class:`agents.config.AgentConfig`, such as ``location_policy="greedy"``.
 
     Raises:
-        CheckpointError: neither; or the file is damaged or does not fit this version.
+        CheckpointError: neither; or the file is damaged or does not fit this version, or the switches.
+        ConfigError: a switch that is unknown or outside its range.
     """
     from agents import checkpoint  # torch: not before it is needed
 
     if str(name) in bundled():
-        return checkpoint.load(BUNDLED_FOLDER / f"{name}.pt")
+        return checkpoint.load(BUNDLED_FOLDER / f"{name}.pt", **switches)
     if not Path(name).is_file():
         known = ", ".join(bundled()) or "nothing is bundled"
         raise CheckpointError(
             f"No agent {str(name)!r}: expected the path of a checkpoint, or a bundled agent's name ({known})."
         )
-    return checkpoint.load(Path(name))
+    return checkpoint.load(Path(name), **switches)

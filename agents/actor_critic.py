@@ -15,6 +15,7 @@ from agents.trajectory import Evaluation, Trajectory
 from hsal_env import dynamics
 from hsal_env import functional as F
 from hsal_env.perception.examples import native_bfloat16
+from hsal_env.policies import winner_take_all
 from hsal_env.spaces import ATTENTION_SCALE
 
 
@@ -132,9 +133,7 @@ class ActorCritic(nn.Module):
         """The meta-controller's step: raw attention ``[B, 4K]``; a reset controller state (C1) unless it is carried."""
         rules = self.world.rules
         if self.config.attention_policy == "winner-take-all":
-            winner = saliency.flatten(1).argmax(dim=1)
-            attention = F.spotlight(winner, self.world.map_size, rules.components, rules.coordinates)
-            attention, meta_state = attention.clamp(-ATTENTION_SCALE, ATTENTION_SCALE), state.meta_state
+            attention, meta_state = winner_take_all(saliency, rules), state.meta_state
         else:
             with self._precision():
                 attention, meta_state = self.meta_controller(saliency, last_label, state.meta_state)

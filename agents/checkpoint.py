@@ -107,16 +107,21 @@ def read(path: Path) -> dict[str, Any]:
     return content
 
 
-def load(path: Path) -> Loaded:
-    """Rebuild the agent of a checkpoint.
+def load(path: Path, **switches: Any) -> Loaded:
+    """Rebuild the agent of a checkpoint, with other ``switches`` of :class:`AgentConfig` if you like.
 
     Raises:
-        CheckpointError: see :func:`read`; or its configuration or weights do not fit this version's agent; or the
-            activation model has other weights now.
+        CheckpointError: see :func:`read`; or its configuration or weights do not fit this version's agent or the switches;
+            or the activation model has other weights now.
+        ConfigError: an unknown switch, or a value outside its range.
     """
     content = read(path)
+    known = [field.name for field in dataclasses.fields(AgentConfig)]
+    if unknown := sorted(set(switches) - set(known)):
+        raise ConfigError(f"Unknown switches {', '.join(unknown)}. Known ones: {', '.join(known)}.")
+    _ = AgentConfig(**switches)  # says what is out of range
     try:
-        config = AgentConfig(**content["agent_config"])
+        config = AgentConfig(**{**content["agent_config"], **switches})
         env = EnvConfig.from_kwargs(content["env"])
         world = content["world"]
         world = World(Rules(**world["rules"]), tuple(world["map_size"]), world["channels"], world["num_classes"])

@@ -22,7 +22,7 @@ _CHOICES = {
     "mask_scale": ("paper", "peak"),
     "update": ("paper", "peak", "none"),
     "protocol": ("free", "teacher"),
-    "action_mode": ("native", "flat"),
+    "action_mode": ("native", "flat", "packed", "option", "controller", "macro"),
 }
 
 
@@ -82,9 +82,10 @@ class EnvConfig:
         update: ``"paper"``, ``"peak"`` (subtract M / max M), or ``"none"`` (S8).
         renormalise_saliency: normalise S again after every update (S2 says no).
         protocol: ``"free"``: stop ends the episode and is rewarded; ``"teacher"``: the training roll-out (L4, L5).
-        action_mode: ``"native"``: the two-level Dict; ``"flat"``: one Discrete with a mask.
+        action_mode: the view: ``"native"``, the two-level Dict; ``"flat"``, one Discrete with a mask; ``"packed"``, the
+            two-level one in a Box; ``"option"``, ``"controller"`` and ``"macro"``: see :mod:`hsal_env.views`.
         include_image: whether the observation holds the image; None: in the native mode only.
-        include_volume: whether the observation holds the activation volume.
+        include_volume: whether the observation holds the activation volume; None: in the packed and the macro view only.
     """
 
     task: str = "multiset"
@@ -114,7 +115,7 @@ class EnvConfig:
     protocol: str = "free"
     action_mode: str = "native"
     include_image: bool | None = None
-    include_volume: bool = False
+    include_volume: bool | None = None
 
     def __post_init__(self) -> None:
         for name, known in _CHOICES.items():
@@ -185,3 +186,8 @@ class EnvConfig:
     def shows_image(self) -> bool:
         """Whether the observation holds the image."""
         return self.action_mode == "native" if self.include_image is None else self.include_image
+
+    @property
+    def shows_volume(self) -> bool:
+        """Whether the observation holds the activation volume."""
+        return self.action_mode in ("packed", "macro") if self.include_volume is None else self.include_volume

@@ -7,6 +7,7 @@ pure and differentiable, so that an agent can run them with gradient over a stor
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -52,6 +53,7 @@ class State(NamedTuple):
         returns: rewards so far, of locations and of labels ``[B, 2]``.
         looks: raw saliency summed over glimpses taken, and over as many uniformly drawn ones ``[B, 2]`` (S3).
         forbidden: decisions that the view did not allow ``[B]``.
+        memory: recurrent state of the policy that a view gives to one of the levels (any nested tuple); else ().
     """
 
     example: Example
@@ -69,6 +71,7 @@ class State(NamedTuple):
     returns: Tensor
     looks: Tensor
     forbidden: Tensor
+    memory: Any = ()
 
 
 class Action(NamedTuple):
@@ -121,17 +124,18 @@ def initial(example: Example, rules: Rules) -> State:
     )
 
 
-def attend(state: State, attention: Tensor, rules: Rules) -> State:
-    """Place the mask: M_t from the raw ``attention`` ``[B, 4K]``, then P_t and g_0. Earns nothing."""
-    map_size = (state.saliency.shape[1], state.saliency.shape[2])
+def interface(attention: Tensor, saliency: Tensor, volume: Tensor, rules: Rules) -> tuple[Tensor, Tensor, Tensor]:
+    """From raw ``attention`` ``[B, 4K]``: mask M_t and priority P_t ``[B, H, W]``, and covert glimpse g_0 ``[B, D]``."""
+    map_size = (saliency.shape[1], saliency.shape[2])
     parameters = F.mixture(attention, map_size, rules.coordinates, rules.beta)
     mask = F.attention_mask(parameters, map_size, rules.mask_scale)
-    return state._replace(
-        mask=mask,
-        priority=F.priority(mask, state.saliency),
-        glimpse=F.initial_glimpse(mask, state.example.volume),
-        phase=state.phase + 1,
-    )
+    return mask, F.priority(mask, saliency), F.initial_glimpse(mask, volume)
+
+
+def attend(state: State, attention: Tensor, rules: Rules) -> State:
+    """Place the mask: M_t from the raw ``attention`` ``[B, 4K]``, then P_t and g_0. Earns nothing."""
+    mask, priority, glimpse = interface(attention, state.saliency, state.example.volume, rules)
+    return state._replace(mask=mask, priority=priority, glimpse=glimpse, phase=state.phase + 1)
 
 
 def look(state: State, location: Tensor, rules: Rules) -> Outcome:
@@ -239,7 +243,12 @@ def select(lanes: Tensor, if_true: Any, if_false: Any) -> Any:
             if if_true is if_false
             else torch.where(lanes.view(-1, *[1] * (if_true.dim() - 1)), if_true, if_false)
         )
-    return type(if_true)(*(select(lanes, a, b) for a, b in zip(if_true, if_false, strict=True)))
+    return rebuilt(if_true, (select(lanes, a, b) for a, b in zip(if_true, if_false, strict=True)))
+
+
+def rebuilt(like: Any, parts: Iterable[Any]) -> Any:
+    """``parts`` as a tuple of ``like``'s kind, named or plain."""
+    return type(like)(*parts) if hasattr(like, "_fields") else tuple(parts)
 
 
 def raw_saliency_left(state: State) -> Tensor:

@@ -13,6 +13,7 @@ from hsal_env.config import EnvConfig
 from hsal_env.dynamics import State
 from hsal_env.errors import ActionError, ConfigError
 from hsal_env.simulation import Simulation
+from hsal_env.spaces import require_action_mask
 
 
 class HSALEnv(gym.Env[dict[str, Any], Any]):
@@ -29,14 +30,20 @@ class HSALEnv(gym.Env[dict[str, Any], Any]):
     |---|---|
     | ``native`` | ``Dict(attention: Box(-1, 1, (4K,)), location: Discrete(H W), label: Discrete(C + 1))`` |
     | ``flat`` | ``Discrete(H W + C + 1)``: cells, then labels, then stop |
+    | ``packed`` | ``Box((4K + 2,))``: the native one as one vector of numbers |
+    | ``option`` | ``Box(-1, 1, (4K,))``: attention; a given controller does the rest of the meta-step |
+    | ``controller`` | ``Discrete(H W + C + 1)``: cells, then labels, then stop; a given meta-controller attends |
+    | ``macro`` | ``MultiDiscrete([H W] * (k + 1) + [C + 1])``: a whole meta-step at once |
 
     Natively the phase says which part is read; the others may be left out. ``attention`` holds alpha, beta, kappa_1 and
     kappa_2 of the K Gaussians, K numbers each; eight times them are the raw numbers of
     :func:`hsal_env.functional.mixture`. In the flat view a cell at phase 0 is one
-    spotlight centred there, and ``action_mask`` says what the phase allows.
+    spotlight centred there, and ``action_mask`` says what the phase allows. The last three are described in
+    :mod:`hsal_env.views`.
 
     ## Observation space
-    A ``Dict``; in the flat view the maps are vectors, there is no image, and ``action_mask`` is added.
+    A ``Dict``; natively as below. In the other views the maps are vectors and there is no image; ``flat`` and ``controller`` add
+    ``action_mask``; ``option`` and ``macro`` show ``saliency`` and ``last_label`` alone, ``macro`` also ``volume``.
 
     | key | space | meaning |
     |---|---|---|
@@ -48,7 +55,7 @@ class HSALEnv(gym.Env[dict[str, Any], Any]):
     | ``last_label`` | ``Discrete(C + 2)`` | the previous option's label; C + 1 = none |
     | ``phase`` | ``Discrete(k + 2)`` | 0: attention; 1..k: location; k + 1: label |
     | ``volume`` | ``Box((D, H, W))`` | V, with ``include_volume=True`` |
-    | ``action_mask`` | ``MultiBinary(H W + C + 1)`` | flat view only |
+    | ``action_mask`` | ``MultiBinary(H W + C + 1)`` | what the phase allows |
 
     ## Rewards
     0 for attention; P_t at a location; for a label +1 if it is still in the multiset of remaining labels, else -1; for
@@ -63,12 +70,13 @@ class HSALEnv(gym.Env[dict[str, Any], Any]):
     max_objects + 1 meta-steps, or after (max_objects + 1)(k + 2) forbidden actions.
 
     ## Information
-    ``source`` (``"mnist"`` or ``"digits"``: what the pixels are), ``index``, ``label_counts``, ``remaining_counts``;
-    at the end of an episode ``exact_match``, ``precision``, ``recall``, ``return_location``, ``return_label``,
-    ``attn_saliency``, ``attn_saliency_uniform``. For learners and plots; a policy that reads them cheats.
+    ``source`` (``"mnist"`` or ``"digits"``: what the pixels are), ``index``, ``label_counts``, ``remaining_counts``,
+    ``predicted_counts``; at the end of an episode ``exact_match``, ``precision``, ``recall``, ``return_location``,
+    ``return_label``, ``attn_saliency``, ``attn_saliency_uniform``. For learners and plots; a policy that reads them cheats.
 
     ## Arguments
-    ``render_mode`` (None or ``"rgb_array"``), and every field of :class:`hsal_env.config.EnvConfig`.
+    ``render_mode`` (None or ``"rgb_array"``), ``policy`` for the option and controller views
+    (:func:`hsal_env.policies.given_policy`), and every field of :class:`hsal_env.config.EnvConfig`.
 
     Raises:
         ConfigError: an unknown argument or a value outside its range.
@@ -77,11 +85,11 @@ class HSALEnv(gym.Env[dict[str, Any], Any]):
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 4}  # noqa: RUF012 - as in the base class
 
-    def __init__(self, render_mode: str | None = None, **config: Any) -> None:
+    def __init__(self, render_mode: str | None = None, policy: Any = None, **config: Any) -> None:
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise ConfigError(f"Expected render_mode None or 'rgb_array'; got {render_mode!r}.")
         self.render_mode = render_mode
-        self.simulation = Simulation(EnvConfig.from_kwargs(config))
+        self.simulation = Simulation(EnvConfig.from_kwargs(config), policy=policy)
         self.action_space = self.simulation.view.action_space
         self.observation_space = self.simulation.view.observation_space
         self._state: State | None = None
@@ -125,11 +133,10 @@ class HSALEnv(gym.Env[dict[str, Any], Any]):
         """bool ``[H W + C + 1]``, what sb3-contrib's MaskablePPO asks for.
 
         Raises:
-            ConfigError: not in the flat view, whose actions alone can be masked.
+            ConfigError: neither the flat view nor the controller's, whose actions alone can be masked.
             ResetNeeded: before the first reset.
         """
-        if self.simulation.config.action_mode != "flat":
-            raise ConfigError("action_masks() needs action_mode='flat'; the native view is a Dict of three parts.")
+        require_action_mask(self.observation_space)
         if self._state is None:
             raise ResetNeeded("No episode has begun; call reset() before action_masks().")
         return self._observe()["action_mask"].astype(bool)

@@ -41,6 +41,9 @@ def normalise(maps: Tensor, least: float = 0.0) -> Tensor:
     return torch.where(span > least, (maps - low) / torch.where(span > least, span, 1.0), 0.0)
 
 
+RAW_LIMIT = 8.0
+"""Raw attention stays within this of 0: sigmoid and softmax are saturated. A power of two: scaling by it rounds nothing."""
+
 # --- Gaussian attention (section 3, "Gaussian Attention Mechanism") -----------------------------------------------------
 
 
@@ -109,14 +112,15 @@ def _peak(mask: Tensor) -> Tensor:
 def spotlight(location: Tensor, map_size: tuple[int, int], components: int, coordinates: str = "paper") -> Tensor:
     """The inverse of :func:`mixture`: raw numbers that centre all K Gaussians on ``location`` ``[B]``. ``[B, 4K]``.
 
-    Equal importance, raw width 0 (the middle of the bounded range). A centre that the sigmoid only reaches in the limit
-    is infinite here; clamp it.
+    Equal importance, raw width 0 (the middle of the bounded range); centres at most ``RAW_LIMIT`` from 0, where the sigmoid
+    is saturated (it reaches the last row and column only in the limit).
     """
     offset = {"paper": 0.0, "centred": 0.5}[coordinates]
     row = ((location // map_size[1] + 1 - offset) / map_size[0]).logit()
     col = ((location % map_size[1] + 1 - offset) / map_size[1]).logit()
     zero = torch.zeros_like(row)
-    return torch.stack([zero, zero, row, col], dim=1).repeat_interleave(components, dim=1)
+    raw = torch.stack([zero, zero, row, col], dim=1).clamp(-RAW_LIMIT, RAW_LIMIT)
+    return raw.repeat_interleave(components, dim=1)
 
 
 # --- interface (section 3, "Interface") -------------------------------------------------------------------------------

@@ -17,10 +17,22 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
 } | {"HSAL-MNISTMultiset10-v0": {"source": "auto", **_TEN}}
 """Keyword arguments of each id; any of them, and every other, can be overridden in ``gymnasium.make``."""
 
+_POLICY: dict[str, Any] = {"policy": "agents.policies:mnist_multiset"}
+VIEW_ENVIRONMENTS: dict[str, dict[str, Any]] = {
+    f"HSAL-MNISTMultiset{mode.title()}-v0": {**ENVIRONMENTS["HSAL-MNISTMultiset-v0"], "action_mode": mode, **kwargs}
+    for mode, kwargs in (
+        ("flat", {}),
+        ("option", _POLICY),
+        ("controller", {"components": 49, **_POLICY}),
+        ("macro", {}),
+    )
+}
+"""The same task as other learners see it: :mod:`hsal_env.views`. The bundled agent, with 49 Gaussians, has the other level."""
+
 
 def register_all() -> None:
     """Register every id; doing it twice is harmless."""
-    for env_id, kwargs in ENVIRONMENTS.items():
+    for env_id, kwargs in {**ENVIRONMENTS, **VIEW_ENVIRONMENTS}.items():
         if env_id not in registry:
             register(
                 id=env_id,

@@ -12,7 +12,7 @@ from hsal_env import dynamics
 from hsal_env.config import EnvConfig
 from hsal_env.dynamics import Example, Outcome, State
 from hsal_env.perception.examples import Examples
-from hsal_env.spaces import VIEWS, View
+from hsal_env.views import make_view
 
 
 class Simulation:
@@ -21,12 +21,13 @@ class Simulation:
     Args:
         config: everything that decides the task.
         device: where the state lives.
+        policy: who decides on the level that the view leaves to a given policy, see :func:`hsal_env.policies.given_policy`.
     """
 
-    def __init__(self, config: EnvConfig, device: torch.device | str = "cpu") -> None:
+    def __init__(self, config: EnvConfig, device: torch.device | str = "cpu", policy: Any = None) -> None:
         self.config, self.rules, self.device = config, config.rules, torch.device(device)
         self.examples = Examples(config)
-        self.view: View = VIEWS[config.action_mode](config, self.examples.channels, self.examples.map_size)
+        self.view = make_view(config, self.examples.channels, self.examples.map_size, policy)
 
     @torch.no_grad()
     def start(self, indices: np.ndarray) -> tuple[State, Tensor | None]:
@@ -36,7 +37,7 @@ class Simulation:
         images = None
         if self.config.shows_image:
             images = torch.from_numpy((canvases or self.examples.compose(indices)).images)[..., None].to(self.device)
-        return dynamics.initial(example, self.rules), images
+        return self.view.begin(dynamics.initial(example, self.rules)), images
 
     @torch.no_grad()
     def step(self, state: State, action: Any) -> Outcome:
@@ -45,13 +46,17 @@ class Simulation:
         Raises:
             ActionError: an action outside its space.
         """
-        decoded, forbidden = self.view.decode(action, state.phase)
-        return dynamics.transition(state, decoded, self.rules, forbidden)
+        return self.view.step(state, action)
 
     def info(self, state: State) -> dict[str, Tensor]:
-        """What a learner, not a policy, may use: example index, label counts and remaining counts."""
+        """What a learner, not a policy, may use: example index, and label counts: true ones, not yet named, named so far."""
         example = state.example
-        return {"index": example.canvas_index, "label_counts": example.counts, "remaining_counts": state.remaining}
+        counts = {
+            "label_counts": example.counts,
+            "remaining_counts": state.remaining,
+            "predicted_counts": state.predicted,
+        }
+        return {"index": example.canvas_index, **counts}
 
     def episode_info(self, state: State) -> dict[str, Tensor]:
         """Metrics of episodes that ended in ``state``, ``[B]`` each.

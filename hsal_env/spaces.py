@@ -1,7 +1,8 @@
 """Gymnasium spaces, actions in, observations out: the door between numpy and torch.
 
 A *view* is how a learner sees the decision process. ``native`` is the two-level one; ``flat`` is a single Discrete with
-an action mask, for agents that know nothing of hierarchies.
+an action mask, for agents that know nothing of hierarchies; ``packed`` is the two-level one in a single Box. Views that make
+several decisions in one step, or leave some to a given policy, are in :mod:`hsal_env.views`.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from hsal_env import dynamics
 from hsal_env import functional as F
 from hsal_env.config import EnvConfig
-from hsal_env.dynamics import Action, State
-from hsal_env.errors import ActionError
+from hsal_env.dynamics import Action, Outcome, State
+from hsal_env.errors import ActionError, ConfigError
 
-ATTENTION_SCALE = 8.0
-"""An attention action in [-1, 1] times this gives the raw numbers of :func:`hsal_env.functional.mixture`. A power of
-two, so that no rounding is involved; sigmoid and softmax are saturated at 8."""
+ATTENTION_SCALE = F.RAW_LIMIT
+"""An attention action in [-1, 1] times this gives the raw numbers of :func:`hsal_env.functional.mixture`."""
 
 _FLOAT16_MAX = float(np.finfo(np.float16).max)  # volumes are stored in half precision
 
@@ -36,8 +37,12 @@ class View(Protocol):
     action_space: spaces.Space[Any]
     observation_space: spaces.Dict
 
-    def decode(self, action: Any, phase: Tensor) -> tuple[Action, Tensor | None]:
-        """Batched actions to an :class:`Action`, and which lanes chose one that the phase forbids (None: cannot happen).
+    def begin(self, state: State) -> State:
+        """From an initial state to the first one that the learner sees."""
+        ...
+
+    def step(self, state: State, action: Any) -> Outcome:
+        """Apply one batched action of the learner's.
 
         Raises:
             ActionError: outside the space.
@@ -57,54 +62,74 @@ class NativeView:
 
     Observation: Dict of saliency ``[H, W]``, priority ``[H, W]``, glimpse ``[D]``, last_location (H W = none),
     last_label (C + 1 = none), phase, and by configuration image uint8 ``[h_px, w_px, 1]`` and volume ``[D, H, W]``.
+
+    Attributes:
+        keys: what is observed, image and volume apart.
+        vectors: maps and volume are observed as vectors, so that stock feature extractors read them.
     """
 
+    keys: tuple[str, ...] = ("saliency", "priority", "glimpse", "last_location", "last_label", "phase")
+    vectors = False
+
     def __init__(self, config: EnvConfig, channels: int, map_size: tuple[int, int]) -> None:
-        self.config, self.map_size = config, map_size
+        self.config, self.rules, self.map_size = config, config.rules, map_size
         self.cells = map_size[0] * map_size[1]
         self.stop = config.num_classes
         self.glimpses = config.glimpses
-        attention = spaces.Box(-1, 1, (4 * config.components,), np.float32)
-        self.action_space: spaces.Space[Any] = spaces.Dict(
-            attention=attention, location=spaces.Discrete(self.cells), label=spaces.Discrete(self.stop + 1)
-        )
-        self.observation_space = self._observation_space(channels, self.map_size)
+        self.observation_space = self._observation_space(channels)
+        self.action_space = self._action_space()
 
-    def _observation_space(self, channels: int, maps: tuple[int, ...]) -> spaces.Dict:
+    def _action_space(self) -> spaces.Space[Any]:
+        return spaces.Dict(
+            attention=self._attention_space(),
+            location=spaces.Discrete(self.cells),
+            label=spaces.Discrete(self.stop + 1),
+        )
+
+    def _attention_space(self) -> spaces.Box:
+        return spaces.Box(-1, 1, (4 * self.config.components,), np.float32)
+
+    def _observation_space(self, channels: int) -> spaces.Dict:
         config = self.config
+        maps = (self.cells,) if self.vectors else self.map_size
         limit = _FLOAT16_MAX * self.cells  # g_0 sums the volume over all cells
-        parts: dict[str, spaces.Space[Any]] = {
+        known: dict[str, spaces.Space[Any]] = {
             "saliency": spaces.Box(0, 1, maps, np.float32),
             "priority": spaces.Box(0, 1, maps, np.float32),
             "glimpse": spaces.Box(-limit, limit, (channels,), np.float32),
             "last_location": spaces.Discrete(self.cells + 1),
             "last_label": spaces.Discrete(self.stop + 2),
-            "phase": spaces.Discrete(config.rules.option_length),
+            "phase": spaces.Discrete(self.rules.option_length),
         }
+        parts = {name: known[name] for name in self.keys}
         if config.shows_image:
             parts["image"] = spaces.Box(0, 255, (config.canvas_px, config.canvas_px, 1), np.uint8)
-        if config.include_volume:
-            parts["volume"] = spaces.Box(-_FLOAT16_MAX, _FLOAT16_MAX, (channels, *self.map_size), np.float32)
+        if config.shows_volume:
+            shape = (channels * self.cells,) if self.vectors else (channels, *self.map_size)
+            parts["volume"] = spaces.Box(-_FLOAT16_MAX, _FLOAT16_MAX, shape, np.float32)
         return spaces.Dict(parts)
+
+    def begin(self, state: State) -> State:
+        """See :class:`View`."""
+        return state
+
+    def step(self, state: State, action: Any) -> Outcome:
+        """See :class:`View`."""
+        return dynamics.transition(state, self.decode(action, state.phase), self.rules)
 
     def observe(self, state: State, images: Tensor | None) -> dict[str, Tensor]:
         """See :class:`View`."""
-        parts = {
-            "saliency": state.saliency,
-            "priority": state.priority,
-            "glimpse": state.glimpse,
-            "last_location": state.last_location,
-            "last_label": state.last_label,
-            "phase": state.phase,
-        }
-        if images is not None:
-            parts["image"] = images
-        if self.config.include_volume:
-            parts["volume"] = state.example.volume
-        return {name: parts[name] for name in self.observation_space if name in parts}
+        known = {**state._asdict(), "image": images, "volume": state.example.volume}
+        if self.vectors:
+            known |= {name: known[name].flatten(1) for name in ("saliency", "priority", "volume")}
+        return {name: known[name] for name in self.observation_space if name in known}
 
-    def decode(self, action: Any, phase: Tensor) -> tuple[Action, None]:
-        """See :class:`View`. Only the parts that some lane's phase reads are looked at and checked."""
+    def decode(self, action: Any, phase: Tensor) -> Action:
+        """A batched action Dict to an :class:`Action`. Only the parts that some lane's phase reads are looked at and checked.
+
+        Raises:
+            ActionError: outside the space.
+        """
         try:
             given = dict(action)
         except (TypeError, ValueError):
@@ -112,20 +137,17 @@ class NativeView:
                 f"Expected an action Dict(attention, location, label); got {type(action).__name__} {action!r}."
             ) from None
         attends, names = phase == 0, phase == self.glimpses + 1
-        looks = ~attends & ~names
-        lanes = len(phase)
-        attention = self._attention(given, attends, lanes)
         return Action(
-            attention,
-            self._discrete(given, "location", self.cells, looks, lanes),
-            self._discrete(given, "label", self.stop + 1, names, lanes),
-        ), None
+            self._attention(given, attends),
+            read_discrete(given, "location", self.cells, ~attends & ~names),
+            read_discrete(given, "label", self.stop + 1, names),
+        )
 
-    def _attention(self, given: dict[str, Any], read: Tensor, lanes: int) -> Tensor:
-        width = 4 * self.config.components
+    def _attention(self, given: dict[str, Any], read: Tensor) -> Tensor:
+        lanes, width = len(read), 4 * self.config.components
         if not bool(read.any()):
             return torch.zeros(lanes, width, device=read.device)
-        attention = _part(given, "attention", read.device)
+        attention = read_part(given, "attention", read.device)
         if attention.shape != (lanes, width):
             raise ActionError(f"Expected attention of shape {(lanes, width)}; got {tuple(attention.shape)}.")
         attention = attention.float()
@@ -134,20 +156,8 @@ class NativeView:
             raise ActionError(f"Expected attention in [-1, 1]; got {attention[~inside & read][0].tolist()}.")
         return torch.where(read[:, None], attention * ATTENTION_SCALE, 0.0)
 
-    @staticmethod
-    def _discrete(given: dict[str, Any], name: str, bound: int, read: Tensor, lanes: int) -> Tensor:
-        if not bool(read.any()):
-            return torch.zeros(lanes, dtype=torch.int64, device=read.device)
-        value = _part(given, name, read.device)
-        if value.is_floating_point() or value.shape != (lanes,):
-            raise ActionError(
-                f"Expected integer {name} of shape {(lanes,)}; got {value.dtype} of {tuple(value.shape)}."
-            )
-        value = value.long()
-        outside = ((value < 0) | (value >= bound)) & read
-        if bool(outside.any()):
-            raise ActionError(f"Expected {name} in 0..{bound - 1}; got {int(value[outside][0])}.")
-        return torch.where(read, value, 0)
+    def _spotlight(self, cell: Tensor) -> Tensor:
+        return F.spotlight(cell, self.map_size, self.config.components, self.config.coordinates)
 
 
 class FlatView(NativeView):
@@ -158,14 +168,14 @@ class FlatView(NativeView):
     nothing. Observations are vectors, so that stock feature extractors read them.
     """
 
-    def __init__(self, config: EnvConfig, channels: int, map_size: tuple[int, int]) -> None:
-        super().__init__(config, channels, map_size)
-        self.action_space = spaces.Discrete(self.cells + self.stop + 1)
-        parts = self._observation_space(channels, (self.cells,))
-        self.observation_space = spaces.Dict({**parts, "action_mask": spaces.MultiBinary(int(self.action_space.n))})
-        self._spotlights = F.spotlight(torch.arange(self.cells), map_size, config.components, config.coordinates).clamp(
-            -ATTENTION_SCALE, ATTENTION_SCALE
-        )
+    vectors = True
+
+    def _action_space(self) -> spaces.Space[Any]:
+        return spaces.Discrete(self.cells + self.stop + 1)
+
+    def _observation_space(self, channels: int) -> spaces.Dict:
+        parts = super()._observation_space(channels).spaces
+        return spaces.Dict({**parts, "action_mask": spaces.MultiBinary(self.cells + self.stop + 1)})
 
     def action_mask(self, phase: Tensor) -> Tensor:
         """int8 ``[B, H W + C + 1]``, 1 where the action is allowed."""
@@ -175,21 +185,51 @@ class FlatView(NativeView):
 
     def observe(self, state: State, images: Tensor | None) -> dict[str, Tensor]:
         """See :class:`View`."""
-        flat = state._replace(saliency=state.saliency.flatten(1), priority=state.priority.flatten(1))
-        return {"action_mask": self.action_mask(state.phase), **super().observe(flat, images)}
+        return {"action_mask": self.action_mask(state.phase), **super().observe(state, images)}
 
-    def decode(self, action: Any, phase: Tensor) -> tuple[Action, Tensor]:  # type: ignore[override]
+    def step(self, state: State, action: Any) -> Outcome:
         """See :class:`View`."""
-        count = self.cells + self.stop + 1
-        chosen = self._discrete(
-            {"action": action}, "action", count, torch.ones_like(phase, dtype=torch.bool), len(phase)
+        chosen = read_discrete(
+            {"action": action}, "action", self.cells + self.stop + 1, torch.ones_like(state.phase).bool()
         )
         is_label = chosen >= self.cells
         cell, label = torch.where(is_label, 0, chosen), torch.where(is_label, chosen - self.cells, 0)
-        return Action(self._spotlights.to(phase.device)[cell], cell, label), is_label != (phase == self.glimpses + 1)
+        forbidden = is_label != (state.phase == self.glimpses + 1)
+        return dynamics.transition(state, Action(self._spotlight(cell), cell, label), self.rules, forbidden)
 
 
-def _part(given: dict[str, Any], name: str, device: torch.device) -> Tensor:
+class PackedView(NativeView):
+    """The two-level view for libraries without Dict actions: one Box of 4K + 2 numbers, ``(attention, location, label)``.
+
+    Location and label are whole numbers, written as floats; each phase reads its part, as natively. Observations are
+    vectors. :class:`agents.sb3.HSALPolicy` acts on it.
+    """
+
+    vectors = True
+
+    def _action_space(self) -> spaces.Space[Any]:
+        attention = self._attention_space()
+        return spaces.Box(
+            np.append(attention.low, [0, 0]).astype(np.float32),
+            np.append(attention.high, [self.cells - 1, self.stop]).astype(np.float32),
+        )
+
+    def decode(self, action: Any, phase: Tensor) -> Action:
+        """See :class:`NativeView`."""
+        packed = read_part({"action": action}, "action", phase.device)
+        width = 4 * self.config.components
+        if packed.shape != (len(phase), width + 2):
+            raise ActionError(f"Expected actions of shape {(len(phase), width + 2)}; got {tuple(packed.shape)}.")
+        chosen = packed[:, width:].round().nan_to_num(-1).long()  # -1: refused where it is read
+        return super().decode({"attention": packed[:, :width], "location": chosen[:, 0], "label": chosen[:, 1]}, phase)
+
+
+def read_part(given: dict[str, Any], name: str, device: torch.device) -> Tensor:
+    """A part of a batched action as a tensor.
+
+    Raises:
+        ActionError: it is not there, or holds no numbers.
+    """
     if name not in given:
         raise ActionError(f"Expected the action to hold {name!r} at this phase; got only {sorted(given)}.")
     try:
@@ -198,4 +238,33 @@ def _part(given: dict[str, Any], name: str, device: torch.device) -> Tensor:
         raise ActionError(f"Expected numbers for {name}; got {given[name]!r}.") from error
 
 
-VIEWS = {"native": NativeView, "flat": FlatView}
+def read_discrete(given: dict[str, Any], name: str, bound: int, read: Tensor) -> Tensor:
+    """A part of whole numbers in 0..bound - 1, int64 ``[B]``; unread, and 0, in lanes outside ``read`` (bool ``[B]``).
+
+    Raises:
+        ActionError: see :func:`read_part`; or of another kind, shape or range.
+    """
+    if not bool(read.any()):
+        return torch.zeros(len(read), dtype=torch.int64, device=read.device)
+    value = read_part(given, name, read.device)
+    if value.is_floating_point() or value.shape != read.shape:
+        raise ActionError(
+            f"Expected integer {name} of shape {tuple(read.shape)}; got {value.dtype} of {tuple(value.shape)}."
+        )
+    value = value.long()
+    outside = ((value < 0) | (value >= bound)) & read
+    if bool(outside.any()):
+        raise ActionError(f"Expected {name} in 0..{bound - 1}; got {int(value[outside][0])}.")
+    return torch.where(read, value, 0)
+
+
+def require_action_mask(observation_space: spaces.Space[Any]) -> None:
+    """Refuse masks of a view that has none.
+
+    Raises:
+        ConfigError: no ``action_mask`` in the space.
+    """
+    if "action_mask" not in getattr(observation_space, "spaces", {}):
+        raise ConfigError(
+            "action_masks() needs action_mode='flat' or 'controller'; the other views have no action mask."
+        )

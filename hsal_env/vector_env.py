@@ -13,9 +13,10 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from hsal_env.config import EnvConfig
-from hsal_env.dynamics import State
+from hsal_env.dynamics import State, rebuilt
 from hsal_env.errors import ConfigError
 from hsal_env.simulation import Simulation
+from hsal_env.spaces import require_action_mask
 
 
 class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
@@ -26,6 +27,7 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         render_mode: None or ``"rgb_array"`` (one picture per lane).
         output: ``"numpy"``, or ``"torch"``: observations, rewards and infos are tensors.
         device: where the state lives; another one than ``"cpu"`` needs ``output="torch"``.
+        policy: as in :class:`hsal_env.env.HSALEnv`.
         autoreset_mode: as in Gymnasium. ``DISABLED``: lanes that ended go on through the motions, with reward 0 and
             their flags held, until ``reset`` (all lanes, or ``options["reset_mask"]``).
         config: fields of :class:`hsal_env.config.EnvConfig`.
@@ -49,6 +51,7 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         render_mode: str | None = None,
         output: str = "numpy",
         device: str = "cpu",
+        policy: Any = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         **config: Any,
     ) -> None:
@@ -69,7 +72,7 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
             raise ConfigError(f"Expected render_mode None or 'rgb_array'; got {render_mode!r}.")
         self.num_envs, self.render_mode, self.output = num_envs, render_mode, output
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
-        self.simulation = Simulation(EnvConfig.from_kwargs(config), device)
+        self.simulation = Simulation(EnvConfig.from_kwargs(config), device, policy)
         self.single_action_space = self.simulation.view.action_space
         self.single_observation_space = self.simulation.view.observation_space
         self.action_space = batch_space(self.single_action_space, num_envs)
@@ -162,13 +165,12 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         return tuple(draw_state(canvas, self.state, lane) for lane, canvas in enumerate(canvases))
 
     def action_masks(self) -> np.ndarray:
-        """bool ``[N, H W + C + 1]`` of the flat view.
+        """bool ``[N, H W + C + 1]``.
 
         Raises:
-            ConfigError: not in the flat view.
+            ConfigError: neither the flat view nor the controller's.
         """
-        if self.simulation.config.action_mode != "flat":
-            raise ConfigError("action_masks() needs action_mode='flat'; the native view is a Dict of three parts.")
+        require_action_mask(self.single_observation_space)
         return self.simulation.view.observe(self.state, self._images)["action_mask"].cpu().numpy().astype(bool)
 
     def _seed(self, seed: int | list[int | None] | None, lanes: np.ndarray) -> None:
@@ -232,4 +234,4 @@ def _scatter(state: Any, fresh: Any, lanes: Tensor) -> Any:
     """Put the lanes of ``fresh`` at ``lanes`` of a nested tuple of tensors."""
     if isinstance(state, Tensor):
         return state.clone().index_copy_(0, lanes, fresh)  # clone keeps the volume channels-last, index_copy would not
-    return type(state)(*(_scatter(old, new, lanes) for old, new in zip(state, fresh, strict=True)))
+    return rebuilt(state, (_scatter(old, new, lanes) for old, new in zip(state, fresh, strict=True)))

@@ -29,7 +29,7 @@ from hsal_env.vector_env import HSALVectorEnv
 ROOT = Path(__file__).parents[1]
 SMALL = {"source": "digits", "num_examples": 16}
 CELLS, STOP = 49, 10
-START = {"source", "index", "label_counts", "remaining_counts"}
+START = {"source", "index", "label_counts", "remaining_counts", "predicted_counts"}
 END = {
     "exact_match",
     "precision",

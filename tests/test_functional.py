@@ -140,16 +140,17 @@ def test_a_mask_too_narrow_for_any_cell_is_finite(scale):
 @pytest.mark.parametrize("coordinates", ["paper", "centred"])
 def test_a_spotlight_is_the_inverse_of_the_mixture(map_size, coordinates):
     cells = torch.arange(map_size[0] * map_size[1])
-    raw = F.spotlight(cells, map_size, 3, coordinates).clamp(-30, 30)
+    raw = F.spotlight(cells, map_size, 3, coordinates)
+    assert raw.abs().max() <= F.RAW_LIMIT
     alpha, beta, row, col = F.mixture(raw, map_size, coordinates)
-    for k in range(3):
-        torch.testing.assert_close(row[:, k], (cells // map_size[1] + 1).float())
-        torch.testing.assert_close(col[:, k], (cells % map_size[1] + 1).float())
+    for k in range(3):  # sigmoid(8) is 0.9997: the last row and column are all but reached
+        torch.testing.assert_close(row[:, k], (cells // map_size[1] + 1).float(), rtol=4e-4, atol=0)
+        torch.testing.assert_close(col[:, k], (cells % map_size[1] + 1).float(), rtol=4e-4, atol=0)
     torch.testing.assert_close(alpha, torch.full_like(alpha, 1 / 3))
     torch.testing.assert_close(beta, torch.full_like(beta, 1.75 * 49 / len(cells)))
     mask = F.attention_mask(F.Mixture(alpha, beta, row, col), map_size)
     assert mask.flatten(1).argmax(dim=1).tolist() == cells.tolist()
-    torch.testing.assert_close(mask.amax(dim=(1, 2)), torch.ones(len(cells)))
+    torch.testing.assert_close(mask.amax(dim=(1, 2)), torch.ones(len(cells)), rtol=0, atol=1e-4)
 
 
 # --- interface and controller -----------------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ class TrainEnv(EnvConfig):
     protocol: tyro.conf.Suppress[str] = "teacher"
     action_mode: tyro.conf.Suppress[str] = "native"
     include_image: tyro.conf.Suppress[bool | None] = False
-    include_volume: tyro.conf.Suppress[bool] = False
+    include_volume: tyro.conf.Suppress[bool | None] = None
 
 
 @dataclass(frozen=True)

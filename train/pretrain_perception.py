@@ -36,19 +36,24 @@ from hsal_env import functional as F
 from hsal_env.data import CanvasConfig, Canvases, load_glyphs
 from hsal_env.errors import ConfigError, HSALError
 from hsal_env.files import replacing
-from hsal_env.perception.activation import CompactResNet
+from hsal_env.perception.activation import CompactResNet, load_compact
 from hsal_env.perception.examples import label_counts, to_images
 
+_TEN = CanvasConfig("multiset", 10, 10, 20, 20)
 LOOKS = {
-    "multiset": (CanvasConfig(), CanvasConfig(max_objects=9, max_size_px=33), CanvasConfig("multiset", 10, 10, 20, 20)),
-    "single": (
-        CanvasConfig("single", 1, 1),
-        CanvasConfig("single", 1, 1, clutter=4, clutter_px=14),
-        CanvasConfig("single", 1, 1, max_size_px=33, clutter=12, clutter_px=14),
-    ),
+    "multiset": {
+        "plain": (CanvasConfig(), 0.65),
+        "crowded": (CanvasConfig(max_objects=9, max_size_px=33), 0.15),
+        "ten": (_TEN, 0.2),
+    },
+    "ten": {"ten": (_TEN, 1.0)},
+    "single": {
+        "plain": (CanvasConfig("single", 1, 1), 0.5),
+        "crowded": (CanvasConfig("single", 1, 1, clutter=4, clutter_px=14), 0.25),
+        "most crowded": (CanvasConfig("single", 1, 1, max_size_px=33, clutter=12, clutter_px=14), 0.25),
+    },
 }
-"""Canvases to learn from: as in the tasks, more crowded, most crowded. Larger crops stand in for neighbours."""
-LOOK_SHARES = {"multiset": (0.65, 0.15, 0.2), "single": (0.5, 0.25, 0.25)}
+"""Canvases to learn from, and their shares. Larger crops stand in for neighbours of single objects."""
 
 
 @dataclass
@@ -57,8 +62,10 @@ class Args:
 
     output: Path = Path("compact.pt")
     """where the weights go"""
-    objects: Literal["multiset", "single"] = "multiset"
-    """multiset: canvases of 1 to 10 objects; single: of one, as the paper fine-tunes its own"""
+    objects: Literal["multiset", "ten", "single"] = "multiset"
+    """multiset: canvases of 1 to 10 objects; ten: of 10 small ones; single: of one, as the paper fine-tunes its own"""
+    init: Path | None = None
+    """weights to start from"""
     passes: int = 18
     """passes over num_canvases canvases, fresh ones in each"""
     num_canvases: int = 60_000
@@ -128,9 +135,11 @@ def warped(images: Tensor, warp_px: float) -> Tensor:
     return grid_sample(images, still + bend.permute(0, 2, 3, 1), align_corners=False)
 
 
-def stream(args: Args, split: str, source: str, look: int, seed: int) -> Canvases:
+def stream(args: Args, split: str, source: str, look: str, seed: int) -> Canvases:
     """Canvases of a source, split and look."""
-    return Canvases(load_glyphs(source, split, args.data_root), LOOKS[args.objects][look], seed=seed, stream=10 + look)
+    looks = LOOKS[args.objects]
+    glyphs = load_glyphs(source, split, args.data_root)
+    return Canvases(glyphs, looks[look][0], seed=seed, stream=10 + list(looks).index(look))
 
 
 @torch.no_grad()
@@ -161,6 +170,7 @@ def main(args: Args) -> None:
 
     Raises:
         ConfigError: fewer than one pass, one canvas a batch, or one batch a pass.
+        CheckpointError: ``init`` is not weights of the compact model.
     """
     if args.passes < 1 or not 1 <= args.batch_size <= args.num_canvases:
         raise ConfigError(
@@ -170,15 +180,18 @@ def main(args: Args) -> None:
     torch.manual_seed(args.seed)
     rng = np.random.default_rng(args.seed)
     net = Pretrainer()
+    if args.init:
+        net.model = load_compact(args.init)
     optimiser = torch.optim.AdamW(net.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay)
     steps = args.num_canvases // args.batch_size
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, args.learning_rate, total_steps=args.passes * steps, pct_start=0.15
     )
     sources = {"mnist": args.mnist_share, "digits": 1 - args.mnist_share}
-    kinds = [(source, look) for source in sources for look in range(len(LOOKS[args.objects]))]
+    looks = LOOKS[args.objects]
+    kinds = [(source, look) for source in sources for look in looks]
     train = [stream(args, "train", source, look, args.seed) for source, look in kinds]
-    shares = [sources[source] * LOOK_SHARES[args.objects][look] for source, look in kinds]
+    shares = [sources[source] * looks[look][1] for source, look in kinds]
     cursor = np.zeros(len(train), dtype=np.int64)
     start = time.perf_counter()
     for epoch in range(args.passes):
@@ -199,20 +212,24 @@ def main(args: Args) -> None:
             nn.utils.clip_grad_norm_(net.parameters(), 1.0)
             optimiser.step()
             schedule.step()
-        val = {source: accuracy(net, stream(args, "val", source, 0, seed=99), 2_000) for source in sources}
+        val = {
+            source: accuracy(net, stream(args, "val", source, next(iter(looks)), seed=99), 2_000) for source in sources
+        }
         tqdm.write(f"pass {epoch + 1}: loss {loss.item():.4f}, validation {val}, {time.perf_counter() - start:.0f} s")
         with replacing(args.output) as path:
             torch.save(net.model.state_dict(), path)
     results = {
         "test": {
-            source: {
-                name: accuracy(net, stream(args, "test", source, look, seed=99))
-                for look, name in enumerate(("plain", "crowded", "most crowded"))
-            }
+            source: {look: accuracy(net, stream(args, "test", source, look, seed=99)) for look in looks}
             for source in sources
         },
         "seconds": time.perf_counter() - start,
-        "args": {**dataclasses.asdict(args), "output": args.output.name, "data_root": None},
+        "args": {
+            **dataclasses.asdict(args),
+            "output": args.output.name,
+            "init": args.init and args.init.name,
+            "data_root": None,
+        },
         "versions": versions(),
     }
     tqdm.write(f"test: {results['test']}")

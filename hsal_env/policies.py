@@ -1,0 +1,92 @@
+"""Given policies: who decides on the level that a view does not leave to the learner."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor
+
+from hsal_env import functional as F
+from hsal_env.config import Rules
+from hsal_env.errors import ConfigError
+from hsal_env.plugins import import_object
+
+
+class Policy(Protocol):
+    """What a view asks of a given policy. Every agent of ours is one (:class:`agents.protocol.Agent`).
+
+    It is asked with the native observation of B lanes (no image), at phase 0, and at later phases where it decides.
+    """
+
+    def initial(self, lanes: int) -> Any:
+        """The recurrent state at the start of an episode: any nested tuple of ``[B, ...]`` tensors."""
+        ...
+
+    def act(self, observation: dict[str, Tensor], state: Any, deterministic: bool = False) -> Any:
+        """One decision per lane: an object with ``action``, a batched native action, and ``state``, for the next call."""
+        ...
+
+
+class Choice(NamedTuple):
+    """What ``act`` returns.
+
+    Attributes:
+        action: batched native action; parts that the phase does not read may be left out.
+        state: the recurrent state to pass to the next call.
+    """
+
+    action: dict[str, Tensor]
+    state: Any
+
+
+class WinnerTakeAll:
+    """Attention as in Itti and Koch's model: one spotlight on the most salient cell; glimpses at the peak of P; no labels.
+
+    Args:
+        rules: of the environment.
+    """
+
+    def __init__(self, rules: Rules) -> None:
+        self.rules = rules
+
+    def initial(self, lanes: int) -> tuple[()]:
+        """It remembers nothing."""
+        return ()
+
+    def act(self, observation: dict[str, Tensor], state: Any, deterministic: bool = False) -> Choice:
+        """See :class:`Policy`."""
+        raw = winner_take_all(observation["saliency"], self.rules)
+        return Choice(
+            {"attention": raw / F.RAW_LIMIT, "location": observation["priority"].flatten(1).argmax(dim=1)}, ()
+        )
+
+
+def winner_take_all(saliency: Tensor, rules: Rules) -> Tensor:
+    """Raw attention ``[B, 4K]``: a spotlight on the most salient cell of ``[B, H, W]``."""
+    rows, columns = saliency.shape[1:]
+    return F.spotlight(saliency.flatten(1).argmax(dim=1), (rows, columns), rules.components, rules.coordinates)
+
+
+def given_policy(policy: Any, rules: Rules) -> Policy:
+    """The policy that ``policy`` names: ``"winner-take-all"``, ``"package.module:Name"`` (called without arguments), or itself.
+
+    Raises:
+        ConfigError: None, an unknown name, one that cannot be imported, or an object without ``initial`` or ``act``.
+    """
+    if policy is None:
+        raise ConfigError(
+            "This view leaves a level to a given policy and got none. Pass policy=agents.load('mnist-multiset').agent, "
+            "'agents.policies:mnist_multiset', 'winner-take-all', or an object of yours with initial and act."
+        )
+    if isinstance(policy, str):
+        if policy == "winner-take-all":
+            return WinnerTakeAll(rules)
+        if ":" not in policy:
+            raise ConfigError(f"Expected policy to be 'winner-take-all' or 'package.module:Name'; got {policy!r}.")
+        policy = import_object(policy, "policy")()
+    missing = [name for name in ("initial", "act") if not callable(getattr(policy, name, None))]
+    if missing:
+        raise ConfigError(
+            f"Expected a policy with initial and act; {type(policy).__name__} lacks {', '.join(missing)}."
+        )
+    return policy

@@ -1,0 +1,195 @@
+"""Views that make several decisions in one step, or leave those of one level to a given policy, and the table of all views.
+
+Nothing here knows an equation or a rule: each decision is one of :mod:`hsal_env.dynamics`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+
+from hsal_env import dynamics
+from hsal_env.config import EnvConfig, Rules
+from hsal_env.dynamics import Action, Outcome, State
+from hsal_env.errors import ActionError, ConfigError
+from hsal_env.policies import given_policy
+from hsal_env.spaces import FlatView, NativeView, PackedView, View, read_discrete, read_part
+
+
+def _meta_step(state: State, action: Action, decide: Callable[[State], tuple[Action, State]], rules: Rules) -> Outcome:
+    """``action``'s attention, then k locations and a label as ``decide`` says. The reward is the sum of theirs."""
+    outcome = dynamics.transition(state, action, rules)
+    for _ in range(rules.glimpses + 1):
+        chosen, before = decide(outcome.state)
+        following = dynamics.transition(before, chosen, rules)
+        outcome = following._replace(reward=outcome.reward + following.reward)
+    return outcome
+
+
+class _Given:
+    """A given policy, and what it sees."""
+
+    def __init__(self, policy: Any, config: EnvConfig, channels: int, map_size: tuple[int, int]) -> None:
+        self.policy = given_policy(policy, config.rules)
+        self._seen = NativeView(
+            dataclasses.replace(config, action_mode="native", include_image=False), channels, map_size
+        )
+
+    def begin(self, state: State) -> State:
+        """Remember nothing."""
+        return state._replace(memory=self.policy.initial(len(state.phase)))
+
+    def ask(self, state: State) -> tuple[dict[str, Any], State]:
+        """What it would do, and the state with what it remembers after it."""
+        choice = self.policy.act(self._seen.observe(state, None), state.memory, deterministic=True)
+        return choice.action, state._replace(memory=choice.state)
+
+    def decide(self, state: State) -> tuple[Action, State]:
+        """The same, as a decision.
+
+        Raises:
+            ConfigError: one that the environment does not take.
+        """
+        action, following = self.ask(state)
+        try:
+            return self._seen.decode(action, state.phase), following
+        except ActionError as error:
+            raise ConfigError(
+                f"The given policy {type(self.policy).__name__} does not fit this environment (its masks need as many "
+                f"Gaussians as components says; 'winner-take-all' names no labels): {error}"
+            ) from error
+
+
+class OptionView(NativeView):
+    """One step is one meta-step: the learner attends, a given controller glimpses and names. Continuous control.
+
+    | | |
+    |---|---|
+    | action | ``Box(-1, 1, (4K,))``: attention, as natively |
+    | observation | ``saliency`` ``[H W]``, ``last_label``; ``image`` and ``volume`` by configuration |
+    | reward | the meta-step's: P at each of its k locations, plus the label's |
+    | episode | at most max_objects + 1 steps; ended by the controller's stop |
+    | arguments | ``policy``, the controller: see :func:`hsal_env.policies.given_policy` |
+
+    The controller takes its most probable locations and labels, so that the environment is deterministic.
+    """
+
+    keys = ("saliency", "last_label")
+    vectors = True
+
+    def __init__(self, config: EnvConfig, channels: int, map_size: tuple[int, int], policy: Any) -> None:
+        super().__init__(config, channels, map_size)
+        self._given = _Given(policy, config, channels, map_size)
+
+    def _action_space(self) -> spaces.Space[Any]:
+        return self._attention_space()
+
+    def begin(self, state: State) -> State:
+        """See :class:`hsal_env.spaces.View`."""
+        return self._given.begin(state)
+
+    def step(self, state: State, action: Any) -> Outcome:
+        """See :class:`hsal_env.spaces.View`."""
+        attention = self.decode({"attention": action}, state.phase)
+        _, state = self._given.ask(state)  # its mask is not wanted, but a meta-step may begin with what it sees
+        return _meta_step(state, attention, self._given.decide, self.rules)
+
+
+class ControllerView(FlatView):
+    """A given meta-controller attends; the learner glimpses and names.
+
+    | | |
+    |---|---|
+    | action | ``Discrete(H W + C + 1)``: cells, then labels, then stop, as in the flat view |
+    | observation | as in the flat view, at phases 1..k + 1, with ``action_mask`` |
+    | reward | P at a location, the label's; a forbidden action earns -1 and changes nothing |
+    | episode | at most (max_objects + 1)(k + 1) steps, forbidden ones not counted |
+    | arguments | ``policy``, the meta-controller: see :func:`hsal_env.policies.given_policy` |
+    """
+
+    def __init__(self, config: EnvConfig, channels: int, map_size: tuple[int, int], policy: Any) -> None:
+        super().__init__(config, channels, map_size)
+        self._given = _Given(policy, config, channels, map_size)
+
+    def begin(self, state: State) -> State:
+        """See :class:`hsal_env.spaces.View`."""
+        return self._attend(self._given.begin(state))
+
+    def step(self, state: State, action: Any) -> Outcome:
+        """See :class:`hsal_env.spaces.View`."""
+        outcome = super().step(state, action)
+        return outcome._replace(state=self._attend(outcome.state))
+
+    def _attend(self, state: State) -> State:
+        """Place the mask in the lanes where a meta-step begins."""
+        begins = state.phase == 0
+        if not bool(begins.any()):
+            return state
+        action, following = self._given.decide(state._replace(phase=torch.zeros_like(state.phase)))
+        return dynamics.select(begins, dynamics.attend(following, action.attention, self.rules), state)
+
+
+class MacroView(NativeView):
+    """One step is one meta-step, all of whose decisions are made at once. For agents that read the volume or the image.
+
+    | | |
+    |---|---|
+    | action | ``MultiDiscrete([H W] * (k + 1) + [C + 1])``: the cell of one spotlight, k locations, a label or stop |
+    | observation | ``saliency`` ``[H W]``, ``last_label``, ``volume`` ``[D H W]``; ``image`` by configuration |
+    | reward | the meta-step's: P at each of the k locations, plus the label's |
+    | episode | at most max_objects + 1 steps; ended by stop |
+    """
+
+    keys = ("saliency", "last_label")
+    vectors = True
+
+    def _action_space(self) -> spaces.Space[Any]:
+        return spaces.MultiDiscrete(np.array([self.cells] * (self.glimpses + 1) + [self.stop + 1]))
+
+    def step(self, state: State, action: Any) -> Outcome:
+        """See :class:`hsal_env.spaces.View`."""
+        given = read_part({"action": action}, "action", state.phase.device)
+        if given.shape != (len(state.phase), self.glimpses + 2):
+            raise ActionError(
+                f"Expected actions of shape {(len(state.phase), self.glimpses + 2)}; got {tuple(given.shape)}."
+            )
+        every = torch.ones_like(state.phase, dtype=torch.bool)
+        attended, *locations = (
+            read_discrete({"cell": part}, "cell", self.cells, every) for part in given[:, :-1].unbind(dim=1)
+        )
+        label = read_discrete({"label": given[:, -1]}, "label", self.stop + 1, every)
+        first = Action(self._spotlight(attended), attended, label)
+        following = iter([first._replace(location=location) for location in locations] + [first])
+        return _meta_step(state, first, lambda before: (next(following), before), self.rules)
+
+
+VIEWS: dict[str, type[NativeView]] = {
+    "native": NativeView,
+    "flat": FlatView,
+    "packed": PackedView,
+    "option": OptionView,
+    "controller": ControllerView,
+    "macro": MacroView,
+}
+"""By ``action_mode``."""
+
+
+def make_view(config: EnvConfig, channels: int, map_size: tuple[int, int], policy: Any = None) -> View:
+    """The view that ``config.action_mode`` names.
+
+    Raises:
+        ConfigError: a policy for a view that leaves nothing to one; or see :func:`hsal_env.policies.given_policy`.
+    """
+    view = VIEWS[config.action_mode]
+    if view in (OptionView, ControllerView):
+        return view(config, channels, map_size, policy)
+    if policy is not None:
+        raise ConfigError(
+            f"action_mode={config.action_mode!r} leaves no level to a given policy; policy= is for 'option' and 'controller'."
+        )
+    return view(config, channels, map_size)

@@ -1,0 +1,257 @@
+"""Train an algorithm of Stable-Baselines3 on its view of the environment, or the paper's agent by SB3's own loop.
+
+    python train/sb3_agents.py maskable-ppo                     # flat view, action mask
+    python train/sb3_agents.py ppo                              # flat view; a forbidden action earns -1
+    python train/sb3_agents.py sac                              # option view: the bundled controller glimpses and names
+    python train/sb3_agents.py hsal                             # the paper's agent as a policy of RecurrentPPO
+
+The output folder receives model.zip (SB3's format), progress.csv (validation while training) and metrics.json (test, and beside
+it a random policy on the same view and one that says stop at once).
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import tyro
+
+from hsal_env import ENVIRONMENTS
+from hsal_env.errors import CheckpointError, ConfigError, HSALError
+from hsal_env.files import replacing
+
+
+class Setup(NamedTuple):
+    """How an algorithm is used here.
+
+    Attributes:
+        name: its class in stable_baselines3 or sb3_contrib.
+        view: what it acts on.
+        kwargs: of its constructor, over SB3's defaults.
+        num_envs: lanes.
+        env: arguments of the environment.
+    """
+
+    name: str
+    view: str
+    kwargs: dict[str, Any]
+    num_envs: int = 64
+    env: dict[str, Any] = {}  # noqa: RUF012 - read only
+
+
+_NET: dict[str, Any] = {"policy_kwargs": {"net_arch": [256, 256]}}
+_ON_POLICY = {**_NET, "gamma": 0.9, "ent_coef": 0.01, "learning_rate": 1e-3}
+_PPO = {**_ON_POLICY, "n_steps": 64, "batch_size": 512, "n_epochs": 4}
+_OPTION = {"policy": "agents.policies:mnist_multiset"}
+SETUPS = {
+    "ppo": Setup("PPO", "flat", _PPO),
+    "a2c": Setup("A2C", "flat", {**_ON_POLICY, "n_steps": 8}),
+    "dqn": Setup(
+        "DQN",
+        "flat",
+        {
+            **_NET,
+            "gamma": 0.9,
+            "learning_rate": 1e-3,
+            "learning_starts": 5_000,
+            "buffer_size": 100_000,
+            "batch_size": 256,
+            "train_freq": 1,
+            "gradient_steps": 4,
+            "target_update_interval": 2_000,
+            "exploration_fraction": 0.3,
+        },
+    ),
+    "maskable-ppo": Setup("MaskablePPO", "flat", _PPO),
+    "recurrent-ppo": Setup(
+        "RecurrentPPO", "flat", {**_PPO, "policy_kwargs": {"net_arch": [256], "lstm_hidden_size": 128}}
+    ),
+    "ppo-macro": Setup("PPO", "macro", _PPO),
+    "ppo-option": Setup("PPO", "option", _PPO, env=_OPTION),
+    "ppo-controller": Setup("MaskablePPO", "controller", _PPO, env={**_OPTION, "components": 49}),
+    "sac": Setup("SAC", "option", {"gamma": 0.9, "learning_starts": 2_000, "gradient_steps": 8}, 16, _OPTION),
+    "td3": Setup("TD3", "option", {"gamma": 0.9, "learning_starts": 2_000, "gradient_steps": 8}, 16, _OPTION),
+    "hsal": Setup(
+        "RecurrentPPO",
+        "packed",
+        {
+            "gamma": 0.0,
+            "gae_lambda": 0.0,
+            "ent_coef": 0.03,
+            "learning_rate": 2e-3,
+            "max_grad_norm": 1.0,
+            "n_steps": 20,
+            "batch_size": 5_120,
+            "n_epochs": 2,
+        },
+        256,
+        {"components": 49},
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Args:
+    """Train an algorithm of Stable-Baselines3."""
+
+    algorithm: Annotated[str, tyro.conf.Positional]
+    """ppo, a2c, dqn, maskable-ppo, recurrent-ppo (on the flat view), ppo-macro, ppo-option, ppo-controller, sac, td3 (on the
+    option view), or hsal, the paper's agent"""
+    env_id: str = "HSAL-MNISTMultiset-v0"
+    """the task"""
+    timesteps: int = 500_000
+    """steps of its view, over all lanes"""
+    num_envs: int | None = None
+    """lanes; default: what suits the algorithm"""
+    seed: int = 0
+    """seed of weights, samples and lanes"""
+    source: str | None = None
+    """mnist, digits or auto; default: the id's"""
+    data_root: str | None = None
+    """where MNIST lies"""
+    num_examples: int | None = None
+    """training canvases"""
+    val_episodes: int = 500
+    """validation canvases"""
+    val_every: int = 50_000
+    """steps between two validations"""
+    test_episodes: int = 2_000
+    """test canvases"""
+    output_dir: Path | None = None
+    """where results go; default: runs/ENV-ALGORITHM-SEED-TIME"""
+
+
+def main(args: Args) -> None:
+    """Train, validate as it goes, test, write.
+
+    Raises:
+        ConfigError: an unknown algorithm or id, a number outside its range, or sb3-contrib is not installed.
+        CheckpointError: the folder holds a run, or cannot be written.
+    """
+    if args.algorithm not in SETUPS or args.env_id not in ENVIRONMENTS:
+        raise ConfigError(
+            f"Expected an algorithm of {', '.join(SETUPS)} and an id of {', '.join(ENVIRONMENTS)}; got {args.algorithm!r} "
+            f"and {args.env_id!r}."
+        )
+    for name in ("timesteps", "val_episodes", "val_every", "test_episodes"):
+        if getattr(args, name) < 1:
+            raise ConfigError(f"Expected --{name.replace('_', '-')} of at least 1; got {getattr(args, name)}.")
+    try:
+        from agents import sb3  # torch: not before --help
+    except ImportError as error:
+        raise ConfigError(
+            f"{error}. This command needs sb3-contrib: pip install -c constraints.txt -e '.[sb3]'."
+        ) from error
+    from tqdm import tqdm
+
+    from agents.report import resources, versions, without_paths
+
+    setup = SETUPS[args.algorithm]
+    folder = (
+        args.output_dir or Path("runs") / f"{args.env_id}-{args.algorithm}-{args.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    )
+    if (folder / "metrics.json").exists():
+        raise CheckpointError(f"{folder} holds a finished run; choose another --output-dir.")
+    given = {name: getattr(args, name) for name in ("source", "data_root") if getattr(args, name) is not None}
+    task = {"features": "store", **setup.env, **given, "action_mode": setup.view}
+    started = time.perf_counter()
+    env = sb3.monitored(args.env_id, args.num_envs or setup.num_envs, **task, num_examples=args.num_examples)
+    lanes = min(args.val_episodes, 250)
+    val = sb3.HSALVecEnv(args.env_id, lanes, **task, split="val", num_examples=args.val_episodes)
+    test = sb3.HSALVecEnv(
+        args.env_id, min(args.test_episodes, 250), **task, split="test", num_examples=args.test_episodes
+    )
+    feature_seconds = time.perf_counter() - started
+    model = sb3.make_model(
+        setup.name, env, args.seed, setup.kwargs, sb3.HSALPolicy if args.algorithm == "hsal" else None
+    )
+    rows: list[dict[str, float]] = []
+    bar = tqdm(total=args.timesteps, desc=args.algorithm, unit="step", unit_scale=True)
+    started = time.perf_counter()
+
+    def validate(steps: int) -> None:
+        scores = sb3.test(sb3.greedy(model, val), val, args.val_episodes)
+        kept = {name: scores[name] for name in ("mean_return", "exact_match", "macro_f1")}
+        rows.append(
+            {"steps": steps, "seconds": time.perf_counter() - started, **{f"val/{k}": v for k, v in kept.items()}}
+        )
+        bar.set_postfix(val_return=f"{kept['mean_return']:.2f}", exact_match=f"{kept['exact_match']:.3f}")
+        _write(folder / "progress.csv", _csv(rows))
+
+    def every_step(local: dict[str, Any], _: dict[str, Any]) -> bool:
+        bar.update(model.num_timesteps - bar.n)
+        if model.num_timesteps >= args.val_every * (len(rows) + 1):
+            validate(model.num_timesteps)
+        return True
+
+    model.learn(args.timesteps, callback=every_step)
+    bar.close()
+    train_seconds = time.perf_counter() - started
+    validate(model.num_timesteps)
+    flat = {**task, "action_mode": "flat", "split": "test", "num_examples": args.test_episodes}
+    flat.pop("policy", None)
+    stopping = sb3.HSALVecEnv(args.env_id, test.num_envs, **flat)
+    results = {
+        "source": test.env.simulation.examples.source,
+        "test": sb3.test(sb3.greedy(model, test), test, args.test_episodes),
+        "random": sb3.test(sb3.at_random(test, args.seed), test, args.test_episodes),
+        "stop_at_once": sb3.test(sb3.stopping(stopping), stopping, args.test_episodes),
+        "steps": model.num_timesteps,
+        "train_seconds": train_seconds,
+        "feature_seconds": feature_seconds,
+        **resources(),
+        "config": {
+            **{
+                name: value
+                for name, value in dataclasses.asdict(args).items()
+                if name not in ("output_dir", "data_root")
+            },
+            "setup": setup._asdict(),
+        },
+        "versions": versions(),
+        "command": ["python", "train/sb3_agents.py", *without_paths(sys.argv[1:])],
+    }
+    for name in ("random", "stop_at_once", "test"):
+        part = results[name]
+        print(
+            f"{name:>14}: mean return {part['mean_return']:7.3f}, 0-1 {part['exact_match']:.3f}, F1 {part['macro_f1']:.3f}"
+        )
+    try:
+        with replacing(folder / "model.zip") as path:
+            model.save(path)
+    except OSError as error:
+        raise CheckpointError(f"Cannot write to {folder}: {error}.") from error
+    _write(folder / "metrics.json", json.dumps(results, indent=2) + "\n")
+    print(f"Results are in {folder}")
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        with replacing(path) as temporary:
+            temporary.write_text(text)
+    except OSError as error:
+        raise CheckpointError(f"Cannot write {path}: {error}.") from error
+
+
+def _csv(rows: list[dict[str, float]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Args))
+    except HSALError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
