@@ -22,6 +22,7 @@ _CHOICES = {
     "mask_scale": ("paper", "peak"),
     "update": ("paper", "peak", "none"),
     "protocol": ("free", "teacher"),
+    "forbidden": ("penalise", "raise"),
     "action_mode": ("native", "flat", "packed", "option", "controller", "macro"),
 }
 
@@ -84,6 +85,8 @@ class EnvConfig:
         protocol: ``"free"``: stop ends the episode and is rewarded; ``"teacher"``: the training roll-out (L4, L5).
         action_mode: the view: ``"native"``, the two-level Dict; ``"flat"``, one Discrete with a mask; ``"packed"``, the
             two-level one in a Box; ``"option"``, ``"controller"`` and ``"macro"``: see :mod:`hsal_env.views`.
+        forbidden: what an action that its phase does not allow does in the flat and the controller view: ``"penalise"``,
+            earn -1 and change nothing; ``"raise"``, an error, to find an agent that ignores its mask.
         include_image: whether the observation holds the image; None: in the native mode only.
         include_volume: whether the observation holds the activation volume; None: in the packed and the macro view only.
     """
@@ -114,6 +117,7 @@ class EnvConfig:
     renormalise_saliency: bool = False
     protocol: str = "free"
     action_mode: str = "native"
+    forbidden: str = "penalise"
     include_image: bool | None = None
     include_volume: bool | None = None
 

@@ -195,6 +195,12 @@ class FlatView(NativeView):
         is_label = chosen >= self.cells
         cell, label = torch.where(is_label, 0, chosen), torch.where(is_label, chosen - self.cells, 0)
         forbidden = is_label != (state.phase == self.glimpses + 1)
+        if self.config.forbidden == "raise" and bool(forbidden.any()):
+            raise ActionError(
+                f"Expected an action that the mask allows; got {int(chosen[forbidden][0])} at phase "
+                f"{int(state.phase[forbidden][0])}. Choose among observation['action_mask'], as MaskablePPO does; or make the "
+                "environment with forbidden='penalise'."
+            )
         return dynamics.transition(state, Action(self._spotlight(cell), cell, label), self.rules, forbidden)
 
 

@@ -37,6 +37,7 @@ class TrainEnv(EnvConfig):
     features: tyro.conf.Suppress[str] = "store"
     protocol: tyro.conf.Suppress[str] = "teacher"
     action_mode: tyro.conf.Suppress[str] = "native"
+    forbidden: tyro.conf.Suppress[str] = "penalise"
     include_image: tyro.conf.Suppress[bool | None] = False
     include_volume: tyro.conf.Suppress[bool | None] = None
 
