@@ -423,7 +423,8 @@ class SB3Agent:
         Raises:
             ConfigError: an observation of another view.
         """
-        if not {"phase", "saliency", "priority"} <= set(observation) or np.ndim(observation["saliency"]) > 2:
+        cells = self.map_size[0] * self.map_size[1]
+        if not {"phase", "saliency", "priority"} <= set(observation) or np.shape(observation["saliency"])[-1] != cells:
             raise ConfigError(
                 f"Expected an observation of the packed view; got {sorted(observation)}. Use action_mode='packed'."
             )

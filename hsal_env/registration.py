@@ -8,7 +8,14 @@ from gymnasium.envs.registration import register, registry
 
 _SOURCES = {"MNIST": "auto", "Digits": "digits"}
 _TASKS = {"Single": "single", "Set": "set", "Multiset": "multiset"}
-_TEN = {"task": "multiset", "min_objects": 10, "max_objects": 10, "min_size_px": 20, "max_size_px": 20}
+_TEN = {
+    "task": "multiset",
+    "min_objects": 10,
+    "max_objects": 10,
+    "min_size_px": 20,
+    "max_size_px": 20,
+    "activation": "compact-ten",
+}
 
 ENVIRONMENTS: dict[str, dict[str, Any]] = {
     f"HSAL-{name}{task}-v0": {"source": source, "task": key}

@@ -28,7 +28,7 @@ class Wanderer:
         seen = seen + observation["saliency"].flatten(1)[:, 8] + observation["glimpse"][:, 0]
         attention = torch.sin((count + 3 * seen)[:, None] + torch.arange(4 * self.components))
         location = (5 * count + observation["priority"].flatten(1).argmax(dim=1)) % CELLS
-        label = (3 * count + observation["last_label"]) % (STOP + 1)
+        label = (count + observation["last_label"] + (3 * seen).long()) % (STOP + 1)
         return Choice({"attention": attention, "location": location, "label": label}, (count + 1, (seen,)))
 
 

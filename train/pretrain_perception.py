@@ -1,6 +1,7 @@
 """Train the activation model (paper section 3, "Saliency Model") on labels alone: no boxes, no order.
 
     python train/pretrain_perception.py --output compact.pt  # on multisets
+    python train/pretrain_perception.py --objects ten --init compact.pt --passes 16 --learning-rate 3e-3 --output compact-ten.pt
     python train/pretrain_perception.py --objects single --passes 8 --output compact-single.pt  # as in the paper
 
 Each cell of the volume counts: how much, by its saliency ``s_ij = sum_c V_cij**2 / D``; what, by a linear classifier of

@@ -1,8 +1,9 @@
 """Activation models f_A: image -> activation volume V (paper section 3, "Meta-Controller").
 
 An activation model is any ``nn.Module`` with the attributes of :class:`ActivationModel`. HSAL ships one, trained by
-``train/pretrain_perception.py``, with two sets of weights: ``"compact"``, from the label multisets of canvases with many
-objects, and ``"compact-single"``, from single objects alone, as in the paper. A JSON beside each says where it came from.
+``train/pretrain_perception.py``, with three sets of weights: ``"compact"``, from the label multisets of canvases of 1 to 10
+objects; ``"compact-ten"``, trained on from there with 10 small objects on each; and ``"compact-single"``, from single objects
+alone, as in the paper. A JSON beside each says where it came from.
 """
 
 from __future__ import annotations

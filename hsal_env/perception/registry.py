@@ -15,6 +15,7 @@ from hsal_env.plugins import import_object
 
 ACTIVATION_MODELS: dict[str, Callable[[], Any]] = {
     "compact": load_compact,
+    "compact-ten": partial(load_compact, WEIGHTS_FOLDER / "compact-ten.pt"),
     "compact-single": partial(load_compact, WEIGHTS_FOLDER / "compact-single.pt"),
 }
 SALIENCY_MODELS: dict[str, Callable[[], Any]] = {"sum-of-squares": SumOfSquares}
