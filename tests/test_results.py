@@ -14,14 +14,27 @@ from matplotlib.figure import Figure
 
 ROOT = Path(__file__).parents[1]
 make = SimpleNamespace(**runpy.run_path(str(ROOT / "train" / "make_results.py")))
-MARKED = f"# Title\n\nbefore\n\n{make.START}an old table\n{make.END}\n\nafter\n"
+MARKED = (
+    f"# Title\n\nbefore\n\n{make.START}an old table\n{make.END}\n\nbetween\n\n"
+    f"{make.LEARNERS_START}another\n{make.LEARNERS_END}\n\nafter\n"
+)
 
 
 def metrics(exact: float, f1: float, ratio: float | None = 12.34, **more: object) -> dict:
     """What the tables read of a metrics.json."""
     by_count = {str(n): {"episodes": 5, "exact_match": exact - n / 100, "macro_f1": f1} for n in (1, 2)}
     test = {"exact_match": exact, "macro_f1": f1, "attn_saliency_ratio": ratio, "by_count": by_count}
-    return {"source": "mnist", "test": test, "train_seconds": 90.0, "config": {"learner": {"batch_size": 50}}} | more
+    config = {"learner": {"batch_size": 50}, "env": {"min_objects": 1, "max_objects": None, "glimpses": 2}}
+    return {"source": "mnist", "test": test, "train_seconds": 90.0, "config": config} | more
+
+
+def learner(exact: float, mean_return: float) -> dict:
+    """The same of one that sb3_agents.py writes."""
+    players = {
+        name: {"mean_return": value, "exact_match": exact, "macro_f1": exact / 2}
+        for name, value in (("test", mean_return), ("random", -2.0), ("stop_at_once", -1.0))
+    }
+    return {"source": "mnist", "steps": 303_104, "train_seconds": 120.0, "config": {"seed": 0}, **players}
 
 
 def progress(rows: int) -> str:
@@ -44,6 +57,9 @@ def root(tmp_path: Path) -> Path:
         "mnist-set/seed-7": metrics(0.5, 0.6),
         "mnist-multiset-faithful/seed-0": metrics(0.4, 0.55),
         "forgotten/seed-0": metrics(0.1, 0.1),
+        "sb3-ppo/seed-0": learner(0.8, 7.0),
+        "sb3-ppo/seed-1": learner(0.9, 8.0),
+        "sb3-sac/seed-0": learner(0.5, 5.0),
     }
     for name, content in runs.items():
         (tmp_path / "results" / name).mkdir(parents=True)
@@ -54,6 +70,11 @@ def root(tmp_path: Path) -> Path:
         ("mnist-multiset-faithful/seed-0", 2),
     ):
         (tmp_path / "results" / name / "progress.csv").write_text(progress(rows))
+    for name in ("sb3-ppo/seed-0", "sb3-ppo/seed-1", "sb3-sac/seed-0"):
+        text = (
+            "steps,seconds,val/mean_return,val/exact_match,val/macro_f1\n1000,1.0,0.5,0.25,0.3\n2000,2.0,0.6,0.5,0.6\n"
+        )
+        (tmp_path / "results" / name / "progress.csv").write_text(text)
     (tmp_path / "train").mkdir()
     for name in ("make_results.py", "reproduce.py"):
         shutil.copy(ROOT / "train" / name, tmp_path / "train")
@@ -119,7 +140,9 @@ def test_what_a_run_does_not_say_is_left_empty(root: Path):
 
 
 def test_the_papers_numbers_are_those_of_its_table_1():
-    rows = {name: make.cells(name, [metrics(0.5, 0.5)]) for name in make.ROWS}
+    rows = {
+        name: make.cells(name, [metrics(0.5, 0.5)]) for name, row in make.ROWS.items() if row.script != make.LEARNERS
+    }
     assert {name: (row["paper F1"], row["paper 0-1"]) for name, row in rows.items() if row["paper F1"]} == {
         "mnist-multiset": ("0.978", "0.935"),
         "mnist-set": ("0.990", "0.960"),
@@ -145,7 +168,8 @@ def test_the_tables_are_written_between_the_marks(root: Path, monkeypatch: pytes
         before, rest = (folder / "README.md").read_text().split(make.START)
         made, after = rest.split(make.END)
         assert before.endswith("\n\nbefore\n\n")
-        assert after == "\n\nafter\n"
+        assert after.startswith("\n\nbetween\n\n")
+        assert after.endswith("\n\nafter\n")
         head, rule, *rows = made.splitlines()
         assert head == f"| {' | '.join(columns)} |"
         assert {line.count("|") for line in (head, rule, *rows)} == {len(columns) + 1}
@@ -158,6 +182,21 @@ def test_the_tables_are_written_between_the_marks(root: Path, monkeypatch: pytes
     stored = list(csv.DictReader((root / "results" / "table.csv").open()))
     assert stored == table(root)
     assert list(stored[0]) == list(make.COLUMNS)
+
+
+def test_other_learners_have_a_table_of_their_own(root: Path, monkeypatch: pytest.MonkeyPatch):
+    command(monkeypatch, root)
+    for folder, columns in ((root, make.LEARNERS_IN_README), (root / "results", make.LEARNER_COLUMNS)):
+        made = (folder / "README.md").read_text().split(make.LEARNERS_START)[1].split(make.LEARNERS_END)[0]
+        head, _, *rows = made.splitlines()
+        assert head == f"| {' | '.join(columns)} |"
+        assert len(rows) == 2
+        first = dict(zip(columns, (cell.strip() for cell in rows[0].strip("|").split("|")), strict=True))
+        by_hand = {"what": "PPO, flat view", "seeds": "2", "steps": "303,104", "mean return": "7.50 ± 0.71"}
+        by_hand |= {"random": "-2.00 ± 0.00", "0-1": "0.850 ± 0.071", "train min": "2.0"}
+        assert {name: first[name] for name in by_hand} == by_hand
+    assert "`python train/sb3_agents.py ppo --seed 0`" in (root / "results" / "README.md").read_text()
+    assert "sb3-ppo" not in (root / "results" / "table.csv").read_text()
 
 
 def test_a_check_finds_what_is_out_of_date(root: Path, monkeypatch: pytest.MonkeyPatch):
@@ -191,10 +230,10 @@ def test_the_figures_show_every_seed(root: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(Figure, "savefig", savefig)
     command(monkeypatch, root)
-    for name in ("figure5.png", "figure6.png"):
+    for name in ("figure5.png", "figure6.png", "learners.png"):
         assert (root / "results" / name).read_bytes().startswith(b"\x89PNG")
     columns = ["attention/saliency", "attention/saliency_ratio", "val/macro_f1", "val/exact_match"]
-    panels = [axes for figure in drawn for axes in figure.axes]
+    *panels, learners = [axes for figure in drawn for axes in figure.axes]
     for column, axes in zip(columns, panels, strict=True):
         curves = [line for line in axes.lines if line.get_linestyle() == "-"]
         assert len(curves) == 3  # two seeds, and one as printed
@@ -209,3 +248,11 @@ def test_the_figures_show_every_seed(root: Path, monkeypatch: pytest.MonkeyPatch
             "val/exact_match": lambda row: row / 20,
         }[column]
         assert list(curves[0].get_ydata()) == pytest.approx(list(map(height, rows)))
+    assert [text.get_text() for text in learners.get_legend().get_texts()] == [
+        "our trainer, REINFORCE", "PPO, flat", "SAC, option",
+    ]  # fmt: skip
+    ours, _, flat, _, option = learners.lines
+    assert list(ours.get_xdata()) == [20 * row * 50 * 3.5 * 4 for row in (1, 3)]  # images, meta-steps, decisions
+    assert list(flat.get_xdata()) == [1000, 2000]
+    assert list(option.get_xdata()) == [4000, 8000]
+    assert list(option.get_ydata()) == [0.25, 0.5]

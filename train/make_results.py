@@ -19,12 +19,13 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))  # the rows stand in a script beside this one
 
-from reproduce import ROWS
+from reproduce import LEARNERS, ROWS
 
 from hsal_env.files import replacing
 
 ROOT = Path(__file__).resolve().parents[1]
 START, END = "<!-- results: made by python train/make_results.py -->\n", "<!-- /results -->"
+LEARNERS_START, LEARNERS_END = "<!-- learners: made by python train/make_results.py -->\n", "<!-- /learners -->"
 PAPER = {  # Table 1: (macro-F1, 0-1)
     "mnist-multiset": (0.978, 0.935),
     "mnist-set": (0.990, 0.960),
@@ -39,6 +40,19 @@ COLUMNS = (
     "train min", "features min", "CPU min", "memory GiB", "command",
 )  # fmt: skip
 IN_README = ("row", "what", "seeds", "0-1", "macro-F1", "paper 0-1", "paper F1", "0-1 by objects", "train min")
+LEARNER_COLUMNS = (
+    "row", "what", "images", "seeds", "steps", "mean return", "random", "stop at once", "0-1", "macro-F1", "train min", "command",
+)  # fmt: skip
+LEARNERS_IN_README = ("row", "what", "seeds", "steps", "mean return", "random", "0-1", "train min")
+_LEARNER_CURVES = {  # row: (label, colour, decisions of the native process in a step of the view)
+    "mnist-multiset": ("our trainer, REINFORCE", "#0072B2", 1.0),
+    "sb3-hsal": ("RecurrentPPO, the paper's agent", "#009E73", 1.0),
+    "sb3-maskable-ppo": ("MaskablePPO, flat", "#D55E00", 1.0),
+    "sb3-ppo": ("PPO, flat", "#E69F00", 1.0),
+    "sb3-dqn": ("DQN, flat", "#CC79A7", 1.0),
+    "sb3-ppo-option": ("PPO, option", "#56B4E9", 4.0),
+    "sb3-sac": ("SAC, option", "#000000", 4.0),
+}
 _CURVES = {  # row: (label, colour of Okabe and Ito)
     "mnist-multiset": ("REINFORCE", "#0072B2"),
     "mnist-multiset-faithful": ("REINFORCE as printed", "#009E73"),
@@ -68,11 +82,6 @@ def cells(name: str, runs: list[dict[str, Any]]) -> dict[str, str]:
     row, tests = ROWS[name], [run["test"] for run in runs]
     f1, exact = (f"{value:.3f}" for value in PAPER[name]) if name in PAPER else ("", "")
     ratios = [test["attn_saliency_ratio"] for test in tests if test["attn_saliency_ratio"] is not None]
-
-    def mean(key: str, unit: float) -> str:
-        values = [run[key] for run in runs if run.get(key) is not None]
-        return f"{np.mean(values) / unit:.1f}" if values else ""
-
     sizes = list(tests[0]["by_count"])
     return {
         "row": name,
@@ -85,11 +94,39 @@ def cells(name: str, runs: list[dict[str, Any]]) -> dict[str, str]:
         "paper F1": f1,
         "0-1 by objects": " / ".join(f"{np.mean([t['by_count'][n]['exact_match'] for t in tests]):.3f}" for n in sizes),
         "glimpses / uniform": f"{np.mean(ratios):.1f}" if ratios else "",
-        "train min": mean("train_seconds", 60),
-        "features min": mean("feature_seconds", 60),
-        "CPU min": mean("cpu_seconds", 60),
-        "memory GiB": mean("max_memory_mib", 1024),
+        "train min": mean(runs, "train_seconds", 60),
+        "features min": mean(runs, "feature_seconds", 60),
+        "CPU min": mean(runs, "cpu_seconds", 60),
+        "memory GiB": mean(runs, "max_memory_mib", 1024),
         "command": f"`python {shlex.join(row.command(row.seeds[0]))}`",
+    }
+
+
+def mean(runs: list[dict[str, Any]], key: str, unit: float) -> str:
+    """Mean of a number that some runs may lack."""
+    values = [run[key] for run in runs if run.get(key) is not None]
+    return f"{np.mean(values) / unit:.1f}" if values else ""
+
+
+def learner_cells(name: str, runs: list[dict[str, Any]]) -> dict[str, str]:
+    """One row of the table of other learners."""
+
+    def of(player: str, score: str, digits: int) -> str:
+        return spread([run[player][score] for run in runs], digits)
+
+    return {
+        "row": name,
+        "what": ROWS[name].what,
+        "images": runs[0]["source"],
+        "seeds": str(len(runs)),
+        "steps": f"{runs[0]['steps']:,}",
+        "mean return": of("test", "mean_return", 2),
+        "random": of("random", "mean_return", 2),
+        "stop at once": of("stop_at_once", "mean_return", 2),
+        "0-1": of("test", "exact_match", 3),
+        "macro-F1": of("test", "macro_f1", 3),
+        "train min": mean(runs, "train_seconds", 60),
+        "command": f"`python {shlex.join(ROWS[name].command(ROWS[name].seeds[0]))}`",
     }
 
 
@@ -110,13 +147,24 @@ def comma_separated(rows: list[dict[str, str]]) -> str:
 
 def texts(root: Path = ROOT) -> dict[Path, str]:
     """What each made file should hold."""
-    rows = [cells(name, runs) for name, runs in read(root).items()]
-    linked = [{**row, "row": f"[{row['row']}](results/{row['row']})"} for row in rows]
-    readme, results = root / "README.md", root / "results" / "README.md"
+    found = read(root)
+    rows = [cells(name, runs) for name, runs in found.items() if ROWS[name].script != LEARNERS]
+    learners = [learner_cells(name, runs) for name, runs in found.items() if ROWS[name].script == LEARNERS]
     made = {root / "results" / "table.csv": comma_separated(rows)}
-    for path, table in ((readme, markdown(linked, IN_README)), (results, markdown(rows, COLUMNS))):
-        before, rest = path.read_text().split(START)
-        made[path] = before + START + table + END + rest.split(END)[1]
+    for path, columns, learner_columns in (
+        (root / "README.md", IN_README, LEARNERS_IN_README),
+        (root / "results" / "README.md", COLUMNS, LEARNER_COLUMNS),
+    ):
+        at = "results/" if path.parent == root else ""
+        text = path.read_text()
+        for start, end, table, shown in (
+            (START, END, rows, columns),
+            (LEARNERS_START, LEARNERS_END, learners, learner_columns),
+        ):
+            linked = [{**row, "row": f"[{row['row']}]({at}{row['row']})"} for row in table]
+            before, rest = text.split(start)
+            text = before + start + markdown(linked, shown) + end + rest.split(end)[1]
+        made[path] = text
     return made
 
 
@@ -156,6 +204,36 @@ def draw_figures(root: Path = ROOT) -> None:
             figure.savefig(path, dpi=128)
 
 
+def draw_learners(root: Path = ROOT) -> None:
+    """0-1 on validation canvases against decisions of the native process, other learners beside ours: results/learners.png."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for name, (label, colour, decisions) in _LEARNER_CURVES.items():
+        for number, path in enumerate(sorted((root / "results" / name).glob("seed-*/progress.csv"))):
+            config = json.loads(path.with_name("metrics.json").read_text())["config"]
+            if "steps" not in path.read_text().split("\n")[0]:  # ours: whole teacher episodes, one per image
+                env = config["env"]
+                objects = (env["min_objects"] + (env["max_objects"] or 4)) / 2
+                decisions = config["learner"]["batch_size"] * (objects + 1) * (env["glimpses"] + 2)
+            with path.open() as lines:
+                points = [
+                    (float(line.get("steps") or line["update"]) * decisions, float(line["val/exact_match"]))
+                    for line in csv.DictReader(lines)
+                    if line["val/exact_match"]
+                ]
+            axes.plot(*zip(*points, strict=True), color=colour, lw=1.2, label=label if number == 0 else None,
+                      marker="o", ms=3)  # fmt: skip
+    axes.set(xscale="log", xlabel="decisions", ylabel="0-1, validation", ylim=(0, 1))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+    with replacing(root / "results" / "learners.png") as path:
+        figure.savefig(path, dpi=128)
+
+
 def main() -> None:
     """Write, or check."""
     parser = argparse.ArgumentParser(description="Make the results' tables and figures.")
@@ -171,6 +249,7 @@ def main() -> None:
         with replacing(path) as temporary:
             temporary.write_text(text)
     draw_figures()
+    draw_learners()
 
 
 if __name__ == "__main__":

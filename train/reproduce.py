@@ -27,6 +27,8 @@ _ROOT = Path(__file__).resolve().parents[1]
 
 
 _EVALUATE = "evaluate_agent.py"
+LEARNERS = "sb3_agents.py"
+"""The script of the rows of other learners, which have a table of their own."""
 
 
 class Row(NamedTuple):
@@ -98,6 +100,17 @@ ROWS = {
     "rival-count-columns-set": Row(
         "counts read off the columns of V, three layers", f"{_SET} --head columns", (0, 1, 2), "count_network.py"
     ),
+    "sb3-ppo": Row("PPO, flat view", "ppo", (0, 1, 2), LEARNERS),
+    "sb3-maskable-ppo": Row("PPO with action mask, flat view", "maskable-ppo", (0, 1, 2), LEARNERS),
+    "sb3-recurrent-ppo": Row("PPO with LSTM, flat view", "recurrent-ppo", script=LEARNERS),
+    "sb3-a2c": Row("A2C, flat view", "a2c", script=LEARNERS),
+    "sb3-dqn": Row("DQN, flat view", "dqn", script=LEARNERS),
+    "sb3-ppo-macro": Row("PPO, macro view", "ppo-macro --timesteps 200000", script=LEARNERS),
+    "sb3-ppo-controller": Row("PPO with action mask, controller view", "ppo-controller", script=LEARNERS),
+    "sb3-ppo-option": Row("PPO, option view", "ppo-option --timesteps 100000 --val-every 10000", script=LEARNERS),
+    "sb3-sac": Row("SAC, option view", "sac --timesteps 20000 --val-every 2000", script=LEARNERS),
+    "sb3-td3": Row("TD3, option view", "td3 --timesteps 20000 --val-every 2000", script=LEARNERS),
+    "sb3-hsal": Row("the paper's agent in RecurrentPPO", "hsal", (0, 1, 2), LEARNERS),
 }
 
 
