@@ -120,9 +120,10 @@ class NativeView:
     def observe(self, state: State, images: Tensor | None) -> dict[str, Tensor]:
         """See :class:`View`."""
         known = {**state._asdict(), "image": images, "volume": state.example.volume}
+        seen = {name: known[name] for name in self.observation_space if name in known}
         if self.vectors:
-            known |= {name: known[name].flatten(1) for name in ("saliency", "priority", "volume")}
-        return {name: known[name] for name in self.observation_space if name in known}
+            seen |= {name: seen[name].flatten(1) for name in ("saliency", "priority", "volume") if name in seen}
+        return seen
 
     def decode(self, action: Any, phase: Tensor) -> Action:
         """A batched action Dict to an :class:`Action`. Only the parts that some lane's phase reads are looked at and checked.
