@@ -78,7 +78,6 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self._source = np.full(num_envs, self.simulation.examples.source, dtype=object)
-        self._source.flags.writeable = False  # every info holds this array
         self._rngs: list[np.random.Generator] = []
         self._state: State | None = None
         self._images: Tensor | None = None
@@ -220,7 +219,7 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
     def _info(self, ended: Tensor) -> dict[str, Any]:
         """Gymnasium's vector layout: an array per key, and under ``_key`` the lanes it holds for."""
         everywhere = self._out(torch.ones_like(ended))
-        info: dict[str, Any] = {"source": self._source, "_source": everywhere}
+        info: dict[str, Any] = {"source": self._source.copy(), "_source": everywhere}
         for name, value in self.simulation.info(self.state).items():
             info[name], info[f"_{name}"] = self._out(value), everywhere
         if bool(ended.any()):
