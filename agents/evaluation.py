@@ -80,8 +80,11 @@ def blind_guess(train: EnvConfig, test: EnvConfig) -> dict[str, float]:
     from hsal_env.perception.examples import Examples, label_counts
 
     few = dataclasses.replace(train, features="lazy", num_examples=min(10_000, train.size))
-    guess = multiset.most_frequent(label_counts(Examples(few).compose(np.arange(few.size)).labels))
-    true = label_counts(Examples(dataclasses.replace(test, features="lazy")).compose(np.arange(test.size)).labels)
+    guess, true = (
+        label_counts(Examples(config).compose(np.arange(config.size)).labels, config.classes)
+        for config in (few, dataclasses.replace(test, features="lazy"))
+    )
+    guess = multiset.most_frequent(guess)
     return multiset.scores(np.broadcast_to(guess, true.shape), true)
 
 

@@ -56,13 +56,13 @@ class NativeView:
     the attention, phases 1..k the location, phase k + 1 the label; the other parts are ignored and may be left out.
 
     Observation: Dict of saliency ``[H, W]``, priority ``[H, W]``, glimpse ``[D]``, last_location (H W = none),
-    last_label (C + 1 = none), phase, and by configuration image uint8 ``[h_px, w_px, 1]`` and volume ``[D, H, W]``.
+    last_label (C + 1 = none), phase, and by configuration image uint8 ``[h_px, w_px, 1 or 3]`` and volume ``[D, H, W]``.
     """
 
     def __init__(self, config: EnvConfig, channels: int, map_size: tuple[int, int]) -> None:
         self.config, self.map_size = config, map_size
         self.cells = map_size[0] * map_size[1]
-        self.stop = config.num_classes
+        self.stop = config.classes
         self.glimpses = config.glimpses
         attention = spaces.Box(-1, 1, (4 * config.components,), np.float32)
         self.action_space: spaces.Space[Any] = spaces.Dict(
@@ -82,7 +82,7 @@ class NativeView:
             "phase": spaces.Discrete(config.rules.option_length),
         }
         if config.shows_image:
-            parts["image"] = spaces.Box(0, 255, (config.canvas_px, config.canvas_px, 1), np.uint8)
+            parts["image"] = spaces.Box(0, 255, config.image_shape, np.uint8)
         if config.include_volume:
             parts["volume"] = spaces.Box(-_FLOAT16_MAX, _FLOAT16_MAX, (channels, *self.map_size), np.float32)
         return spaces.Dict(parts)

@@ -97,10 +97,16 @@ def play(env: HSALEnv, seed: int, **shares) -> list[tuple]:
 # --- the contract -----------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def small(env_id: str, custom_folder: Path) -> dict:
+    """Arguments that make a small environment of any id."""
+    return {"images": str(custom_folder)} if env_id == "HSAL-Custom-v0" else SMALL
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("env_id", ENVIRONMENTS)
-def test_every_id_passes_the_checkers(env_id, mode):
-    env = gym.make(env_id, **SMALL, action_mode=mode).unwrapped
+def test_every_id_passes_the_checkers(env_id, small, mode):
+    env = gym.make(env_id, **small, action_mode=mode).unwrapped
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check_env(env, skip_render_check=True)
@@ -109,8 +115,8 @@ def test_every_id_passes_the_checkers(env_id, mode):
 
 
 @pytest.mark.parametrize("env_id", ENVIRONMENTS)
-def test_every_id_makes_single_and_vector_environments(env_id):
-    env, lanes = gym.make(env_id, **SMALL), gym.make_vec(env_id, num_envs=2, **SMALL)
+def test_every_id_makes_single_and_vector_environments(env_id, small):
+    env, lanes = gym.make(env_id, **small), gym.make_vec(env_id, num_envs=2, **small)
     assert isinstance(env.unwrapped, HSALEnv)
     assert isinstance(lanes.unwrapped, HSALVectorEnv)
     assert lanes.single_observation_space == env.observation_space
@@ -120,8 +126,8 @@ def test_every_id_makes_single_and_vector_environments(env_id):
 
 
 @pytest.mark.parametrize("env_id", ENVIRONMENTS)
-def test_a_spec_survives_json(env_id):
-    spec = gym.make(env_id, **SMALL, glimpses=3).spec
+def test_a_spec_survives_json(env_id, small):
+    spec = gym.make(env_id, **small, glimpses=3).spec
     again = gym.make(EnvSpec.from_json(spec.to_json()))
     assert again.spec == spec
     assert again.unwrapped.simulation.config.glimpses == 3
@@ -131,6 +137,7 @@ def test_the_ids_tasks():
     assert set(ENVIRONMENTS) == {
         *(f"HSAL-{source}{task}-v0" for source in ("MNIST", "Digits") for task in ("Single", "Set", "Multiset")),
         "HSAL-MNISTMultiset10-v0",
+        "HSAL-Custom-v0",
     }
     single_object, ten = (gym.make(f"HSAL-MNIST{name}-v0", **SMALL) for name in ("Single", "Multiset10"))
     for seed in range(5):
