@@ -76,7 +76,7 @@ class Run:
             if not least <= value < 1 << 32:
                 raise ConfigError(f"Expected {name} of at least {least} and below 2**32; got {value}.")
         find_agent(agent_name)  # what is mistyped is said before minutes of work
-        _ = env.plain()
+        _ = env.plain()  # what a checkpoint could not hold, too
         if agent_config.attention_init == "grid":
             grid_side(env.components)
         self.device = _device(device)
