@@ -78,7 +78,7 @@ class HSALVecEnv(VecEnv):
         """What an agent must know to be built for this environment."""
         examples = self.env.simulation.examples
         return World(
-            self.env.simulation.rules, examples.map_size, examples.channels, self.env.simulation.config.num_classes
+            self.env.simulation.rules, examples.map_size, examples.channels, self.env.simulation.config.classes
         )
 
     def reset(self) -> dict[str, np.ndarray]:
@@ -464,7 +464,7 @@ def test(predict: Predict, env: HSALVecEnv, episodes: int) -> dict[str, Any]:
         :func:`agents.evaluation.evaluate`.
     """
     returns, lengths = np.zeros(episodes), np.zeros(episodes)
-    classes = env.env.simulation.config.num_classes
+    classes = env.env.simulation.config.classes
     named, true = np.zeros((episodes, classes), np.int64), np.zeros((episodes, classes), np.int64)
     for first in range(0, episodes, env.num_envs):
         lanes = np.minimum(np.arange(first, first + env.num_envs), episodes - 1)

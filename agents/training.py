@@ -48,8 +48,8 @@ class Run:
         command: what was typed, for metrics.json.
 
     Raises:
-        ConfigError: an argument outside its range, an unknown agent, a device that is not there, or fewer images than
-            a batch.
+        ConfigError: an argument outside its range, an unknown agent, a device that is not there, fewer images than a
+            batch, or images or models that a checkpoint cannot hold (:meth:`EnvConfig.plain`).
         CheckpointError: the folder cannot be written, already holds a checkpoint (without ``resume``), holds none (with
             it), or holds one of another configuration.
     """
@@ -76,6 +76,7 @@ class Run:
             if not least <= value < 1 << 32:
                 raise ConfigError(f"Expected {name} of at least {least} and below 2**32; got {value}.")
         find_agent(agent_name)  # what is mistyped is said before minutes of work
+        _ = env.plain()  # what a checkpoint could not hold, too
         if agent_config.attention_init == "grid":
             grid_side(env.components)
         self.device = _device(device)
@@ -85,7 +86,7 @@ class Run:
         self.feature_seconds = time.perf_counter() - start
         examples = self.env.simulation.examples
         self.source = examples.source
-        self.world = World(env.rules, examples.map_size, examples.channels, env.num_classes)
+        self.world = World(env.rules, examples.map_size, examples.channels, env.classes)
         self.updates_per_pass = len(examples) // learner_config.batch_size
         if not self.updates_per_pass:
             raise ConfigError(
@@ -158,7 +159,8 @@ class Run:
             "command": self.command,
         }
         tqdm.write(format_table(results))
-        picture = draw_episodes(record(self.agent.cpu(), config, np.arange(min(_PICTURED_EPISODES, episodes))))
+        pictured = np.arange(min(_PICTURED_EPISODES, config.size))
+        picture = draw_episodes(record(self.agent.cpu(), config, pictured), config.classes)
         self.agent.to(self.device)
         with self._writing(), replacing(self.folder / "metrics.json") as path:
             path.write_text(json.dumps(results, indent=2) + "\n")
@@ -170,7 +172,7 @@ class Run:
     def _config(self) -> dict[str, Any]:
         return {
             # where the data lie is a fact of the machine, not of the run
-            "env": {name: value for name, value in dataclasses.asdict(self.env_config).items() if name != "data_root"},
+            "env": {k: value for k, value in self.env_config.plain().items() if k not in ("data_root", "images")},
             "agent_name": self.agent_name,
             "agent": dataclasses.asdict(self.agent_config),
             "learner": dataclasses.asdict(self.learner_config),
@@ -222,7 +224,8 @@ class Run:
 
     def _identity(self) -> dict[str, Any]:
         """What must be equal for a run to be continued."""
-        return {**self._config(), "source": self.source, "perception": checkpoint.perception(self.env_config)}
+        own = {"images": self.env_config.data.digest} if self.env_config.is_custom else {}
+        return {**self._config(), "source": self.source, "perception": checkpoint.perception(self.env_config), **own}
 
     def _claim_folder(self, resume: bool) -> None:
         if resume and not self.checkpoint_path.is_file():

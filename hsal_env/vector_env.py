@@ -197,8 +197,7 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         into = torch.from_numpy(lanes).to(self.simulation.device)
         owned = self.output == "numpy"  # what was handed out are copies
         example = _scatter(self.state.example, fresh.example, into, in_place=owned)
-        self._state = _scatter(self.state._replace(example=()), fresh._replace(example=()), into, in_place=False)
-        self._state = self._state._replace(example=example)
+        self._state = State(example, *_scatter(tuple(self.state[1:]), tuple(fresh[1:]), into, in_place=False))
         if images is not None and self._images is not None:
             self._images = self._images.index_copy(0, into, images)
 

@@ -34,7 +34,7 @@ def env():
 @pytest.fixture(scope="module")
 def world(env) -> World:
     examples = env.simulation.examples
-    return World(ENV.rules, examples.map_size, examples.channels, ENV.num_classes)
+    return World(ENV.rules, examples.map_size, examples.channels, ENV.classes)
 
 
 def build(world: World, seed: int = 0) -> ActorCritic:

@@ -289,7 +289,7 @@ def test_an_error_is_one_line_and_a_status(name: str, flags: str, said: str, tmp
     [
         ("--preset", ["preset"]),
         ("--env-id CartPole-v1", ["Unknown env id 'CartPole-v1'", "HSAL-DigitsSet-v0"]),
-        ("--source imagenet", ["Expected source to be one of auto, mnist, digits; got 'imagenet'"]),
+        ("--source imagenet", ["Expected source to be one of auto, mnist, digits, custom; got 'imagenet'"]),
         (
             "--algorithm dqn",
             ["Expected algorithm to be one of reinforce, ppo, cross-entropy, multiset-loss; got 'dqn'"],
