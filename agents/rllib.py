@@ -1,0 +1,425 @@
+"""Ray's RLlib: the environments under its names, the two levels as two agents, and PPO's configuration for both.
+
+    register_envs()
+    PPOConfig().environment("HSAL-MNISTMultiset-v0", env_config={"action_mode": "flat"})    # also on remote workers
+    PPOConfig().environment(HSALMultiAgentEnv, env_config={"env_id": "HSAL-MNISTMultiset-v0"})
+    ppo_config("HSAL-MNISTMultiset-v0", "multi-agent").build_algo().train()                  # all that RLlib must be told
+
+The only module that imports ray. Every machine of a cluster needs HSAL installed, and finds or downloads the data itself.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import ray
+import torch
+from gymnasium import spaces
+from gymnasium.error import ResetNeeded
+from ray.rllib.algorithms.ppo import PPOConfig
+from ray.rllib.algorithms.ppo.torch.default_ppo_torch_rl_module import DefaultPPOTorchRLModule
+from ray.rllib.connectors.env_to_module import FlattenObservations
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.rl_module import MultiRLModuleSpec, RLModuleSpec
+from ray.rllib.env.multi_agent_env import MultiAgentEnv, make_multi_agent
+from ray.rllib.utils.metrics import (
+    ENV_RUNNER_RESULTS,
+    EPISODE_LEN_MEAN,
+    EPISODE_RETURN_MEAN,
+    NUM_ENV_STEPS_SAMPLED_LIFETIME,
+)
+from ray.rllib.utils.numpy import flatten_inputs_to_1d_tensor
+from ray.rllib.utils.spaces.space_utils import unsquash_action
+from ray.tune.registry import register_env
+
+from agents.evaluation import scores_by_count
+from hsal_env import ENVIRONMENTS, VIEW_ENVIRONMENTS, multiset
+from hsal_env.dynamics import Outcome, State
+from hsal_env.errors import ActionError, ConfigError
+from hsal_env.spaces import FlatView, NativeView
+
+META_CONTROLLER, CONTROLLER = "meta_controller", "controller"
+MULTI_AGENT = "multi-agent"
+"""The view of :class:`HSALMultiAgentEnv`, beside the values of ``action_mode``."""
+
+_OBSERVED = {
+    META_CONTROLLER: ("saliency", "last_label", "image", "volume"),
+    CONTROLLER: ("priority", "glimpse", "last_location", "last_label", "phase", "action_mask", "image", "volume"),
+}
+_MASKED_LOGIT = -1e9  # no probability, and still a finite entropy
+
+
+class _TwoLevelView(FlatView):
+    """The flat view, but a Dict with ``attention`` is read as the native view reads it. Both rules stay where they are."""
+
+    def attention_space(self) -> spaces.Box:
+        """What the meta-controller chooses from."""
+        return self._attention_space()
+
+    def step(self, state: State, action: Any) -> Outcome:
+        """See :class:`hsal_env.spaces.View`."""
+        return NativeView.step(self, state, action) if isinstance(action, dict) else super().step(state, action)
+
+
+class HSALMultiAgentEnv(MultiAgentEnv):
+    """The two levels as two agents that take turns: an RLlib ``MultiAgentEnv`` over the single environment.
+
+    ## Description
+    In every meta-step the agent ``"meta_controller"`` acts once, then ``"controller"`` k + 1 times: k locations and a label.
+    Only the agent whose turn it is observes. The decision process is :class:`hsal_env.env.HSALEnv`'s.
+
+    ## Action space
+    | agent | space | meaning |
+    |---|---|---|
+    | ``meta_controller`` | ``Box(-1, 1, (4K,))`` | ``attention`` of the native view |
+    | ``controller`` | ``Discrete(H W + C + 1)`` | cells, then labels, then stop, as in the flat view |
+
+    ## Observation space
+    A ``Dict`` each. The keys are those of the flat view: maps are vectors.
+
+    | agent | keys |
+    |---|---|
+    | ``meta_controller`` | ``saliency``, ``last_label`` |
+    | ``controller`` | ``priority``, ``glimpse``, ``last_location``, ``last_label``, ``phase``, ``action_mask`` |
+
+    With ``include_image=True`` or ``include_volume=True`` both also see ``image`` or ``volume``.
+
+    ## Rewards
+    The controller earns what the single environment pays for its decision: P_t at a location, the label's reward, -1 for a
+    forbidden action, which changes nothing. Its rewards sum to the single environment's return. The meta-controller earns,
+    for each of its decisions, the sum of all that the meta-step paid, when it ends. This is ours: the paper pays the
+    meta-controller nothing and lets it learn through the label's loss. Summed over both agents, an episode's return is
+    therefore twice the single environment's.
+
+    ## Starting state
+    As in the single environment, ``reset(options={"index": i})`` included. The meta-controller begins.
+
+    ## Episode end
+    As in the single environment, for both agents at once. Both then get a last observation, and the meta-controller what the
+    last meta-step paid, also if it was cut off.
+
+    ## Information
+    The single environment's, for every agent that observes.
+
+    ## Arguments
+    One dict, as RLlib passes it: ``env_id`` (default ``"HSAL-MNISTMultiset-v0"``), ``render_mode``, and every field of
+    :class:`hsal_env.config.EnvConfig` but ``action_mode``.
+
+    Raises:
+        ConfigError: an unknown id or argument, a value outside its range, or an ``action_mode``.
+        DataError: the data are missing or damaged.
+    """
+
+    def __init__(self, config: dict[str, Any] | None = None) -> None:
+        kwargs = dict(config or {})
+        env_id = kwargs.pop("env_id", "HSAL-MNISTMultiset-v0")
+        if env_id not in ENVIRONMENTS:
+            raise ConfigError(f"Expected env_id to be one of {', '.join(ENVIRONMENTS)}; got {env_id!r}.")
+        if "action_mode" in kwargs:
+            raise ConfigError(
+                f"The two agents have views of their own; leave out action_mode={kwargs['action_mode']!r}, or make "
+                f"{env_id!r} itself, which register_envs() registers."
+            )
+        made: Any = gym.make(env_id, disable_env_checker=True, **kwargs, action_mode="flat")
+        self.env = made.unwrapped
+        simulation = self.env.simulation
+        view = _TwoLevelView(simulation.config, simulation.examples.channels, simulation.examples.map_size)
+        simulation.view = view
+        seen = view.observation_space
+        self.observation_spaces = {
+            agent: spaces.Dict({key: seen[key] for key in keys if key in seen.spaces})
+            for agent, keys in _OBSERVED.items()
+        }
+        self.action_spaces = {META_CONTROLLER: view.attention_space(), CONTROLLER: view.action_space}
+        self.possible_agents = [META_CONTROLLER, CONTROLLER]
+        self.agents = [META_CONTROLLER, CONTROLLER]
+        self.metadata = dict(self.env.metadata)  # RLlib writes into it
+        self.render_mode = self.env.render_mode
+        self._turn: str | None = None
+        self._meta_reward = 0.0
+        super().__init__()
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Start an episode; the meta-controller observes.
+
+        Raises:
+            ConfigError, DataError: see :meth:`hsal_env.env.HSALEnv.reset`.
+        """
+        seen, info = self.env.reset(seed=seed, options=options)
+        self._turn, self._meta_reward = META_CONTROLLER, 0.0
+        return {META_CONTROLLER: self._part(META_CONTROLLER, seen)}, {META_CONTROLLER: info}
+
+    def step(
+        self, action_dict: dict[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, float], dict[str, bool], dict[str, bool], dict[str, Any]]:
+        """Make one decision, that of the agent whose turn it is.
+
+        Raises:
+            ResetNeeded: before the first reset, or after the end of an episode.
+            ActionError: another agent's action, or one outside its space.
+        """
+        if self._turn is None:
+            raise ResetNeeded("The episode has ended or not begun; call reset() before step().")
+        if set(action_dict) != {self._turn}:
+            raise ActionError(
+                f"Expected an action of {self._turn!r} alone, whose turn it is; got those of {sorted(action_dict)}."
+            )
+        action = action_dict[self._turn]
+        acted = self._turn
+        seen, reward, terminated, truncated, info = self.env.step(
+            {"attention": action} if acted == META_CONTROLLER else action
+        )
+        over = terminated or truncated
+        self._meta_reward += reward
+        rewards = {CONTROLLER: reward} if acted == CONTROLLER else {}
+        self._turn = META_CONTROLLER if seen["phase"] == 0 else CONTROLLER
+        if over or self._turn == META_CONTROLLER:
+            rewards[META_CONTROLLER], self._meta_reward = self._meta_reward, 0.0
+        observing = self.agents if over else [self._turn]
+        if over:
+            self._turn = None
+        every = (*self.agents, "__all__")
+        return (
+            {agent: self._part(agent, seen) for agent in observing},
+            rewards,
+            dict.fromkeys(every, terminated),
+            dict.fromkeys(every, truncated),
+            {agent: info for agent in observing},
+        )
+
+    def render(self) -> np.ndarray | None:
+        """See :meth:`hsal_env.env.HSALEnv.render`."""
+        return self.env.render()
+
+    def close(self) -> None:
+        """Release the environment."""
+        self.env.close()
+
+    def _part(self, agent: str, seen: dict[str, Any]) -> dict[str, Any]:
+        return {key: seen[key] for key in self.observation_spaces[agent]}
+
+
+def register_envs() -> None:
+    """Tell RLlib the ids; it then makes them on any worker, as vector environments where it asks for lanes.
+
+    ``env_config`` holds the keyword arguments of ``gymnasium.make``. RLlib has no Dict actions: it must name an
+    ``action_mode`` other than ``"native"``, unless the id has one.
+    """
+    for env_id in (*ENVIRONMENTS, *VIEW_ENVIRONMENTS):
+        register_env(env_id, partial(_make_env, env_id))
+
+
+def _make_env(env_id: str, config: dict[str, Any]) -> Any:
+    """Unpickled by name, so that a worker imports this module, and with it the ids."""
+    return (gym.make_vec if "num_envs" in config else gym.make)(env_id, **config)
+
+
+class MaskedPPOModule(DefaultPPOTorchRLModule):
+    """RLlib's networks for PPO; where actions are Discrete, those that ``action_mask`` forbids get no probability.
+
+    Expects observations flattened by RLlib's ``FlattenObservations``, in which ``action_mask``, first by name, comes first.
+    """
+
+    def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        return self._mask(batch, super()._forward(batch, **kwargs))
+
+    def _forward_train(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        return self._mask(batch, super()._forward_train(batch, **kwargs))
+
+    def _mask(self, batch: dict[str, Any], output: dict[str, Any]) -> dict[str, Any]:
+        if isinstance(self.action_space, spaces.Discrete):
+            allowed = batch[Columns.OBS][..., : int(self.action_space.n)] > 0
+            logits = output[Columns.ACTION_DIST_INPUTS]
+            output[Columns.ACTION_DIST_INPUTS] = torch.where(allowed, logits, _MASKED_LOGIT)
+        return output
+
+
+def ppo_config(
+    env_id: str,
+    view: str = "flat",
+    env_config: dict[str, Any] | None = None,
+    num_env_runners: int = 0,
+    num_envs: int = 16,
+    seed: int | None = 0,
+    **training: Any,
+) -> PPOConfig:
+    """PPO on the new API stack: flattened observations, action mask, and in the multi-agent view one policy a level.
+
+    Args:
+        env_id: a registered id.
+        view: ``"multi-agent"``, or an ``action_mode`` other than ``"native"``.
+        env_config: further arguments of the environment.
+        num_env_runners: processes that play; 0: this one does.
+        num_envs: environments that each of them plays at once.
+        seed: of weights, samples and lanes; None: none.
+        training: over the defaults here, arguments of ``PPOConfig.training``.
+
+    Raises:
+        ConfigError: an unknown id, or the native view.
+    """
+    if view == "native":
+        raise ConfigError("RLlib has no Dict actions; expected a view other than native, such as flat or multi-agent.")
+    multi_agent = view == MULTI_AGENT
+    known = ENVIRONMENTS if multi_agent else {**ENVIRONMENTS, **VIEW_ENVIRONMENTS}
+    if env_id not in known:
+        raise ConfigError(f"Expected env_id to be one of {', '.join(known)}; got {env_id!r}.")
+    register_envs()
+    config = PPOConfig().debugging(seed=seed, log_level="ERROR")
+    config.training(
+        **{
+            "gamma": 0.9,
+            "lr": 1e-3,
+            "entropy_coeff": 0.01,
+            "train_batch_size_per_learner": 4_096,
+            "minibatch_size": 512,
+            "num_epochs": 4,
+            **training,
+        }
+    )
+    config.env_runners(
+        num_env_runners=num_env_runners,
+        num_envs_per_env_runner=num_envs,
+        gym_env_vectorize_mode="sync" if multi_agent else "vector_entry_point",  # the latter is ours, in one batch
+        env_to_module_connector=partial(_flatten, multi_agent),
+    )
+    part = RLModuleSpec(module_class=MaskedPPOModule, model_config={"fcnet_hiddens": [256, 256]})
+    if not multi_agent:
+        config.environment(env_id, env_config={**(env_config or {}), "action_mode": view})
+        return config.rl_module(rl_module_spec=part)
+    levels = [META_CONTROLLER, CONTROLLER]
+    config.environment(HSALMultiAgentEnv, env_config={**(env_config or {}), "env_id": env_id})
+    config.multi_agent(policies=set(levels), policy_mapping_fn=_own_policy)
+    return config.rl_module(rl_module_spec=MultiRLModuleSpec(rl_module_specs=dict.fromkeys(levels, part)))
+
+
+def _flatten(multi_agent: bool, *_: Any) -> FlattenObservations:
+    return FlattenObservations(multi_agent=multi_agent)
+
+
+def _own_policy(agent: str, episode: Any = None, **_: Any) -> str:
+    return agent
+
+
+@contextmanager
+def session(address: str | None = None, num_cpus: int = 2) -> Iterator[None]:
+    """Ray, shut down in the end: the cluster at ``address`` (``"auto"``: the one of this machine), or a small one of its own.
+
+    Args:
+        address: of a running cluster, as ``ray start --head`` prints it; None: start one here.
+        num_cpus: processes that the one started here may run at once.
+
+    Raises:
+        ConfigError: no cluster answers at the address.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    host, given, port = (address or "").removeprefix("ray://").rpartition(":")
+    alone = {"num_cpus": num_cpus, "include_dashboard": False, "object_store_memory": 200 * 2**20}
+    try:
+        if given:
+            socket.create_connection((host, int(port)), timeout=10).close()  # ray itself tries for minutes
+        ray.init(address or "local", **({} if address else alone), log_to_driver=False, logging_level="ERROR")
+    except (OSError, OverflowError, ValueError) as error:
+        raise ConfigError(
+            f"No Ray cluster answers at {address!r} ({error}). Start one with 'ray start --head' and pass the address that it "
+            "prints, or leave out the address."
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def train_once(algorithm: Any) -> dict[str, float]:
+    """One iteration of sampling and learning.
+
+    Returns:
+        ``steps`` of the environment so far; ``mean_return`` (the single environment's) and ``mean_length`` of the last 100
+        episodes, NaN before the first has ended.
+    """
+    played = algorithm.train()[ENV_RUNNER_RESULTS]
+    by_agent = played.get("agent_episode_returns_mean", {})  # of several agents
+    return {
+        "steps": int(played[NUM_ENV_STEPS_SAMPLED_LIFETIME]),
+        "mean_return": float(by_agent.get(CONTROLLER, played.get(EPISODE_RETURN_MEAN, math.nan))),
+        "mean_length": float(played.get(EPISODE_LEN_MEAN, math.nan)),
+    }
+
+
+Choose = Callable[[Any, dict[str, Any]], Any]
+"""An agent's name and its observation to its action."""
+
+
+def make_env(env_id: str, view: str, env_config: dict[str, Any]) -> MultiAgentEnv:
+    """The environment as :func:`evaluate` plays it: with one agent, named 0, where the view is of a single agent."""
+    if view == MULTI_AGENT:
+        return HSALMultiAgentEnv({**env_config, "env_id": env_id})
+    alone = make_multi_agent(lambda _: gym.make(env_id, **{**env_config, "action_mode": view}))
+    return alone({"num_agents": 1})
+
+
+def at_random(env: MultiAgentEnv, seed: int) -> Choose:
+    """Uniform actions, of those that the mask allows where there is one."""
+    for agent in env.possible_agents:
+        env.get_action_space(agent).seed(seed)
+    return lambda agent, seen: env.get_action_space(agent).sample(seen.get("action_mask"))
+
+
+def stopping(env: MultiAgentEnv) -> Choose:
+    """In the flat view: the first cell, until a label is asked for; then stop."""
+    stop = int(env.get_action_space(0).n) - 1
+    return lambda _, seen: stop if seen["action_mask"][stop] else 0
+
+
+def greedy(algorithm: Any, env: MultiAgentEnv) -> Choose:
+    """The most probable actions of a trained algorithm."""
+
+    def choose(agent: Any, seen: dict[str, Any]) -> Any:
+        module = algorithm.get_module(agent if isinstance(agent, str) else DEFAULT_MODULE_ID)
+        flat = flatten_inputs_to_1d_tensor(seen, env.get_observation_space(agent).spaces, batch_axis=False)
+        with torch.no_grad():
+            output = module.forward_inference({Columns.OBS: torch.from_numpy(flat)[None]})
+        scores = output[Columns.ACTION_DIST_INPUTS]
+        action = module.get_inference_action_dist_cls().from_logits(scores).to_deterministic().sample()[0].numpy()
+        return unsquash_action(action, env.get_action_space(agent))
+
+    return choose
+
+
+def evaluate(env: MultiAgentEnv, choose: Choose, episodes: int) -> dict[str, Any]:
+    """Play canvases 0 to ``episodes - 1``, once each.
+
+    Returns:
+        ``mean_return`` (the single environment's: of the two agents, the controller's), ``mean_length`` in decisions, the
+        scores of :func:`hsal_env.multiset.scores`, and ``by_count`` as in :func:`agents.evaluation.evaluate`.
+    """
+    earning = env.possible_agents[-1]
+    total, steps = 0.0, 0
+    named, true = [], []
+    for index in range(episodes):
+        seen, infos = env.reset(options={"index": index})
+        over = False
+        while not over:
+            actions = {agent: choose(agent, part) for agent, part in seen.items()}
+            seen, rewards, terminated, truncated, infos = env.step(actions)
+            total, steps = total + rewards.get(earning, 0.0), steps + 1
+            over = terminated["__all__"] or truncated["__all__"]
+        named.append(infos[earning]["predicted_counts"])
+        true.append(infos[earning]["label_counts"])
+    told, counts = np.stack(named), np.stack(true)
+    return {
+        "mean_return": total / episodes,
+        "mean_length": steps / episodes,
+        **multiset.scores(told, counts),
+        "by_count": scores_by_count(told, counts),
+    }

@@ -1,0 +1,197 @@
+"""Train RLlib's PPO on a view of the environment, on this machine or on a Ray cluster.
+
+    python train/rllib_agents.py                                        # flat view, action mask
+    python train/rllib_agents.py --view multi-agent                     # a policy for each of the two levels
+    python train/rllib_agents.py --num-env-runners 2                    # two processes that play
+    python train/rllib_agents.py --num-env-runners 32 --address auto    # the same on the cluster that this machine is part of
+
+The output folder receives checkpoint/ (RLlib's format), progress.csv (a row per iteration) and metrics.json (test, and beside it
+a random policy on the same view and one that says stop at once). Needs ray: pip install "hsal[rllib]".
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import math
+import sys
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from hsal_env import ENVIRONMENTS
+from hsal_env.errors import CheckpointError, ConfigError, HSALError
+from hsal_env.files import creating_folder, replacing
+
+_POLICY: dict[str, Any] = {"policy": "agents.policies:mnist_multiset"}
+VIEWS: dict[str, dict[str, Any]] = {
+    "flat": {},
+    "multi-agent": {},
+    "option": _POLICY,
+    "controller": {"components": 49, **_POLICY},
+    "macro": {},
+}
+"""What to train on, and the arguments of the environment that it needs."""
+
+
+@dataclass(frozen=True)
+class Args:
+    """Train RLlib's PPO."""
+
+    view: str = "flat"
+    """flat, multi-agent (a policy for each level), option, controller or macro"""
+    env_id: str = "HSAL-MNISTMultiset-v0"
+    """the task"""
+    address: str | None = None
+    """a Ray cluster's address, or auto for the one that this machine is part of; default: a small one of its own"""
+    iterations: int = 50
+    """of sampling and learning"""
+    num_env_runners: int = 0
+    """processes that play; 0: the learner plays itself"""
+    num_envs: int = 16
+    """environments that each of them plays at once"""
+    train_batch_size: int = 4_096
+    """steps in an iteration, over all of them"""
+    minibatch_size: int = 512
+    """steps in a gradient step"""
+    seed: int = 0
+    """seed of weights, samples and environments"""
+    source: str | None = None
+    """mnist, digits or auto; default: the id's"""
+    data_root: str | None = None
+    """where MNIST lies, on every machine"""
+    num_examples: int | None = None
+    """training canvases"""
+    test_episodes: int = 500
+    """test canvases"""
+    output_dir: Path | None = None
+    """where results go; default: runs/ENV-rllib-VIEW-SEED-TIME"""
+
+
+def main(args: Args) -> None:
+    """Train, test, write.
+
+    Raises:
+        ConfigError: an unknown view or id, a number outside its range, no cluster at the address, or ray is not installed.
+        CheckpointError: the folder holds a run, or cannot be written.
+    """
+    if args.view not in VIEWS or args.env_id not in ENVIRONMENTS:
+        raise ConfigError(
+            f"Expected a view of {', '.join(VIEWS)} and an id of {', '.join(ENVIRONMENTS)}; got {args.view!r} and "
+            f"{args.env_id!r}."
+        )
+    least = {"iterations": 1, "num_env_runners": 0, "num_envs": 1, "minibatch_size": 1, "seed": 0, "test_episodes": 1}
+    for name, bound in {**least, "train_batch_size": args.minibatch_size}.items():
+        if getattr(args, name) < bound:
+            raise ConfigError(f"Expected --{name.replace('_', '-')} of at least {bound}; got {getattr(args, name)}.")
+    try:
+        from agents import rllib  # torch: not before --help
+    except ImportError as error:
+        raise ConfigError(
+            f'{error}. This command needs ray: pip install "hsal[rllib]", or in a checkout '
+            'pip install -c constraints.txt -e ".[rllib]".'
+        ) from error
+    from agents.report import resources, versions, without_paths
+
+    name = f"{args.env_id}-rllib-{args.view}-{args.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = args.output_dir or Path("runs") / name
+    if (folder / "metrics.json").exists() or (folder / "checkpoint").exists():
+        raise CheckpointError(f"{folder} holds a finished run; choose another --output-dir.")
+    given = {name: getattr(args, name) for name in ("source", "data_root") if getattr(args, name) is not None}
+    task = {"features": "store", **given}
+    train = {**VIEWS[args.view], **task, "num_examples": args.num_examples}
+    held_out = {**task, "split": "test", "num_examples": args.test_episodes}
+
+    results: dict[str, Any] = {}
+    rows: list[dict[str, float]] = []
+    with rllib.session(args.address, num_cpus=max(2, args.num_env_runners + 1)):
+        _write(folder / "progress.csv", "")  # what cannot be written is said before minutes of work
+        started = time.perf_counter()
+        rllib.make_env(args.env_id, args.view, train).close()  # encodes the canvases once, for all that play here
+        test = rllib.make_env(args.env_id, args.view, {**VIEWS[args.view], **held_out})
+        flat = rllib.make_env(args.env_id, "flat", held_out)
+        feature_seconds = time.perf_counter() - started
+        for name, env, choose in (
+            ("random", test, rllib.at_random(test, args.seed)),
+            ("stop_at_once", flat, rllib.stopping(flat)),
+        ):
+            results[name] = rllib.evaluate(env, choose, args.test_episodes)
+            print(_line(name, results[name]))
+        config = rllib.ppo_config(
+            args.env_id,
+            args.view,
+            train,
+            args.num_env_runners,
+            args.num_envs,
+            args.seed,
+            train_batch_size_per_learner=args.train_batch_size,
+            minibatch_size=args.minibatch_size,
+        )
+        algorithm = config.build_algo()
+        started = time.perf_counter()
+        for iteration in range(1, args.iterations + 1):
+            row = rllib.train_once(algorithm)
+            rows.append({"iteration": iteration, "seconds": time.perf_counter() - started, **row})
+            _write(folder / "progress.csv", _csv(rows))
+            mean = "no episode ended" if math.isnan(row["mean_return"]) else f"mean return {row['mean_return']:.3f}"
+            print(f"iteration {iteration}/{args.iterations}: {row['steps']:,} steps, {mean}", flush=True)
+        train_seconds = time.perf_counter() - started
+        results["test"] = rllib.evaluate(test, rllib.greedy(algorithm, test), args.test_episodes)
+        print(_line("test", results["test"]))
+        try:
+            with creating_folder(folder / "checkpoint") as path:
+                algorithm.save_to_path(path.absolute())
+        except OSError as error:
+            raise CheckpointError(f"Cannot write to {folder}: {error}.") from error
+        algorithm.stop()
+    results |= {
+        "source": next(iter(test.reset()[1].values()))["source"],
+        "steps": rows[-1]["steps"],
+        "train_seconds": train_seconds,
+        "feature_seconds": feature_seconds,
+        **resources(),
+        "config": {
+            name: value for name, value in dataclasses.asdict(args).items() if name not in ("output_dir", "data_root")
+        },
+        "versions": {**versions(), "ray": version("ray")},
+        "command": ["python", "train/rllib_agents.py", *without_paths(sys.argv[1:])],
+    }
+    _write(folder / "metrics.json", json.dumps(results, indent=2) + "\n")
+    print(f"Results are in {folder}")
+
+
+def _line(name: str, part: dict[str, Any]) -> str:
+    return (
+        f"{name:>14}: mean return {part['mean_return']:7.3f}, 0-1 {part['exact_match']:.3f}, F1 {part['macro_f1']:.3f}"
+    )
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        with replacing(path) as temporary:
+            temporary.write_text(text)
+    except OSError as error:
+        raise CheckpointError(f"Cannot write {path}: {error}.") from error
+
+
+def _csv(rows: list[dict[str, float]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Args))
+    except HSALError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
