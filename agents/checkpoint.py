@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from agents.config import AgentConfig
-from agents.protocol import World, build_agent
+from agents.protocol import World, build_agent, find_agent
 from hsal_env.config import EnvConfig, Rules
 from hsal_env.data import load_glyphs
 from hsal_env.errors import CheckpointError, ConfigError
@@ -111,10 +111,14 @@ def load(path: Path) -> Loaded:
     """Rebuild the agent of a checkpoint.
 
     Raises:
-        CheckpointError: see :func:`read`; or its configuration or weights do not fit this version's agent; or the
-            activation model has other weights now.
+        CheckpointError: see :func:`read`; or its agent is not installed; or its configuration or weights do not fit this
+            version's agent; or the activation model has other weights now.
     """
     content = read(path)
+    try:
+        find_agent(content["agent"])
+    except (TypeError, ConfigError) as error:
+        raise CheckpointError(f"{path} holds an agent that cannot be had here: {error}") from error
     try:
         config = AgentConfig(**content["agent_config"])
         env = EnvConfig.from_kwargs(content["env"])
