@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from agents.config import AgentConfig
-from agents.protocol import World, build_agent
+from agents.protocol import World, build_agent, find_agent
 from hsal_env.config import OF_CANVASES, EnvConfig, Rules
 from hsal_env.data import load_glyphs
 from hsal_env.data.glyphs import NUM_CLASSES
@@ -131,8 +131,8 @@ def load(path: Path, **switches: Any) -> Loaded:
     """Rebuild the agent of a checkpoint, with other ``switches`` of :class:`AgentConfig` if you like.
 
     Raises:
-        CheckpointError: see :func:`read`; or its configuration or weights do not fit this version's agent or the switches;
-            or the activation model has other weights now.
+        CheckpointError: see :func:`read`; or its agent is not installed; or its configuration or weights do not fit this
+            version's agent or the switches; or the activation model has other weights now.
         ConfigError: an unknown switch, or a value outside its range.
     """
     content = read(path)
@@ -140,6 +140,10 @@ def load(path: Path, **switches: Any) -> Loaded:
     if unknown := sorted(set(switches) - set(known)):
         raise ConfigError(f"Unknown switches {', '.join(unknown)}. Known ones: {', '.join(known)}.")
     _ = AgentConfig(**switches)  # says what is out of range
+    try:
+        find_agent(content["agent"])
+    except (TypeError, ConfigError) as error:
+        raise CheckpointError(f"{path} holds an agent that cannot be had here: {error}") from error
     try:
         config = AgentConfig(**{**content["agent_config"], **switches})
         env = EnvConfig.from_kwargs(content["env"])

@@ -76,10 +76,7 @@ class HSALVecEnv(VecEnv):
     @property
     def world(self) -> World:
         """What an agent must know to be built for this environment."""
-        examples = self.env.simulation.examples
-        return World(
-            self.env.simulation.rules, examples.map_size, examples.channels, self.env.simulation.config.classes
-        )
+        return World.of(self.env.simulation.examples)
 
     def reset(self) -> dict[str, np.ndarray]:
         """Start an episode in every lane, with the seeds and options that were set."""

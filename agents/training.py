@@ -18,7 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from agents import checkpoint
-from agents.config import AgentConfig, LearnerConfig, grid_side
+from agents.config import AgentConfig, LearnerConfig
 from agents.evaluation import blind_guess, evaluate, evaluation_config, make_env, record
 from agents.learner import Learner
 from agents.protocol import World, build_agent, find_agent
@@ -26,6 +26,7 @@ from agents.report import format_table, resources, versions
 from hsal_env.config import EnvConfig
 from hsal_env.errors import CheckpointError, ConfigError
 from hsal_env.files import replacing
+from hsal_env.perception.examples import Examples
 from hsal_env.rendering import draw_episodes, save_picture
 
 _PICTURED_EPISODES = 4
@@ -77,16 +78,11 @@ class Run:
                 raise ConfigError(f"Expected {name} of at least {least} and below 2**32; got {value}.")
         find_agent(agent_name)  # what is mistyped is said before minutes of work
         _ = env.plain()  # what a checkpoint could not hold, too
-        if agent_config.attention_init == "grid":
-            grid_side(env.components)
         self.device = _device(device)
         self._claim_folder(resume)
-        start = time.perf_counter()
-        self.env = make_env(env, learner_config.batch_size, self.device)
-        self.feature_seconds = time.perf_counter() - start
-        examples = self.env.simulation.examples
+        examples = Examples(dataclasses.replace(env, features="lazy"))
         self.source = examples.source
-        self.world = World(env.rules, examples.map_size, examples.channels, env.classes)
+        self.world = World.of(examples)
         self.updates_per_pass = len(examples) // learner_config.batch_size
         if not self.updates_per_pass:
             raise ConfigError(
@@ -100,6 +96,9 @@ class Run:
         self.train_seconds = self.cpu_seconds = 0.0
         if resume:
             self._restore()
+        start = time.perf_counter()
+        self.env = make_env(env, learner_config.batch_size, self.device)  # minutes; whatever is wrong was said before
+        self.feature_seconds = time.perf_counter() - start
 
     def train(self, checkpoint_minutes: float = 3.0) -> None:
         """Run the remaining updates, with a progress bar; validate and save after every pass and now and then."""

@@ -266,7 +266,11 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_
 @pytest.mark.parametrize(
     ("name", "flags", "said"),
     [
-        (TRAIN, "--components 5", "error: attention_init='grid' needs a square number of components; got 5."),
+        (
+            TRAIN,
+            "--source digits --components 5",
+            "error: attention_init='grid' needs a square number of components; got 5.",
+        ),
         (TRAIN, "--preset huge", "error: Unknown preset 'huge'. Expected one of best, faithful, tiny.\n"),
         (TRAIN, "--output-dir runs --resume", "error: Nothing to resume: no runs/checkpoint.pt."),
         (
