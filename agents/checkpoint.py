@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import torch
 
 from agents.config import AgentConfig
-from agents.protocol import World, build_agent
-from hsal_env.config import EnvConfig, Rules
+from agents.protocol import World, build_agent, find_agent
+from hsal_env.config import OF_CANVASES, EnvConfig, Rules
 from hsal_env.data import load_glyphs
+from hsal_env.data.glyphs import NUM_CLASSES
 from hsal_env.errors import CheckpointError, ConfigError
 from hsal_env.files import replacing
 from hsal_env.perception.examples import fingerprint
@@ -30,34 +31,53 @@ class Loaded(NamedTuple):
     Attributes:
         agent: in evaluation mode.
         env: the environment it was trained on.
-        source: ``"mnist"`` or ``"digits"``: what it was trained on.
+        source: ``"mnist"``, ``"digits"`` or ``"custom"``: what it was trained on.
     """
 
     agent: Any
     env: EnvConfig
     source: str
 
-    def env_on(self, split: str, source: str | None = None, data_root: str | None = None) -> EnvConfig:
+    def env_on(
+        self, split: str, source: str | None = None, data_root: str | None = None, images: Any = None
+    ) -> EnvConfig:
         """``env`` on the images that are there: ``source``, else the agent's own, digits where MNIST cannot be had.
 
+        Your own ``images`` are taken with as many classes as the agent knows.
+
         Raises:
-            ConfigError, DataError: see :func:`hsal_env.data.load_glyphs`.
+            ConfigError: digits for an agent of another number of classes; or see :func:`hsal_env.data.load_glyphs`.
+            DataError: see there.
         """
+        classes = self.env.num_classes or NUM_CLASSES
+        if images is not None or (source or self.source) == "custom":
+            as_they_are = {name: getattr(EnvConfig, name) for name in OF_CANVASES} | {"source": "custom"}
+            images = self.env.images if images is None else images
+            limit = self.env.max_objects if self.env.is_custom else self.env.objects_limit
+            return dataclasses.replace(
+                self.env, **as_they_are, images=images, num_classes=classes, max_objects=limit, data_root=data_root
+            )
         wished = source or ("auto" if self.source == "mnist" else self.source)
         found = load_glyphs(wished, split, data_root).source  # what "auto" turns out to be
-        return dataclasses.replace(self.env, source=found, data_root=data_root)
+        if classes != NUM_CLASSES:
+            raise ConfigError(f"The agent names {classes} labels, {found} has {NUM_CLASSES}; leave out the source.")
+        return dataclasses.replace(self.env, source=found, data_root=data_root, images=None, num_classes=None)
 
 
 def describe(
     name: str, agent: torch.nn.Module, config: AgentConfig, env: EnvConfig, source: str, world: World
 ) -> dict[str, Any]:
-    """The part of a checkpoint that rebuilds an agent."""
+    """The part of a checkpoint that rebuilds an agent.
+
+    Raises:
+        ConfigError: see :meth:`EnvConfig.plain`.
+    """
     return {
         "format": FORMAT,
         "agent": name,
         "agent_config": dataclasses.asdict(config),
         # where the data lie is a fact of the machine, not of the agent
-        "env": {key: value for key, value in dataclasses.asdict(env).items() if key != "data_root"},
+        "env": {key: value for key, value in env.plain().items() if key != "data_root"},
         "world": {**world._asdict(), "rules": dataclasses.asdict(world.rules), "map_size": list(world.map_size)},
         "source": source,
         "perception": perception(env),
@@ -111,8 +131,8 @@ def load(path: Path, **switches: Any) -> Loaded:
     """Rebuild the agent of a checkpoint, with other ``switches`` of :class:`AgentConfig` if you like.
 
     Raises:
-        CheckpointError: see :func:`read`; or its configuration or weights do not fit this version's agent or the switches;
-            or the activation model has other weights now.
+        CheckpointError: see :func:`read`; or its agent is not installed; or its configuration or weights do not fit this
+            version's agent or the switches; or the activation model has other weights now.
         ConfigError: an unknown switch, or a value outside its range.
     """
     content = read(path)
@@ -120,6 +140,10 @@ def load(path: Path, **switches: Any) -> Loaded:
     if unknown := sorted(set(switches) - set(known)):
         raise ConfigError(f"Unknown switches {', '.join(unknown)}. Known ones: {', '.join(known)}.")
     _ = AgentConfig(**switches)  # says what is out of range
+    try:
+        find_agent(content["agent"])
+    except (TypeError, ConfigError) as error:
+        raise CheckpointError(f"{path} holds an agent that cannot be had here: {error}") from error
     try:
         config = AgentConfig(**{**content["agent_config"], **switches})
         env = EnvConfig.from_kwargs(content["env"])

@@ -80,9 +80,11 @@ def blind_guess(train: EnvConfig, test: EnvConfig) -> dict[str, float]:
     from hsal_env.perception.examples import Examples, label_counts
 
     few = dataclasses.replace(train, features="lazy", num_examples=min(10_000, train.size))
-    guess = multiset.most_frequent(label_counts(Examples(few).compose(np.arange(few.size)).labels))
-    true = label_counts(Examples(dataclasses.replace(test, features="lazy")).compose(np.arange(test.size)).labels)
-    return multiset.scores(np.broadcast_to(guess, true.shape), true)
+    seen, true = (
+        label_counts(Examples(config).compose(np.arange(config.size)).labels, config.classes)
+        for config in (few, dataclasses.replace(test, features="lazy"))
+    )
+    return multiset.scores(np.broadcast_to(multiset.most_frequent(seen), true.shape), true)
 
 
 @torch.no_grad()

@@ -115,7 +115,7 @@ class Learner:
         at, uniform = rollout.looks.sum(dim=0).tolist()
         return {
             **{f"loss/{name}": float(term.detach()) for name, term in terms.items()},
-            "reward/label": float(trajectory.rewards[:, -1][named].mean()),
+            "reward/label": float(trajectory.rewards[:, -1][named].mean()) if named.any() else 0.0,
             "reward/location": float(trajectory.rewards[:, :-1][looked].mean()) if looked.numel() else 0.0,
             "attention/saliency": at / max(1, int(rollout.glimpses.sum())),
             "attention/saliency_ratio": at / uniform if uniform else 0.0,

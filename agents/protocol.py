@@ -2,13 +2,14 @@
 
 An agent is an ``nn.Module`` with three methods. ``initial`` makes its recurrent state, an explicit value (any nested
 tuple of ``[B, ...]`` tensors). ``act`` makes one decision for B lanes of the native environment. ``evaluate`` scores
-the decisions of a stored trajectory with gradient.
+the decisions of a stored trajectory with gradient. ``docs/agents.md`` says all of it on one page, with a test for yours;
+``examples/hsal_ram`` is an agent in a package of its own.
 """
 
 from __future__ import annotations
 
 from importlib.metadata import entry_points
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -18,6 +19,9 @@ from agents.trajectory import Evaluation, Trajectory
 from hsal_env.config import Rules
 from hsal_env.errors import ConfigError
 from hsal_env.plugins import import_object
+
+if TYPE_CHECKING:
+    from hsal_env.perception.examples import Examples
 
 ENTRY_POINTS = "hsal.agents"
 
@@ -36,6 +40,12 @@ class World(NamedTuple):
     map_size: tuple[int, int]
     channels: int
     num_classes: int
+
+    @classmethod
+    def of(cls, examples: Examples) -> World:
+        """The world of an environment, which has these ``examples``."""
+        config = examples.config
+        return cls(config.rules, examples.map_size, examples.channels, config.classes)
 
 
 class Decision(NamedTuple):
@@ -56,7 +66,11 @@ class Decision(NamedTuple):
 
 @runtime_checkable
 class Agent(Protocol):
-    """The contract. ``Agent(world, config)`` builds one."""
+    """The contract. ``Agent(world, config)`` builds one.
+
+    ``config`` is an :class:`agents.config.AgentConfig`, the settings of HSAL's own agent; another may read of it what it
+    likes, or nothing.
+    """
 
     def initial(self, lanes: int) -> Any:
         """The recurrent state at the start of an episode."""
@@ -91,7 +105,8 @@ def find_agent(name: str) -> Any:
         known = {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
         if name not in known:
             raise ConfigError(
-                f"Unknown agent {name!r}. Expected {', '.join(sorted({'hsal', *known}))}, or 'package.module:Name'."
+                f"Unknown agent {name!r}. Expected {', '.join(sorted({'hsal', *known}))}, or 'package.module:Name'. "
+                "Is its package installed?"
             )
         try:
             found = known[name].load()

@@ -43,7 +43,7 @@ def resources(before: float = 0.0) -> dict[str, float | None]:
 def without_paths(argv: list[str]) -> list[str]:
     """The command line less ``--resume`` and where files lie on this machine, for metrics.json."""
     argv = [arg for arg in argv if arg != "--resume"]
-    places = ("--output-dir", "--output_dir", "--data-root", "--data_root")
+    places = ("--output-dir", "--output_dir", "--data-root", "--data_root", "--images")
     after = [False, *(arg in places for arg in argv)]
     return [arg for arg, follows in zip(argv, after, strict=False) if not follows and arg.split("=")[0] not in places]
 

@@ -76,10 +76,7 @@ class HSALVecEnv(VecEnv):
     @property
     def world(self) -> World:
         """What an agent must know to be built for this environment."""
-        examples = self.env.simulation.examples
-        return World(
-            self.env.simulation.rules, examples.map_size, examples.channels, self.env.simulation.config.num_classes
-        )
+        return World.of(self.env.simulation.examples)
 
     def reset(self) -> dict[str, np.ndarray]:
         """Start an episode in every lane, with the seeds and options that were set."""
@@ -464,7 +461,7 @@ def test(predict: Predict, env: HSALVecEnv, episodes: int) -> dict[str, Any]:
         :func:`agents.evaluation.evaluate`.
     """
     returns, lengths = np.zeros(episodes), np.zeros(episodes)
-    classes = env.env.simulation.config.num_classes
+    classes = env.env.simulation.config.classes
     named, true = np.zeros((episodes, classes), np.int64), np.zeros((episodes, classes), np.int64)
     for first in range(0, episodes, env.num_envs):
         lanes = np.minimum(np.arange(first, first + env.num_envs), episodes - 1)

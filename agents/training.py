@@ -18,7 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from agents import checkpoint
-from agents.config import AgentConfig, LearnerConfig, grid_side
+from agents.config import AgentConfig, LearnerConfig
 from agents.evaluation import blind_guess, evaluate, evaluation_config, make_env, record
 from agents.learner import Learner
 from agents.protocol import World, build_agent, find_agent
@@ -26,6 +26,7 @@ from agents.report import format_table, resources, versions
 from hsal_env.config import EnvConfig
 from hsal_env.errors import CheckpointError, ConfigError
 from hsal_env.files import replacing
+from hsal_env.perception.examples import Examples
 from hsal_env.rendering import draw_episodes, save_picture
 
 _PICTURED_EPISODES = 4
@@ -48,8 +49,8 @@ class Run:
         command: what was typed, for metrics.json.
 
     Raises:
-        ConfigError: an argument outside its range, an unknown agent, a device that is not there, or fewer images than
-            a batch.
+        ConfigError: an argument outside its range, an unknown agent, a device that is not there, fewer images than a
+            batch, or images or models that a checkpoint cannot hold (:meth:`EnvConfig.plain`).
         CheckpointError: the folder cannot be written, already holds a checkpoint (without ``resume``), holds none (with
             it), or holds one of another configuration.
     """
@@ -76,16 +77,12 @@ class Run:
             if not least <= value < 1 << 32:
                 raise ConfigError(f"Expected {name} of at least {least} and below 2**32; got {value}.")
         find_agent(agent_name)  # what is mistyped is said before minutes of work
-        if agent_config.attention_init == "grid":
-            grid_side(env.components)
+        _ = env.plain()  # what a checkpoint could not hold, too
         self.device = _device(device)
         self._claim_folder(resume)
-        start = time.perf_counter()
-        self.env = make_env(env, learner_config.batch_size, self.device)
-        self.feature_seconds = time.perf_counter() - start
-        examples = self.env.simulation.examples
+        examples = Examples(dataclasses.replace(env, features="lazy"))
         self.source = examples.source
-        self.world = World(env.rules, examples.map_size, examples.channels, env.num_classes)
+        self.world = World.of(examples)
         self.updates_per_pass = len(examples) // learner_config.batch_size
         if not self.updates_per_pass:
             raise ConfigError(
@@ -99,6 +96,9 @@ class Run:
         self.train_seconds = self.cpu_seconds = 0.0
         if resume:
             self._restore()
+        start = time.perf_counter()
+        self.env = make_env(env, learner_config.batch_size, self.device)  # minutes; whatever is wrong was said before
+        self.feature_seconds = time.perf_counter() - start
 
     def train(self, checkpoint_minutes: float = 3.0) -> None:
         """Run the remaining updates, with a progress bar; validate and save after every pass and now and then."""
@@ -158,7 +158,8 @@ class Run:
             "command": self.command,
         }
         tqdm.write(format_table(results))
-        picture = draw_episodes(record(self.agent.cpu(), config, np.arange(min(_PICTURED_EPISODES, episodes))))
+        pictured = np.arange(min(_PICTURED_EPISODES, config.size))
+        picture = draw_episodes(record(self.agent.cpu(), config, pictured), config.classes)
         self.agent.to(self.device)
         with self._writing(), replacing(self.folder / "metrics.json") as path:
             path.write_text(json.dumps(results, indent=2) + "\n")
@@ -170,7 +171,7 @@ class Run:
     def _config(self) -> dict[str, Any]:
         return {
             # where the data lie is a fact of the machine, not of the run
-            "env": {name: value for name, value in dataclasses.asdict(self.env_config).items() if name != "data_root"},
+            "env": {k: value for k, value in self.env_config.plain().items() if k not in ("data_root", "images")},
             "agent_name": self.agent_name,
             "agent": dataclasses.asdict(self.agent_config),
             "learner": dataclasses.asdict(self.learner_config),
@@ -222,7 +223,8 @@ class Run:
 
     def _identity(self) -> dict[str, Any]:
         """What must be equal for a run to be continued."""
-        return {**self._config(), "source": self.source, "perception": checkpoint.perception(self.env_config)}
+        own = {"images": self.env_config.data.digest} if self.env_config.is_custom else {}
+        return {**self._config(), "source": self.source, "perception": checkpoint.perception(self.env_config), **own}
 
     def _claim_folder(self, resume: bool) -> None:
         if resume and not self.checkpoint_path.is_file():

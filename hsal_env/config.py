@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import os
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from typing import Any
 
 from hsal_env.data.canvases import CanvasConfig
+from hsal_env.data.custom import CustomCanvases, LabelledImages, load_folder
 from hsal_env.data.glyphs import GLYPH_POLICIES, NUM_CLASSES, SOURCES, SPLITS
 from hsal_env.errors import ConfigError
 
@@ -13,8 +16,8 @@ DEFAULT_NUM_EXAMPLES = {"train": 60_000, "val": 5_000, "test": 10_000}
 """Canvases in a split: the paper's 60,000 and 10,000, and a validation set from the training side."""
 
 _CHOICES = {
-    "source": SOURCES,
-    "split": SPLITS,
+    "source": (*SOURCES, CustomCanvases.source),
+    "split": (*SPLITS, "all"),
     "glyphs": GLYPH_POLICIES,
     "features": ("lazy", "store"),
     "coordinates": ("paper", "centred"),
@@ -25,6 +28,10 @@ _CHOICES = {
     "forbidden": ("penalise", "raise"),
     "action_mode": ("native", "flat", "packed", "option", "controller", "macro"),
 }
+
+OF_CANVASES = ("glyphs", *(field.name for field in fields(CanvasConfig) if field.name != "max_objects"))
+"""Arguments that say how canvases are composed: not for images of your own."""
+_OF_CUSTOM = ("images", "labels", "num_classes")
 
 
 @dataclass(frozen=True)
@@ -58,21 +65,31 @@ class EnvConfig:
 
     Attributes:
         task: ``"single"``, ``"set"`` (no label twice) or ``"multiset"`` (labels independent) (D3).
-        source: ``"mnist"``, ``"digits"`` (scikit-learn's, no network) or ``"auto"``: MNIST where it can be had.
-        split: ``"train"``, ``"val"`` or ``"test"``.
+        source: ``"mnist"``, ``"digits"`` (scikit-learn's, no network) or ``"auto"``: MNIST where it can be had; or
+            ``"custom"``: ``images``, as in ``HSAL-Custom-v0``.
+        split: ``"train"``, ``"val"`` or ``"test"``; of your own images also ``"all"``, in their own order. Their shares are
+            described at :meth:`hsal_env.data.custom.LabelledImages.part`.
         glyphs: ``"disjoint"``: no digit in two splits; ``"paper"``: all splits draw from the training digits (D1).
-        seed: picks the canvases; with ``split`` and an index it fixes a canvas.
-        num_examples: canvases in the split; None: 60,000, 5,000 or 10,000.
+        seed: picks the canvases; with ``split`` and an index it fixes a canvas. Of your own images it draws the order in a
+            split, not the split.
+        num_examples: canvases in the split; None: 60,000, 5,000 or 10,000. Of your own images: at most as many, None: all.
         data_root: folder of MNIST; None: ``$HSAL_DATA``, else the cache folder.
+        images: your own images: uint8 ``[N, h_px, w_px]`` or ``[N, h_px, w_px, 3]``, or a folder as :mod:`hsal_env.data.custom`
+            describes it, or :class:`hsal_env.data.custom.LabelledImages`.
+        labels: of images that are an array: N lists of whole numbers from 0 on, a multiset each.
+        num_classes: C of your own images; None: their largest label plus 1.
         min_objects: fewest objects in an image.
-        max_objects: most objects in an image; None: 1 for ``"single"``, else 4.
+        max_objects: most objects in an image; None: 1 for ``"single"``, else 4. Of your own images: at least as many as any
+            has, None: as many.
         min_size_px: smallest digit.
         max_size_px: largest digit.
         canvas_px: side of the image.
         clutter: number of clutter crops.
         clutter_px: their side.
-        activation: activation model: a name, or ``"package.module:Name"``.
-        saliency: saliency model: a name, or ``"package.module:Name"``.
+        activation: activation model: a name, ``"package.module:Name"``, or an ``nn.Module`` (which is copied), see
+            :class:`hsal_env.perception.activation.ActivationModel`.
+        saliency: saliency model: a name, ``"package.module:Name"``, or a callable (copied if an ``nn.Module``), see
+            :class:`hsal_env.perception.saliency.SaliencyModel`.
         features: ``"lazy"``: V is computed at each reset; ``"store"``: once for the whole split, kept in the cache
             folder. With ``"lazy"`` the image is read alone, so results do not depend on the number of lanes.
         glimpses: k, locations per meta-step.
@@ -98,6 +115,9 @@ class EnvConfig:
     seed: int = 0
     num_examples: int | None = None
     data_root: str | None = None
+    images: Any = None
+    labels: Any = None
+    num_classes: int | None = None
     min_objects: int = 1
     max_objects: int | None = None
     min_size_px: int = 20
@@ -105,8 +125,8 @@ class EnvConfig:
     canvas_px: int = 100
     clutter: int = 8
     clutter_px: int = 5
-    activation: str = "compact"
-    saliency: str = "sum-of-squares"
+    activation: Any = "compact"
+    saliency: Any = "sum-of-squares"
     features: str = "lazy"
     glimpses: int = 2
     components: int = 5
@@ -142,9 +162,20 @@ class EnvConfig:
         for name, least in (("glimpses", 0), ("components", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"Expected {name} of at least {least}; got {getattr(self, name)}.")
-        if self.num_examples is not None and self.num_examples < 1:
-            raise ConfigError(f"Expected num_examples of at least 1; got {self.num_examples}.")
+        for name in ("num_examples", "num_classes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"Expected {name} of at least 1; got {value}.")
+        if self.is_custom:
+            self._take_images()
+            return
         _ = self.canvas  # validates the canvas fields
+        given = [name for name in _OF_CUSTOM if getattr(self, name) is not None]
+        if given or self.split == "all":
+            raise ConfigError(
+                f"{', '.join(given) or 'split=' + repr(self.split)}: for images of your own. Make HSAL-Custom-v0 "
+                f"(--env-id HSAL-Custom-v0), or leave it out."
+            )
 
     @classmethod
     def from_kwargs(cls, kwargs: dict[str, Any]) -> EnvConfig:
@@ -159,9 +190,81 @@ class EnvConfig:
             raise ConfigError(f"Unknown environment arguments {', '.join(unknown)}. Known ones: {known}.")
         return cls(**kwargs)
 
+    def _take_images(self) -> None:
+        given = [name for name in OF_CANVASES if getattr(self, name) != getattr(EnvConfig, name)]
+        if given:
+            raise ConfigError(
+                f"{', '.join(given)}: how canvases are composed; images of your own are taken as they are."
+            )
+        if self.max_objects is not None and self.max_objects < 0:
+            raise ConfigError(f"Expected max_objects of at least 0; got {self.max_objects}.")
+        images: Any = self.images
+        if isinstance(images, os.PathLike):
+            images = os.fspath(images)
+        arrays = images is not None and not isinstance(images, (str, LabelledImages))
+        if arrays != (self.labels is not None):
+            raise ConfigError(
+                "Expected labels, N lists of whole numbers, with images as an array." if arrays
+                else "Expected labels only with images as an array; a folder names its own in labels.csv."
+            )  # fmt: skip
+        if arrays:
+            images = LabelledImages(images, self.labels)
+        object.__setattr__(self, "images", images)
+        object.__setattr__(self, "labels", None)
+
+    def plain(self) -> dict[str, Any]:
+        """The fields as plain values, for a checkpoint; what your own images decide is filled in.
+
+        Raises:
+            ConfigError: images as an array, or a model as an object.
+            DataError: see :func:`hsal_env.data.custom.load_folder`.
+        """
+        objects = [
+            name for name in ("images", "activation", "saliency") if not isinstance(getattr(self, name), str | None)
+        ]
+        if objects:
+            raise ConfigError(
+                f"{', '.join(objects)}: a checkpoint cannot hold arrays or objects. Give images as a folder, and models as "
+                "'package.module:Name'."
+            )
+        values = {name: value for name, value in asdict(self).items() if name != "labels"}
+        if self.is_custom:
+            return values | {"num_classes": self.classes, "max_objects": self.objects_limit}
+        return {name: value for name, value in values.items() if name not in _OF_CUSTOM}
+
+    @property
+    def is_custom(self) -> bool:
+        """Whether the images are your own."""
+        return self.source == CustomCanvases.source
+
+    @cached_property
+    def data(self) -> LabelledImages:
+        """Your own images, all splits.
+
+        Raises:
+            ConfigError: there are none.
+            DataError: see :func:`hsal_env.data.custom.load_folder`.
+        """
+        if self.images is None:
+            raise ConfigError(
+                "HSAL-Custom-v0 needs your images: pass images=FOLDER (--images FOLDER), or images=ARRAY and labels=LISTS."
+            )
+        return self.images if isinstance(self.images, LabelledImages) else load_folder(self.images)
+
+    @cached_property
+    def own_canvases(self) -> CustomCanvases:
+        """Your own images of the split.
+
+        Raises:
+            ConfigError, DataError: see :attr:`data` and :class:`hsal_env.data.custom.CustomCanvases`.
+        """
+        return CustomCanvases(self.data, self.split, self.seed)
+
     @property
     def objects_limit(self) -> int:
         """``max_objects`` with its default filled in."""
+        if self.is_custom:
+            return self.data.max_objects(self.max_objects)
         return self.max_objects if self.max_objects is not None else (1 if self.task == "single" else 4)
 
     @property
@@ -179,12 +282,19 @@ class EnvConfig:
     @property
     def size(self) -> int:
         """Canvases in the split."""
+        if self.is_custom:
+            return min(self.num_examples or len(self.own_canvases), len(self.own_canvases))
         return self.num_examples or DEFAULT_NUM_EXAMPLES[self.split]
 
     @property
-    def num_classes(self) -> int:
+    def classes(self) -> int:
         """C, the number of labels, "stop" not counted."""
-        return NUM_CLASSES
+        return self.data.num_classes(self.num_classes) if self.is_custom else NUM_CLASSES
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(h_px, w_px, 1 or 3) of an image."""
+        return self.data.image_shape if self.is_custom else (self.canvas_px, self.canvas_px, 1)
 
     @property
     def shows_image(self) -> bool:

@@ -7,7 +7,6 @@ pure and differentiable, so that an agent can run them with gradient over a stor
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -243,10 +242,10 @@ def select(lanes: Tensor, if_true: Any, if_false: Any) -> Any:
             if if_true is if_false
             else torch.where(lanes.view(-1, *[1] * (if_true.dim() - 1)), if_true, if_false)
         )
-    return rebuilt(if_true, (select(lanes, a, b) for a, b in zip(if_true, if_false, strict=True)))
+    return rebuilt(if_true, [select(lanes, a, b) for a, b in zip(if_true, if_false, strict=True)])
 
 
-def rebuilt(like: Any, parts: Iterable[Any]) -> Any:
+def rebuilt(like: Any, parts: list[Any]) -> Any:
     """``parts`` as a tuple of ``like``'s kind, named or plain."""
     return type(like)(*parts) if hasattr(like, "_fields") else tuple(parts)
 

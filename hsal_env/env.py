@@ -47,7 +47,7 @@ class HSALEnv(gym.Env[dict[str, Any], Any]):
 
     | key | space | meaning |
     |---|---|---|
-    | ``image`` | ``Box(0, 255, (100, 100, 1), uint8)`` | the canvas |
+    | ``image`` | ``Box(0, 255, (h_px, w_px, 1 or 3), uint8)`` | the canvas |
     | ``saliency`` | ``Box(0, 1, (H, W))`` | S_t |
     | ``priority`` | ``Box(0, 1, (H, W))`` | P_t; zeros before attention is placed |
     | ``glimpse`` | ``Box((D,))`` | g_0 after attention, then V at the last location |
@@ -70,13 +70,20 @@ class HSALEnv(gym.Env[dict[str, Any], Any]):
     max_objects + 1 meta-steps, or after (max_objects + 1)(k + 2) forbidden actions.
 
     ## Information
-    ``source`` (``"mnist"`` or ``"digits"``: what the pixels are), ``index``, ``label_counts``, ``remaining_counts``,
-    ``predicted_counts``; at the end of an episode ``exact_match``, ``precision``, ``recall``, ``return_location``,
-    ``return_label``, ``attn_saliency``, ``attn_saliency_uniform``. For learners and plots; a policy that reads them cheats.
+    ``source`` (``"mnist"``, ``"digits"`` or ``"custom"``: what the pixels are), ``index``, ``label_counts``,
+    ``remaining_counts``, ``predicted_counts``; at the end of an episode ``exact_match``, ``precision``, ``recall``,
+    ``return_location``, ``return_label``, ``attn_saliency``, ``attn_saliency_uniform``. For learners and plots; a policy
+    that reads them cheats.
 
     ## Arguments
     ``render_mode`` (None or ``"rgb_array"``), ``policy`` for the option and controller views
     (:func:`hsal_env.policies.given_policy`), and every field of :class:`hsal_env.config.EnvConfig`.
+
+    ``HSAL-Custom-v0`` takes your own images: ``images`` and ``labels`` as arrays, or ``images`` as a folder
+    (:mod:`hsal_env.data.custom`), with ``activation`` and ``saliency`` models of yours. By default all images are used, in
+    their own order; ``split="train"``, ``"val"`` or ``"test"`` is a fixed share of them. The number of classes, the size and
+    colour of the image and ``max_objects`` come from the data. Give images as a folder and models as
+    ``"package.module:Name"`` where the environment's ``spec`` is to be written as JSON.
 
     Raises:
         ConfigError: an unknown argument or a value outside its range.

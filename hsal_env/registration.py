@@ -21,7 +21,10 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
     f"HSAL-{name}{task}-v0": {"source": source, "task": key}
     for name, source in _SOURCES.items()
     for task, key in _TASKS.items()
-} | {"HSAL-MNISTMultiset10-v0": {"source": "auto", **_TEN}}
+} | {
+    "HSAL-MNISTMultiset10-v0": {"source": "auto", **_TEN},
+    "HSAL-Custom-v0": {"source": "custom", "split": "all"},
+}
 """Keyword arguments of each id; any of them, and every other, can be overridden in ``gymnasium.make``."""
 
 _POLICY: dict[str, Any] = {"policy": "agents.policies:mnist_multiset"}

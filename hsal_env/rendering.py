@@ -48,7 +48,7 @@ class MetaStep(NamedTuple):
         mask: M_t ``[H, W]``, non-negative.
         priority: P_t ``[H, W]`` in [0, 1].
         locations: the glimpsed flat cells in order, each in 0..H W - 1.
-        label: 0..9, or 10 = stop.
+        label: 0..C - 1, or C = stop.
         probability: of ``label`` under the policy, in [0, 1].
         reward: of ``label``.
     """
@@ -111,7 +111,9 @@ def draw_state(canvas: np.ndarray, state: State, lane: int = 0) -> np.ndarray:
 
 
 @style.context("default")
-def draw_episode(canvas: np.ndarray, steps: Sequence[MetaStep], true_labels: Sequence[int]) -> np.ndarray:
+def draw_episode(
+    canvas: np.ndarray, steps: Sequence[MetaStep], true_labels: Sequence[int], num_classes: int = NUM_CLASSES
+) -> np.ndarray:
     """Draw an episode, one column per meta-step: S with M's contours, P, the glimpses, and the label that was named.
 
     S and P are coloured on the fixed scale [0, 1]; the contours are at 1/4, 1/2 and 3/4 of the mask's maximum. The
@@ -120,7 +122,8 @@ def draw_episode(canvas: np.ndarray, steps: Sequence[MetaStep], true_labels: Seq
     Args:
         canvas: the image, uint8 ``[h_px, w_px]`` or ``[h_px, w_px, 3]``.
         steps: at least one meta-step, in order.
-        true_labels: the image's labels in 0..9, in any order.
+        true_labels: the image's labels in 0..C - 1, in any order.
+        num_classes: C.
 
     Returns:
         RGB uint8 ``[h, w, 3]``; h is constant, w grows with the number of meta-steps.
@@ -131,13 +134,13 @@ def draw_episode(canvas: np.ndarray, steps: Sequence[MetaStep], true_labels: Seq
     """
     map_size = _check(canvas, [values for step in steps for values in (step.saliency, step.mask, step.priority)])
     _check_range("locations", [a for step in steps for a in step.locations], map_size[0] * map_size[1])
-    _check_range("labels", [step.label for step in steps], NUM_CLASSES + 1)
-    _check_range("true labels", true_labels, NUM_CLASSES)
+    _check_range("labels", [step.label for step in steps], num_classes + 1)
+    _check_range("true labels", true_labels, num_classes)
 
     foot = _EPISODE_TOP + 3 * _EPISODE_PITCH
     right = _EPISODE_LEFT + len(steps) * _EPISODE_PITCH
     sheet = _Sheet(foot + _EPISODE_FOOT, max(right + _EPISODE_RIGHT, _EPISODE_LEAST_WIDTH))
-    predicted = [step.label for step in steps if step.label != NUM_CLASSES]
+    predicted = [step.label for step in steps if step.label != num_classes]
     title = f"true {_multiset(np.bincount(true_labels))}   predicted {_braces(predicted)}"
     sheet.text(10, 8, title, sheet.width - 20, size=9, weight="bold")
     rows = [_EPISODE_TOP + row * _EPISODE_PITCH for row in range(3)]
@@ -160,13 +163,16 @@ def draw_episode(canvas: np.ndarray, steps: Sequence[MetaStep], true_labels: Seq
         _draw_glimpses(image, canvas, map_size, step.locations, size=6.5)
         colour = _GREEN if step.reward > 0 else _VERMILLION
         sheet.text(middle, _EPISODE_TOP - 18, str(column + 1), size=7.5, ha="center")
-        sheet.text(middle, foot - 3, _label_in_words(step.label), size=10, weight="bold", color=colour, ha="center")
+        named = _label_in_words(step.label, num_classes)
+        sheet.text(middle, foot - 3, named, size=10, weight="bold", color=colour, ha="center")
         measured = f"{step.probability:.2f},  {step.reward:+.3g}"
         sheet.text(middle, foot + 20, measured, _EPISODE_PANEL, size=7.5, color=colour, ha="center")
     return sheet.pixels()
 
 
-def draw_episodes(episodes: Sequence[tuple[np.ndarray, Sequence[MetaStep], Sequence[int]]]) -> np.ndarray:
+def draw_episodes(
+    episodes: Sequence[tuple[np.ndarray, Sequence[MetaStep], Sequence[int]]], num_classes: int = NUM_CLASSES
+) -> np.ndarray:
     """Stack the pictures of several episodes, each (canvas, steps, true_labels) of :func:`draw_episode`.
 
     Returns:
@@ -177,7 +183,7 @@ def draw_episodes(episodes: Sequence[tuple[np.ndarray, Sequence[MetaStep], Seque
     """
     if not episodes:
         raise DataError("Expected at least one episode to draw; got none.")
-    pictures = [draw_episode(*episode) for episode in episodes]
+    pictures = [draw_episode(*episode, num_classes) for episode in episodes]
     width = max(picture.shape[1] for picture in pictures)
     padded = [np.pad(p, ((0, 0), (0, width - p.shape[1]), (0, 0)), constant_values=255) for p in pictures]
     return np.concatenate(padded, axis=0)
@@ -294,7 +300,7 @@ def _braces(labels: Sequence[Any]) -> str:
     return "{" + " ".join(map(str, labels)) + "}"
 
 
-def _label_in_words(label: int, classes: int = NUM_CLASSES) -> str:
+def _label_in_words(label: int, classes: int) -> str:
     return {classes: "stop", classes + 1: "none"}.get(label, str(label))
 
 

@@ -31,12 +31,13 @@ class Simulation:
 
     @torch.no_grad()
     def start(self, indices: np.ndarray) -> tuple[State, Tensor | None]:
-        """Initial state of the examples ``indices`` ``[B]``, and their images uint8 ``[B, h_px, w_px, 1]`` if observed."""
+        """Initial state of the examples ``indices`` ``[B]``, and their images uint8 ``[B, h_px, w_px, 1 or 3]`` if observed."""
         on_host, canvases = self.examples.load(indices)
         example = Example(*(part.to(self.device) for part in on_host))
         images = None
         if self.config.shows_image:
-            images = torch.from_numpy((canvases or self.examples.compose(indices)).images)[..., None].to(self.device)
+            pixels = (canvases or self.examples.compose(indices)).images
+            images = torch.from_numpy(pixels).view(len(pixels), *self.config.image_shape).to(self.device)
         return self.view.begin(dynamics.initial(example, self.rules)), images
 
     @torch.no_grad()
@@ -61,9 +62,10 @@ class Simulation:
     def episode_info(self, state: State) -> dict[str, Tensor]:
         """Metrics of episodes that ended in ``state``, ``[B]`` each.
 
-        ``exact_match``: predicted multiset = true one; ``precision``, ``recall`` of the predicted multiset (precision
-        of an empty one is 1); ``return_location``, ``return_label``: rewards by level; ``attn_saliency``: mean raw
-        saliency at the glimpses, ``attn_saliency_uniform``: the same for uniformly drawn ones (S3).
+        ``exact_match``: predicted multiset = true one; ``precision``, ``recall`` of the predicted multiset (precision of an
+        empty one is 1, and so is recall of an empty true one); ``return_location``, ``return_label``: rewards by level;
+        ``attn_saliency``: mean raw saliency at the glimpses, ``attn_saliency_uniform``: the same for uniformly drawn ones
+        (S3).
         """
         hits = torch.minimum(state.predicted, state.example.counts).sum(dim=1)
         named, true = state.predicted.sum(dim=1), state.example.counts.sum(dim=1)
@@ -72,7 +74,7 @@ class Simulation:
         return {
             "exact_match": (state.predicted == state.example.counts).all(dim=1).double(),
             "precision": torch.where(named > 0, hits / named.clamp(min=1), 1.0).double(),
-            "recall": (hits / true).double(),
+            "recall": torch.where(true > 0, hits / true.clamp(min=1), 1.0).double(),
             "return_location": state.returns[:, 0].double(),
             "return_label": state.returns[:, 1].double(),
             "attn_saliency": (state.looks[:, 0] / glimpses).double(),

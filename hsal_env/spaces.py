@@ -61,7 +61,7 @@ class NativeView:
     the attention, phases 1..k the location, phase k + 1 the label; the other parts are ignored and may be left out.
 
     Observation: Dict of saliency ``[H, W]``, priority ``[H, W]``, glimpse ``[D]``, last_location (H W = none),
-    last_label (C + 1 = none), phase, and by configuration image uint8 ``[h_px, w_px, 1]`` and volume ``[D, H, W]``.
+    last_label (C + 1 = none), phase, and by configuration image uint8 ``[h_px, w_px, 1 or 3]`` and volume ``[D, H, W]``.
 
     Attributes:
         keys: what is observed, image and volume apart.
@@ -74,7 +74,7 @@ class NativeView:
     def __init__(self, config: EnvConfig, channels: int, map_size: tuple[int, int]) -> None:
         self.config, self.rules, self.map_size = config, config.rules, map_size
         self.cells = map_size[0] * map_size[1]
-        self.stop = config.num_classes
+        self.stop = config.classes
         self.glimpses = config.glimpses
         self.observation_space = self._observation_space(channels)
         self.action_space = self._action_space()
@@ -103,7 +103,7 @@ class NativeView:
         }
         parts = {name: known[name] for name in self.keys}
         if config.shows_image:
-            parts["image"] = spaces.Box(0, 255, (config.canvas_px, config.canvas_px, 1), np.uint8)
+            parts["image"] = spaces.Box(0, 255, config.image_shape, np.uint8)
         if config.shows_volume:
             shape = (channels * self.cells,) if self.vectors else (channels, *self.map_size)
             parts["volume"] = spaces.Box(-_FLOAT16_MAX, _FLOAT16_MAX, shape, np.float32)
@@ -120,9 +120,10 @@ class NativeView:
     def observe(self, state: State, images: Tensor | None) -> dict[str, Tensor]:
         """See :class:`View`."""
         known = {**state._asdict(), "image": images, "volume": state.example.volume}
+        seen = {name: known[name] for name in self.observation_space if name in known}
         if self.vectors:
-            known |= {name: known[name].flatten(1) for name in ("saliency", "priority", "volume")}
-        return {name: known[name] for name in self.observation_space if name in known}
+            seen |= {name: seen[name].flatten(1) for name in ("saliency", "priority", "volume") if name in seen}
+        return seen
 
     def decode(self, action: Any, phase: Tensor) -> Action:
         """A batched action Dict to an :class:`Action`. Only the parts that some lane's phase reads are looked at and checked.

@@ -77,6 +77,7 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         self.single_observation_space = self.simulation.view.observation_space
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self._source = np.full(num_envs, self.simulation.examples.source, dtype=object)
         self._rngs: list[np.random.Generator] = []
         self._state: State | None = None
         self._images: Tensor | None = None
@@ -194,7 +195,9 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
             self._state, self._images = fresh, images
             return
         into = torch.from_numpy(lanes).to(self.simulation.device)
-        self._state = _scatter(self.state, fresh, into)
+        owned = self.output == "numpy"  # what was handed out are copies
+        example = _scatter(self.state.example, fresh.example, into, in_place=owned)
+        self._state = State(example, *_scatter(tuple(self.state[1:]), tuple(fresh[1:]), into, in_place=False))
         if images is not None and self._images is not None:
             self._images = self._images.index_copy(0, into, images)
 
@@ -205,7 +208,7 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
             return parts
         lanes = np.full(self.num_envs, None, dtype=object)
         for lane in np.flatnonzero(ended):
-            lanes[lane] = {name: value[lane].copy() for name, value in parts.items()}
+            lanes[lane] = {name: value[lane] for name, value in parts.items()}
         return lanes
 
     def _observe(self) -> dict[str, Any]:
@@ -214,11 +217,10 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
 
     def _info(self, ended: Tensor) -> dict[str, Any]:
         """Gymnasium's vector layout: an array per key, and under ``_key`` the lanes it holds for."""
-        everywhere = torch.ones_like(ended)
-        info: dict[str, Any] = {"source": np.full(self.num_envs, self.simulation.examples.source, dtype=object)}
-        info["_source"] = self._out(everywhere)
+        everywhere = self._out(torch.ones_like(ended))
+        info: dict[str, Any] = {"source": self._source.copy(), "_source": everywhere}
         for name, value in self.simulation.info(self.state).items():
-            info[name], info[f"_{name}"] = self._out(value), info["_source"]
+            info[name], info[f"_{name}"] = self._out(value), everywhere
         if bool(ended.any()):
             for name, value in self.simulation.episode_info(self.state).items():
                 info[name], info[f"_{name}"] = self._out(torch.where(ended, value, 0.0)), self._out(ended)
@@ -230,8 +232,9 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         return np.array(value.numpy(), dtype=dtype)  # a copy: writing to it must not change the state
 
 
-def _scatter(state: Any, fresh: Any, lanes: Tensor) -> Any:
+def _scatter(state: Any, fresh: Any, lanes: Tensor, in_place: bool) -> Any:
     """Put the lanes of ``fresh`` at ``lanes`` of a nested tuple of tensors."""
     if isinstance(state, Tensor):
-        return state.clone().index_copy_(0, lanes, fresh)  # clone keeps the volume channels-last, index_copy would not
-    return rebuilt(state, (_scatter(old, new, lanes) for old, new in zip(state, fresh, strict=True)))
+        # clone keeps the volume channels-last, index_copy would not
+        return (state if in_place else state.clone()).index_copy_(0, lanes, fresh)
+    return rebuilt(state, [_scatter(old, new, lanes, in_place) for old, new in zip(state, fresh, strict=True)])

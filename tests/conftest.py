@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("hsal", deadline=None, derandomize=True, database=None)
@@ -33,3 +35,19 @@ def mnist_root() -> str:
     if len(list((root / "MNIST" / "raw").glob("*-ubyte*"))) < 4:
         pytest.skip(f"MNIST's files are not under {root}; set HSAL_DATA to the folder that holds MNIST/raw")
     return str(root)
+
+
+@pytest.fixture(scope="session")
+def custom_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty grey images of 48x64 px that hold 1 to 3 objects of five labels: a square for each, bright by its label."""
+    folder, rng = tmp_path_factory.mktemp("custom"), np.random.default_rng(0)
+    lines = ["file,labels"]
+    for i in range(40):
+        image, labels = np.zeros((48, 64), np.uint8), rng.integers(0, 5, rng.integers(1, 4)).tolist()
+        for place, label in enumerate(labels):
+            image[16 : 16 + 16, 20 * place : 20 * place + 16] = 50 * (label + 1) + rng.integers(5)
+        Image.fromarray(image).save(folder / f"{i}.png")
+        lines.append(f"{i}.png,{' '.join(map(str, labels))}")
+    lines[1] = "0.png,4 4"  # every label and number occurs
+    (folder / "labels.csv").write_text("\n".join(lines) + "\n")
+    return folder

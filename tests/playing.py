@@ -17,8 +17,8 @@ MODES = ["native", "flat", "packed", "option", "controller", "macro"]
 class Wanderer:
     """A given policy whose decisions depend on all that it has seen; its memory is a tuple in a tuple."""
 
-    def __init__(self, components: int = 5) -> None:
-        self.components = components
+    def __init__(self, components: int = 5, labels: int = STOP + 1) -> None:
+        self.components, self.labels = components, labels
 
     def initial(self, lanes: int):
         return torch.zeros(lanes, dtype=torch.int64), (torch.zeros(lanes),)
@@ -27,15 +27,15 @@ class Wanderer:
         count, (seen,) = state
         seen = seen + observation["saliency"].flatten(1)[:, 8] + observation["glimpse"][:, 0]
         attention = torch.sin((count + 3 * seen)[:, None] + torch.arange(4 * self.components))
-        location = (5 * count + observation["priority"].flatten(1).argmax(dim=1)) % CELLS
-        label = (count + observation["last_label"] + (3 * seen).long()) % (STOP + 1)
+        location = (5 * count + observation["priority"].flatten(1).argmax(dim=1)) % observation["priority"][0].numel()
+        label = (count + observation["last_label"] + (3 * seen).long()) % self.labels
         return Choice({"attention": attention, "location": location, "label": label}, (count + 1, (seen,)))
 
 
-def with_policy(config: dict) -> dict:
+def with_policy(config: dict, labels: int = STOP + 1) -> dict:
     """The views that need a policy get one."""
     needs = config.get("action_mode") in ("option", "controller")
-    return {"policy": Wanderer(config.get("components", 5)), **config} if needs else config
+    return {"policy": Wanderer(config.get("components", 5), labels), **config} if needs else config
 
 
 def single(**config) -> HSALEnv:

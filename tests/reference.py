@@ -215,7 +215,7 @@ class Episode:
         return {
             "exact_match": float(sorted(self.predicted) == sorted(self.labels)),
             "precision": hits / len(self.predicted) if self.predicted else 1.0,
-            "recall": hits / len(self.labels),
+            "recall": hits / len(self.labels) if self.labels else 1.0,
             "return_location": self.location_return,
             "return_label": self.label_return,
             "attn_saliency": sum(self.seen) / max(len(self.seen), 1),

@@ -34,7 +34,7 @@ def env():
 @pytest.fixture(scope="module")
 def world(env) -> World:
     examples = env.simulation.examples
-    return World(ENV.rules, examples.map_size, examples.channels, ENV.num_classes)
+    return World(ENV.rules, examples.map_size, examples.channels, ENV.classes)
 
 
 def build(world: World, seed: int = 0) -> ActorCritic:
@@ -188,8 +188,6 @@ def test_another_format_is_refused(tmp_path: Path, content: dict[str, Any], numb
             {"world": {"rules": {"no_such_rule": 1}, "map_size": [7, 7], "channels": 1, "num_classes": 10}},
             "no_such_rule",
         ),
-        ({"agent": "nobody"}, "Unknown agent 'nobody'"),
-        ({"agent": "no_such_package.x:Agent"}, "no_such_package"),
         ({"model": 5}, "does not fit"),
     ],
     ids=str,
@@ -201,6 +199,21 @@ def test_what_this_version_cannot_rebuild_is_named(
     with pytest.raises(CheckpointError, match=message) as caught:
         checkpoint.load(tmp_path / "x.pt")
     assert f"{tmp_path / 'x.pt'} does not fit this version of HSAL" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nobody", "Unknown agent 'nobody'. Expected hsal.* Is its package installed?"),
+        ("no_such_package.x:Agent", "agent 'no_such_package.x:Agent' cannot be imported.* Is its package installed?"),
+        (5, "int"),
+    ],
+)
+def test_an_agent_that_is_not_installed_is_named(tmp_path: Path, content: dict[str, Any], name: object, message: str):
+    checkpoint.save(tmp_path / "x.pt", {**content, "agent": name})
+    with pytest.raises(CheckpointError, match=message) as caught:
+        checkpoint.load(tmp_path / "x.pt")
+    assert f"{tmp_path / 'x.pt'} holds an agent that cannot be had here: " in str(caught.value)
 
 
 def wider(model: dict[str, torch.Tensor]) -> None:

@@ -31,6 +31,7 @@ from hsal_env.rendering import MetaStep
 ROOT = Path(__file__).parents[1]
 TRAIN, EVALUATE, ANALYSE, BUNDLE = "ppo_or_reinforce.py", "evaluate_agent.py", "analyse_errors.py", "bundle_agent.py"
 COUNT, PRETRAIN, REPRODUCE = "count_network.py", "pretrain_perception.py", "reproduce.py"
+LEARNERS = "sb3_agents.py"
 SMALL = shlex.split(
     "--preset tiny --source digits --num-examples 128 --batch-size 32 --passes 1 --controller-hidden 32"
     " --val-episodes 20 --test-episodes 40"
@@ -265,7 +266,11 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_
 @pytest.mark.parametrize(
     ("name", "flags", "said"),
     [
-        (TRAIN, "--components 5", "error: attention_init='grid' needs a square number of components; got 5."),
+        (
+            TRAIN,
+            "--source digits --components 5",
+            "error: attention_init='grid' needs a square number of components; got 5.",
+        ),
         (TRAIN, "--preset huge", "error: Unknown preset 'huge'. Expected one of best, faithful, tiny.\n"),
         (TRAIN, "--output-dir runs --resume", "error: Nothing to resume: no runs/checkpoint.pt."),
         (
@@ -289,7 +294,7 @@ def test_an_error_is_one_line_and_a_status(name: str, flags: str, said: str, tmp
     [
         ("--preset", ["preset"]),
         ("--env-id CartPole-v1", ["Unknown env id 'CartPole-v1'", "HSAL-DigitsSet-v0"]),
-        ("--source imagenet", ["Expected source to be one of auto, mnist, digits; got 'imagenet'"]),
+        ("--source imagenet", ["Expected source to be one of auto, mnist, digits, custom; got 'imagenet'"]),
         (
             "--algorithm dqn",
             ["Expected algorithm to be one of reinforce, ppo, cross-entropy, multiset-loss; got 'dqn'"],
@@ -1042,3 +1047,88 @@ def test_an_interrupted_run_is_really_resumed(trained: Path, tmp_path: Path, mon
     copied = metrics_of(tmp_path / "results" / "small" / "seed-0")
     assert copied["test"] == metrics_of(trained)["test"]
     assert copied["train_seconds"] == metrics_of(trained)["train_seconds"]  # nothing was left to learn
+
+
+# --- other learners ---------------------------------------------------------------------------------------------------
+
+FEW = "--env-id HSAL-DigitsMultiset-v0 --num-examples 64 --val-episodes 6 --test-episodes 9"
+
+
+@pytest.mark.parametrize("algorithm", script(LEARNERS).SETUPS)
+def test_every_algorithm_learns_on_its_view(command: Command, tmp_path: Path, algorithm: str):
+    small = "--num-envs 4 --timesteps 300 --val-every 150 --output-dir deep/x"
+    command(LEARNERS, f"{algorithm} {FEW} {small}")
+    assert {path.name for path in (tmp_path / "deep" / "x").iterdir()} == {"metrics.json", "model.zip", "progress.csv"}
+    metrics = metrics_of(tmp_path / "deep" / "x")
+    assert metrics["source"] == "digits"
+    assert metrics["steps"] >= 300
+    assert metrics["command"][:3] == ["python", "train/sb3_agents.py", algorithm]
+    assert "deep/x" not in str(metrics)
+    assert metrics["stop_at_once"]["mean_length"] == 4
+    for player in ("test", "random", "stop_at_once"):
+        assert sum(part["episodes"] for part in metrics[player]["by_count"].values()) == 9
+    lines = (tmp_path / "deep" / "x" / "progress.csv").read_text().splitlines()
+    assert lines[0] == "steps,seconds,val/mean_return,val/exact_match,val/macro_f1"
+    steps = [int(line.split(",")[0]) for line in lines[1:]]
+    assert steps == sorted(steps)
+    assert steps[0] >= 150
+    assert len(steps) >= 2
+
+
+def test_other_learners_are_repeatable(command: Command, tmp_path: Path):
+    for folder in ("a", "b"):
+        command(LEARNERS, f"hsal {FEW} --num-envs 8 --timesteps 320 --seed 3 --output-dir {folder}")
+    one, other = metrics_of(tmp_path / "a"), metrics_of(tmp_path / "b")
+    for player in ("test", "random", "stop_at_once"):
+        assert one[player] == other[player]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("alphago", ["error: Expected an algorithm of ppo,", "got 'alphago'"]),
+        ("ppo --env-id HSAL-ImageNet-v0", ["error: Expected", "HSAL-MNISTSet-v0", "'HSAL-ImageNet-v0'"]),
+        ("ppo --timesteps 0", ["error: Expected --timesteps of at least 1; got 0."]),
+        ("ppo --test-episodes 0", ["error: Expected --test-episodes of at least 1; got 0."]),
+        ("ppo --source paintings", ["error: Expected source to be one of"]),
+        ("", ["algorithm"]),
+    ],
+)
+def test_a_wrong_learner_is_a_clear_error(command: Command, tmp_path: Path, flags: str, said: list[str]):
+    command.fails(LEARNERS, flags, *said)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_finished_learner_is_not_overwritten(command: Command, tmp_path: Path):
+    (tmp_path / "metrics.json").write_text("{}")
+    command.fails(LEARNERS, f"ppo {FEW} --output-dir {tmp_path}", "holds a finished run; choose another --output-dir.")
+    assert (tmp_path / "metrics.json").read_text() == "{}"
+
+
+def test_without_sb3_contrib_the_command_says_what_to_install(command: Command, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "agents.sb3", None)
+    command.fails(LEARNERS, "ppo", "error: ", "pip install -c constraints.txt -e '.[sb3]'")
+
+
+def test_a_folder_that_cannot_be_written_is_a_clear_error(command: Command, tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    command.fails(LEARNERS, f"ppo {FEW} --timesteps 64 --num-envs 4 --output-dir file/x", "error: Cannot write file/x")
+
+
+# --- benchmarks -------------------------------------------------------------------------------------------------------
+
+
+def test_sb3s_throughput_is_measured_side_by_side(tmp_path: Path):
+    command = [sys.executable, str(ROOT / "benchmarks" / "sb3_throughput.py")]
+    small = shlex.split("--num-envs 2 --steps 4 --turns 1 --learn 128 --json numbers.json")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*command, *small], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    assert numbers["num_envs"] == 2
+    for part in ("untrained", "trained"):
+        assert min(numbers[part].values()) > 0
+        assert set(numbers[part]) == {"HSALVecEnv", "DummyVecEnv", "ratio"}
+    assert "frames/s" in done.stdout

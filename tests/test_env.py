@@ -56,10 +56,17 @@ END = {
 # --- the contract -----------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def small(env_id: str, custom_folder: Path) -> dict:
+    """Arguments that make a small environment of any id."""
+    return {"images": str(custom_folder)} if env_id == "HSAL-Custom-v0" else SMALL
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("env_id", ENVIRONMENTS)
-def test_every_id_passes_the_checkers(env_id, mode):
-    env = gym.make(env_id, **SMALL, **with_policy({"action_mode": mode})).unwrapped
+def test_every_id_passes_the_checkers(env_id, small, mode):
+    labels = 6 if env_id == "HSAL-Custom-v0" else STOP + 1
+    env = gym.make(env_id, **small, **with_policy({"action_mode": mode}, labels)).unwrapped
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         if mode == "packed":  # indices among numbers in [-1, 1]: both checkers would rather have all of them there
@@ -80,8 +87,8 @@ def test_every_id_of_a_view_passes_the_checkers(env_id):
 
 
 @pytest.mark.parametrize("env_id", [*ENVIRONMENTS, *VIEW_ENVIRONMENTS])
-def test_every_id_makes_single_and_vector_environments(env_id):
-    env, lanes = gym.make(env_id, **SMALL), gym.make_vec(env_id, num_envs=2, **SMALL)
+def test_every_id_makes_single_and_vector_environments(env_id, small):
+    env, lanes = gym.make(env_id, **small), gym.make_vec(env_id, num_envs=2, **small)
     assert isinstance(env.unwrapped, HSALEnv)
     assert isinstance(lanes.unwrapped, HSALVectorEnv)
     assert lanes.single_observation_space == env.observation_space
@@ -91,17 +98,18 @@ def test_every_id_makes_single_and_vector_environments(env_id):
 
 
 @pytest.mark.parametrize("env_id", [*ENVIRONMENTS, *VIEW_ENVIRONMENTS])
-def test_a_spec_survives_json(env_id):
-    spec = gym.make(env_id, **SMALL, max_size_px=21).spec
+def test_a_spec_survives_json(env_id, small):
+    spec = gym.make(env_id, **small, seed=21).spec
     again = gym.make(EnvSpec.from_json(spec.to_json()))
     assert again.spec == spec
-    assert again.unwrapped.simulation.config.max_size_px == 21
+    assert again.unwrapped.simulation.config.seed == 21
 
 
 def test_the_ids_tasks():
     assert set(ENVIRONMENTS) == {
         *(f"HSAL-{source}{task}-v0" for source in ("MNIST", "Digits") for task in ("Single", "Set", "Multiset")),
         "HSAL-MNISTMultiset10-v0",
+        "HSAL-Custom-v0",
     }
     assert {env_id: kwargs["action_mode"] for env_id, kwargs in VIEW_ENVIRONMENTS.items()} == {
         f"HSAL-MNISTMultiset{mode.title()}-v0": mode for mode in ("flat", "option", "controller", "macro")

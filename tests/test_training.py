@@ -27,6 +27,7 @@ from agents.trajectory import collect
 from hsal_env import multiset
 from hsal_env.config import EnvConfig
 from hsal_env.errors import CheckpointError, ConfigError
+from hsal_env.perception.feature_store import FeatureStore
 
 ROOT = Path(__file__).parents[1]
 STOP = 10
@@ -513,9 +514,20 @@ def test_a_file_in_the_way_of_the_folder_is_a_clear_error(tmp_path: Path, below:
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_a_batch_needs_as_many_images(tmp_path: Path):
-    with pytest.raises(ConfigError, match=r"batch_size=65 training images; got 64. Raise --num-examples"):
-        start(tmp_path, batch_size=65)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"agent": dataclasses.replace(AGENT, attention_init="grid")}, "square number of components; got 5"),
+        ({"batch_size": 65}, "batch_size=65 training images; got 64. Raise --num-examples"),
+    ],
+    ids=["agent", "batch_size"],
+)
+def test_what_is_wrong_is_said_before_features_are_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict, message: str
+):
+    monkeypatch.setattr(FeatureStore, "open", lambda *_: pytest.fail("it began to compute features"))
+    with pytest.raises(ConfigError, match=message):
+        start(tmp_path, **changes)
 
 
 def test_a_device_must_be_there(tmp_path: Path):

@@ -162,7 +162,7 @@ def main(args: Args) -> None:
     """Run the agent, sort its episodes, write.
 
     Raises:
-        ConfigError: fewer than one episode.
+        ConfigError: fewer than one episode, or an agent trained on images of your own.
         CheckpointError: no such agent, or the folder cannot be written.
     """
     from agents import bundled, load
@@ -175,6 +175,11 @@ def main(args: Args) -> None:
         raise ConfigError(f"Expected --episodes of at least 1; got {args.episodes}.")
     loaded = load(args.agent)
     env = loaded.env_on(args.split, args.source, args.data_root)
+    if env.is_custom:
+        raise ConfigError(
+            "Errors are broken down by the boxes of the objects, which are unknown of images of your own. Look at "
+            "evaluate_agent.py --picture, or pass --source digits for an agent of ten classes."
+        )
     config = evaluation_config(env, args.split, args.episodes)
     boxes = Examples(config).compose(np.arange(args.episodes)).boxes
     episodes = []

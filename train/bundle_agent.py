@@ -74,7 +74,7 @@ def main(args: Args) -> None:
     """Round, test, write.
 
     Raises:
-        ConfigError: fewer than one episode.
+        ConfigError: fewer than one episode, or an agent trained on images of your own.
         CheckpointError: the run is not whole, or the folder cannot be written.
     """
     import torch
@@ -87,6 +87,8 @@ def main(args: Args) -> None:
     if args.episodes < 1:
         raise ConfigError(f"Expected --episodes of at least 1; got {args.episodes}.")
     content = checkpoint.read(args.run / "checkpoint.pt")
+    if content["source"] not in _DATA:
+        raise ConfigError(f"Bundled agents are trained on {' or '.join(_DATA)}; this one on {content['source']!r}.")
     try:
         metrics = json.loads((args.run / "metrics.json").read_text())
         card(args.name, content, metrics, "")

@@ -137,7 +137,7 @@ def main(args: Args) -> None:
     feature_seconds = time.perf_counter() - start
     torch.manual_seed(args.seed)
     shape = (examples.channels, *examples.map_size)
-    net = CountNetwork(args.head, shape, env.num_classes, env.objects_limit, args.hidden)
+    net = CountNetwork(args.head, shape, env.classes, env.objects_limit, args.hidden)
     updates = len(examples) // args.batch_size
     optimiser = torch.optim.Adam(net.parameters(), lr=args.learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, args.learning_rate, total_steps=args.passes * updates)

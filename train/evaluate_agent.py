@@ -3,6 +3,7 @@
 python train/evaluate_agent.py mnist-multiset                        # a bundled agent
 python train/evaluate_agent.py runs/x/checkpoint.pt --episodes 1000 --json table.json
 python train/evaluate_agent.py mnist-multiset --min-objects 6 --max-objects 6 --max-size-px 33
+python train/evaluate_agent.py runs/x/checkpoint.pt --images FOLDER --split all  # on your own images
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class Args:
     agent: Annotated[str, tyro.conf.Positional]
     """a bundled agent's name, or the path of a checkpoint.pt"""
     split: str = "test"
-    """train, val or test"""
+    """train, val or test; of your own images also all"""
     seed: int = 0
     """which canvases"""
     episodes: int = 10_000
@@ -36,6 +37,8 @@ class Args:
     """mnist or digits; default: what the agent was trained on, digits where that is MNIST and cannot be had"""
     data_root: str | None = None
     """where MNIST lies"""
+    images: str | None = None
+    """folder of your own images and labels.csv; default: of an agent trained on such, that folder"""
     min_objects: int | None = None
     """fewest objects in an image; default: as the agent was trained on"""
     max_objects: int | None = None
@@ -62,7 +65,7 @@ def main(args: Args) -> None:
         for name in ("min_objects", "max_objects", "max_size_px")
         if (value := getattr(args, name)) is not None
     }
-    env = dataclasses.replace(loaded.env_on(args.split, args.source, args.data_root), **changed)
+    env = dataclasses.replace(loaded.env_on(args.split, args.source, args.data_root, args.images), **changed)
     config = evaluation_config(env, args.split, args.episodes, args.seed)
     results = {
         "source": env.source,
@@ -81,7 +84,8 @@ def main(args: Args) -> None:
             temporary.write_text(json.dumps(results, indent=2) + "\n")
 
     def write_picture(path: Path) -> None:
-        save_picture(draw_episodes(record(loaded.agent, config, np.arange(min(3, args.episodes)))), path)
+        episodes = record(loaded.agent, config, np.arange(min(3, config.size)))
+        save_picture(draw_episodes(episodes, config.classes), path)
 
     for path, write in ((args.json, write_table), (args.picture, write_picture)):
         try:

@@ -4,6 +4,7 @@
     python train/ppo_or_reinforce.py --algorithm ppo --seed 1
     python train/ppo_or_reinforce.py --preset faithful             # the agent and its learning as printed
     python train/ppo_or_reinforce.py --source digits               # no network needed
+    python train/ppo_or_reinforce.py --env-id HSAL-Custom-v0 --images FOLDER --activation package.module:Name
     python train/ppo_or_reinforce.py --resume --output-dir runs/x  # go on where it stopped
 
 The output folder receives checkpoint.pt, metrics.json, progress.csv, episodes.png and TensorBoard logs.
@@ -34,6 +35,13 @@ class TrainEnv(EnvConfig):
     seed: Annotated[int, tyro.conf.arg(name="data-seed")] = 0
     """picks the canvases; --seed is the learner's"""
     split: tyro.conf.Suppress[str] = "train"
+    images: str | None = None
+    """folder of your own images and labels.csv (with --env-id HSAL-Custom-v0), see hsal_env/data/custom.py"""
+    labels: tyro.conf.Suppress[None] = None
+    activation: str = "compact"
+    """activation model: a name, or package.module:Name"""
+    saliency: str = "sum-of-squares"
+    """saliency model: a name, or package.module:Name"""
     features: tyro.conf.Suppress[str] = "store"
     protocol: tyro.conf.Suppress[str] = "teacher"
     action_mode: tyro.conf.Suppress[str] = "native"
@@ -119,7 +127,7 @@ def parse(argv: list[str]) -> Args:
     preset = PRESETS[early.preset]
     suited = {} if early.preset == "faithful" else ALGORITHM_DEFAULTS.get(early.algorithm, {})
     default = Args(
-        env=TrainEnv(**{**ENVIRONMENTS[early.env_id], **preset.get("env", {})}),
+        env=TrainEnv(**{**ENVIRONMENTS[early.env_id], **preset.get("env", {}), "split": "train"}),
         agent=AgentConfig(**preset.get("agent", {})),
         learner=LearnerConfig(**{"algorithm": early.algorithm, **suited, **preset["learner"]}),
         **preset.get("args", {}),

@@ -110,7 +110,9 @@ ROWS = {
     "sb3-ppo-option": Row("PPO, option view", "ppo-option --timesteps 100000 --val-every 10000", script=LEARNERS),
     "sb3-sac": Row("SAC, option view", "sac --timesteps 20000 --val-every 2000", script=LEARNERS),
     "sb3-td3": Row("TD3, option view", "td3 --timesteps 20000 --val-every 2000", script=LEARNERS),
-    "sb3-hsal": Row("the paper's agent in RecurrentPPO", "hsal", (0, 1, 2), LEARNERS),
+    "sb3-hsal": Row(
+        "the paper's agent in RecurrentPPO", "hsal --timesteps 200000 --val-every 20000", (0, 1, 2), LEARNERS
+    ),
 }
 
 

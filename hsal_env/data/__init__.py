@@ -1,6 +1,7 @@
-"""Images with multisets of labels: glyph sources and the canvases composed from them."""
+"""Images with multisets of labels: glyph sources, the canvases composed from them, and images of your own."""
 
 from hsal_env.data.canvases import CanvasBatch, CanvasConfig, Canvases
+from hsal_env.data.custom import LabelledImages
 from hsal_env.data.glyphs import SOURCES, SPLITS, Glyphs, load_glyphs
 
-__all__ = ["SOURCES", "SPLITS", "CanvasBatch", "CanvasConfig", "Canvases", "Glyphs", "load_glyphs"]
+__all__ = ["SOURCES", "SPLITS", "CanvasBatch", "CanvasConfig", "Canvases", "Glyphs", "LabelledImages", "load_glyphs"]

@@ -6,9 +6,11 @@ generator (Philox), so that canvas ``i`` is the same alone, in a batch, and in a
 
 from __future__ import annotations
 
+import inspect
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -81,14 +83,32 @@ class CanvasBatch(NamedTuple):
     """Composed canvases.
 
     Attributes:
-        images: uint8 ``[B, canvas_px, canvas_px]``.
-        labels: int64 ``[B, max_objects]`` in the order of drawing, padded with -1.
-        boxes: int64 ``[B, max_objects, 4]`` as (row, col, height, width) in px, padded with -1.
+        images: uint8 ``[B, h_px, w_px]`` (grey) or ``[B, h_px, w_px, 3]`` (RGB).
+        labels: int64 ``[B, max_objects]`` in no meaningful order, padded with -1.
+        boxes: int64 ``[B, max_objects, 4]`` as (row, col, height, width) in px, padded with -1; all -1 where unknown.
     """
 
     images: np.ndarray
     labels: np.ndarray
     boxes: np.ndarray
+
+
+class CanvasSource(Protocol):
+    """Where canvases come from: :class:`Canvases`, or :class:`hsal_env.data.custom.CustomCanvases`."""
+
+    @property
+    def source(self) -> str:
+        """What the pixels are."""
+        ...
+
+    @property
+    def content(self) -> tuple[str | np.ndarray, ...]:
+        """Texts and arrays that, with an index, decide a canvas: stored features are found by them."""
+        ...
+
+    def compose(self, indices: Sequence[int] | np.ndarray) -> CanvasBatch:
+        """The canvases of the given indices."""
+        ...
 
 
 class Canvases:
@@ -113,6 +133,17 @@ class Canvases:
         draws = 1 + _DRAWS_PER_OBJECT * self.config.max_objects + _DRAWS_PER_CROP * self.config.clutter
         self._counters = -(-draws // 4)  # Philox yields four 64-bit words per counter
         self._key = np.random.SeedSequence([seed, stream]).generate_state(2, np.uint64)
+
+    @property
+    def source(self) -> str:
+        """That of the glyphs."""
+        return self.glyphs.source
+
+    @property
+    def content(self) -> tuple[str | np.ndarray, ...]:
+        """Configuration, key, glyphs, and the code that draws."""
+        code = [inspect.getsource(sys.modules[part.__module__]) for part in (Canvases, bilinear_resize)]
+        return repr(self.config), self._key, self.glyphs.images, self.glyphs.labels, *code
 
     def compose(self, indices: Sequence[int] | np.ndarray) -> CanvasBatch:
         """Compose the canvases of the given non-negative indices.

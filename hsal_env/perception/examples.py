@@ -15,20 +15,35 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from hsal_env.config import EnvConfig
-from hsal_env.data.canvases import CanvasBatch, Canvases
+from hsal_env.data.canvases import CanvasBatch, Canvases, CanvasSource
 from hsal_env.data.glyphs import NUM_CLASSES, SPLITS, cache_folder, load_glyphs
-from hsal_env.data.resize import bilinear_resize
 from hsal_env.dynamics import Example
-from hsal_env.errors import DataError
+from hsal_env.errors import ConfigError, DataError
 from hsal_env.perception.feature_store import FeatureStore, Record
-from hsal_env.perception.registry import activation_model, saliency_model
+from hsal_env.perception.registry import activation_model, model_name, saliency_model
 
 _ENCODE_BATCH = 64
 
 
 def to_images(canvases: np.ndarray, channels: int) -> Tensor:
-    """uint8 ``[B, h_px, w_px]`` to float32 ``[B, channels, h_px, w_px]`` in [0, 1], grey repeated over channels (D5)."""
-    return (torch.from_numpy(canvases)[:, None].float() / 255).expand(-1, channels, -1, -1)
+    """Canvases to float32 ``[B, channels, h_px, w_px]`` in [0, 1], grey repeated over channels (D5).
+
+    Args:
+        canvases: uint8 ``[B, h_px, w_px]`` or ``[B, h_px, w_px, 3]``.
+        channels: what the activation model reads.
+
+    Raises:
+        DataError: colour for a model that reads another number of channels.
+    """
+    pixels = torch.from_numpy(canvases).float() / 255
+    if pixels.dim() == 3:
+        return pixels[:, None].expand(-1, channels, -1, -1)
+    if channels != 3:
+        raise DataError(
+            f"The images are in colour and the activation model reads {channels} channel(s). Convert them to grey (with Pillow: "
+            "image.convert('L')), or choose an activation model with in_channels = 3."
+        )
+    return pixels.permute(0, 3, 1, 2)
 
 
 class Examples:
@@ -42,14 +57,15 @@ class Examples:
         progress: show a progress bar while the feature store is filled.
 
     Raises:
-        ConfigError, DataError: see :func:`load_glyphs`, :func:`activation_model` and :class:`FeatureStore`.
+        ConfigError, DataError: see :func:`load_glyphs`, :class:`EnvConfig`, :func:`activation_model` and
+            :class:`FeatureStore`; or colour images for a model that reads grey.
     """
 
     def __init__(self, config: EnvConfig, progress: bool = True) -> None:
         self.config = config
-        glyphs = load_glyphs(config.source, config.split, config.data_root, config.glyphs)
-        self.source = glyphs.source
-        self.canvases = Canvases(glyphs, config.canvas, config.seed, stream=SPLITS.index(config.split))
+        self.canvases = _canvases(config)
+        self.source = self.canvases.source
+        self.num_classes = config.classes
         self._activation = activation_model(config.activation)
         self._saliency = saliency_model(config.saliency)
         self._store = self._open_store(progress) if config.features == "store" else None
@@ -66,20 +82,22 @@ class Examples:
 
     @torch.no_grad()
     def encode(self, images: np.ndarray) -> Tensor:
-        """V of uint8 canvases ``[B, h_px, w_px]``: float16 ``[B, D, H, W]``.
+        """V of uint8 canvases ``[B, h_px, w_px]`` or ``[B, h_px, w_px, 3]``: float16 ``[B, D, H, W]``.
 
         Raises:
-            DataError: the images are not uint8 ``[B, h_px, w_px]``, or the model's volume is not finite or not
+            DataError: other images, or colour for a model that reads grey; or the model's volume is not finite or not
                 ``[B, D, H, W]``.
         """
-        if images.dtype != np.uint8 or images.ndim != 3:
-            raise DataError(f"Expected images uint8 [B, h_px, w_px]; got {images.dtype} of shape {images.shape}.")
+        if images.dtype != np.uint8 or images.ndim < 3 or images.shape[3:] not in ((), (3,)):
+            raise DataError(
+                f"Expected images uint8 [B, h_px, w_px] or [B, h_px, w_px, 3]; got {images.dtype} of shape {images.shape}."
+            )
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=native_bfloat16()):
             volume = self._activation(to_images(images, self._activation.in_channels))
         volume = volume.to(torch.float16)
         if volume.dim() != 4 or not bool(volume.isfinite().all()):
             raise DataError(
-                f"activation={self.config.activation!r}: expected a finite volume [B, D, H, W]; got shape "
+                f"activation={model_name(self.config.activation)}: expected a finite volume [B, D, H, W]; got shape "
                 f"{tuple(volume.shape)}{'' if volume.isfinite().all() else ' with NaN or infinity'}."
             )
         return volume
@@ -108,10 +126,11 @@ class Examples:
         raw = self._saliency(self._model_images(indices, canvases), volume)
         if raw.shape != (len(volume), *self.map_size) or not bool((raw >= 0).all() & raw.isfinite().all()):
             raise DataError(
-                f"saliency={self.config.saliency!r}: expected a map {(len(volume), *self.map_size)} of finite values of at "
-                f"least 0; got shape {tuple(raw.shape)}{'' if raw.isfinite().all() else ' with NaN or infinity'}."
+                f"saliency={model_name(self.config.saliency)}: expected a map {(len(volume), *self.map_size)} of finite values "
+                f"of at least 0; got shape {tuple(raw.shape)}{'' if raw.isfinite().all() else ' with NaN or infinity'}."
             )
-        return Example(volume, raw, torch.from_numpy(label_counts(labels)), torch.from_numpy(indices)), canvases
+        counts = torch.from_numpy(label_counts(labels, self.num_classes))
+        return Example(volume, raw, counts, torch.from_numpy(indices)), canvases
 
     def compose(self, indices: np.ndarray) -> CanvasBatch:
         """The canvases of the given indices."""
@@ -123,13 +142,10 @@ class Examples:
         return to_images((canvases or self.compose(indices)).images, self._activation.in_channels)
 
     def _open_store(self, progress: bool) -> FeatureStore:
-        config = self.config
-        glyphs = self.canvases.glyphs
+        activation = cast("nn.Module", self._activation)
         key = fingerprint(
-            repr((config.canvas, config.seed, config.split, config.size, config.activation, native_bfloat16())),
-            glyphs.images, glyphs.labels, cast("nn.Module", self._activation),
-            *(inspect.getsource(sys.modules[part.__module__]) for part in (Canvases, bilinear_resize, type(self))),
-            inspect.getsource(sys.modules[type(self._activation).__module__]),
+            repr((len(self), native_bfloat16())), inspect.getsource(sys.modules[type(self).__module__]),
+            *self.canvases.content, activation, *_code(activation),
         )  # fmt: skip
         return FeatureStore.open(cache_folder() / "features" / key, lambda: self._encode_all(progress), len(self))
 
@@ -145,15 +161,48 @@ class Examples:
             yield {"volume": columns.numpy(), "labels": batch.labels}
 
 
-def label_counts(labels: np.ndarray) -> np.ndarray:
+def _canvases(config: EnvConfig) -> CanvasSource:
+    if config.is_custom:
+        return config.own_canvases
+    glyphs = load_glyphs(config.source, config.split, config.data_root, config.glyphs)
+    return Canvases(glyphs, config.canvas, config.seed, stream=SPLITS.index(config.split))
+
+
+def _code(model: nn.Module) -> list[str]:
+    """What a model computes beside its weights: its structure, its plain attributes, and the sources of its classes.
+
+    Raises:
+        ConfigError: the source of a class cannot be read.
+    """
+    plain = [
+        sorted(
+            (name, repr(value)) for name, value in vars(part).items() if isinstance(value, int | float | str | tuple)
+        )
+        for part in model.modules()
+    ]
+    modules = sorted({type(part).__module__ for part in model.modules()})
+    try:
+        sources = [inspect.getsource(sys.modules[name]) for name in modules if name.split(".")[0] != "torch"]
+    except (OSError, TypeError, KeyError) as error:
+        raise ConfigError(
+            f"features='store' keeps features by the source of the activation model, and that of {type(model).__name__} cannot "
+            f"be read ({error}). Put the class into a file that is imported, or use features='lazy'."
+        ) from error
+    return [repr(model), repr(plain), *sources]
+
+
+def label_counts(labels: np.ndarray, classes: int = NUM_CLASSES) -> np.ndarray:
     """Label lists ``[B, N]`` padded with -1 to counts int64 ``[B, C]``.
 
     Raises:
-        DataError: a label outside -1..9.
+        DataError: a label outside -1..C - 1.
     """
-    if labels.size and not -1 <= labels.min() <= labels.max() < NUM_CLASSES:
-        raise DataError(f"Expected labels in 0..{NUM_CLASSES - 1}, or -1; got {labels.min()}..{labels.max()}.")
-    return (labels[:, :, None] == np.arange(NUM_CLASSES)).sum(axis=1)
+    if labels.size and not -1 <= labels.min() <= labels.max() < classes:
+        raise DataError(f"Expected labels in 0..{classes - 1}, or -1; got {labels.min()}..{labels.max()}.")
+    lanes, slots = np.nonzero(labels >= 0)
+    counts = np.zeros((len(labels), classes), np.int64)
+    np.add.at(counts, (lanes, labels[lanes, slots]), 1)
+    return counts
 
 
 @cache

@@ -1,7 +1,8 @@
-"""Perception models by name."""
+"""Perception models, by name or as they are."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
@@ -21,28 +22,59 @@ ACTIVATION_MODELS: dict[str, Callable[[], Any]] = {
 SALIENCY_MODELS: dict[str, Callable[[], Any]] = {"sum-of-squares": SumOfSquares}
 
 
-@cache
-def activation_model(name: str) -> ActivationModel:
-    """The activation model ``name``, in evaluation mode: a registered name, or ``"package.module:Name"``.
+def activation_model(given: str | nn.Module) -> ActivationModel:
+    """The activation model of a registered name or ``"package.module:Name"``, or a copy of a module; frozen, on the CPU.
 
     Raises:
-        ConfigError: the name is unknown, cannot be imported, or lacks ``in_channels`` or ``channels``.
+        ConfigError: the name is unknown or cannot be imported; no module, or one without ``in_channels`` or ``channels``.
     """
-    model = _build("activation", name, ACTIVATION_MODELS)
-    if not isinstance(model, nn.Module) or not hasattr(model, "in_channels") or not hasattr(model, "channels"):
-        raise ConfigError(f"activation={name!r}: expected an nn.Module with the attributes in_channels and channels.")
-    frozen: Any = model.eval().requires_grad_(False)
-    return frozen
+    return _activation_of_name(given) if isinstance(given, str) else _checked_activation(given, given)
+
+
+def saliency_model(given: str | SaliencyModel) -> SaliencyModel:
+    """The saliency model of a registered name or ``"package.module:Name"``, or a given one, copied if it is a module.
+
+    Raises:
+        ConfigError: the name is unknown or cannot be imported; or nothing that can be called, or a class.
+    """
+    if isinstance(given, str):
+        return _saliency_of_name(given)
+    if isinstance(given, type) or not callable(given):
+        raise ConfigError(
+            f"saliency={model_name(given)}: expected a name, or an object to be called with images and volume."
+        )
+    return _frozen(given) if isinstance(given, nn.Module) else given
+
+
+def model_name(given: Any) -> str:
+    """What messages call a model: its name in quotes, or its class."""
+    return (
+        repr(given) if isinstance(given, str | int | float | None) else getattr(given, "__name__", type(given).__name__)
+    )
 
 
 @cache
-def saliency_model(name: str) -> SaliencyModel:
-    """The saliency model ``name``: a registered name, or ``"package.module:Name"``.
+def _activation_of_name(name: str) -> ActivationModel:
+    return _checked_activation(_build("activation", name, ACTIVATION_MODELS), name)
 
-    Raises:
-        ConfigError: the name is unknown or cannot be imported.
-    """
+
+@cache
+def _saliency_of_name(name: str) -> SaliencyModel:
     return _build("saliency", name, SALIENCY_MODELS)
+
+
+def _checked_activation(model: Any, given: Any) -> ActivationModel:
+    if not isinstance(model, nn.Module) or not hasattr(model, "in_channels") or not hasattr(model, "channels"):
+        raise ConfigError(
+            f"activation={model_name(given)}: expected an nn.Module with the attributes in_channels and channels. On one of "
+            "yours, set them: model.in_channels, model.channels = 3, 64."
+        )
+    return _frozen(model)
+
+
+def _frozen(model: nn.Module) -> Any:
+    """A copy: what is done to the original later changes no feature, and the original can still be trained."""
+    return copy.deepcopy(model).cpu().eval().requires_grad_(False)
 
 
 def _build(kind: str, name: str, known: dict[str, Callable[[], Any]]) -> Any:

@@ -1,0 +1,761 @@
+"""HSAL-Custom-v0: your own images, as arrays and as a folder, with models of yours; every way the data can be wrong."""
+
+import copy
+import json
+import pickle
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import SyncVectorEnv
+from PIL import Image
+from test_commands import ANALYSE, BUNDLE, COUNT, EVALUATE, TRAIN, Command
+from test_env import assert_equal
+from torch import nn
+
+from agents import checkpoint
+from agents.actor_critic import ActorCritic
+from agents.config import AgentConfig, LearnerConfig
+from agents.evaluation import make_env, record
+from agents.learner import Learner
+from agents.protocol import World
+from agents.training import Run
+from hsal_env.config import EnvConfig
+from hsal_env.data import LabelledImages
+from hsal_env.env import HSALEnv
+from hsal_env.errors import ConfigError, DataError
+from hsal_env.perception.examples import Examples
+from hsal_env.perception.registry import activation_model, saliency_model
+from hsal_env.rendering import MetaStep, draw_episode, draw_episodes
+from hsal_env.vector_env import HSALVectorEnv
+
+GREY = np.random.default_rng(0).integers(0, 256, (12, 24, 32), dtype=np.uint8)
+COLOUR = np.random.default_rng(1).integers(0, 256, (12, 24, 32, 3), dtype=np.uint8)
+LABELS = [[1, 1], [0], [], [2, 3, 1]] * 3
+STOP = 4
+
+
+class Patches(nn.Module):
+    """Colour in; the mean of each patch of 8x8 px out."""
+
+    in_channels, channels = 3, 3
+
+    def __init__(self, gain: float = 1.0) -> None:
+        super().__init__()
+        self.gain, self.scale = gain, nn.Parameter(torch.ones(1))
+
+    def forward(self, images):
+        return nn.functional.avg_pool2d(images.float(), 8) * self.scale * self.gain
+
+
+class GreyPatches(Patches):
+    in_channels, channels = 1, 1
+
+
+class Total:
+    """A saliency model."""
+
+    needs_images = False
+
+    def __call__(self, images, volume):
+        return volume.sum(dim=1)
+
+
+class Redness(nn.Module):
+    """A saliency model that reads the images and has a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, images, volume):
+        return nn.functional.adaptive_avg_pool2d(images[:, 0], volume.shape[2:]) * self.weight
+
+
+def config(images=GREY, labels=LABELS, **more) -> EnvConfig:
+    arrays = {"images": images} | ({} if isinstance(images, (str, Path, LabelledImages)) else {"labels": labels})
+    return EnvConfig(**{"source": "custom", "split": "all", "activation": f"{__name__}:GreyPatches", **arrays, **more})
+
+
+def single(**more) -> HSALEnv:
+    return HSALEnv(**vars(config(**more)))
+
+
+def write_folder(folder: Path, images: np.ndarray, labels: list[list[int]], form: str = "png") -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{i}.{form}")
+    rows = [f"{i}.{form},{' '.join(map(str, row))}" for i, row in enumerate(labels)]
+    (folder / "labels.csv").write_text("\n".join(["file,labels", *rows]) + "\n")
+    return str(folder)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return Path(write_folder(tmp_path / "mine", GREY, LABELS))
+
+
+# --- images and labels ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("images", [GREY, COLOUR], ids=["grey", "colour"])
+def test_a_canvas_is_the_image_and_its_labels_and_says_nothing_of_boxes(images):
+    chosen = config(images).own_canvases.compose([3, 0, 2])
+    np.testing.assert_array_equal(chosen.images, images[[3, 0, 2]])
+    assert chosen.labels.tolist() == [[2, 3, 1], [1, 1, -1], [-1, -1, -1]]
+    assert chosen.boxes.shape == (3, 3, 4)
+    assert (chosen.boxes == -1).all()
+
+
+def test_what_the_data_decide_and_what_may_be_asked_for():
+    plain, wished = config(COLOUR), config(COLOUR, num_classes=6, max_objects=5, num_examples=7)
+    assert (plain.classes, plain.objects_limit, plain.rules.max_objects, plain.size) == (4, 3, 3, 12)
+    assert (wished.classes, wished.objects_limit, wished.rules.max_objects, wished.size) == (6, 5, 5, 7)
+    assert (plain.image_shape, config().image_shape) == ((24, 32, 3), (24, 32, 1))
+    assert config(num_examples=100).size == 12
+
+
+@pytest.mark.parametrize(
+    "labels", [[np.array(row, np.uint8) for row in LABELS], [tuple(row) for row in LABELS], iter(LABELS)]
+)
+def test_labels_may_be_any_lists_of_whole_numbers(labels):
+    np.testing.assert_array_equal(LabelledImages(GREY, labels).labels, LabelledImages(GREY, LABELS).labels)
+
+
+def test_images_are_copied_once_and_shared_after_that():
+    mine = GREY.copy()
+    held = config(mine).images
+    mine[:] = 0
+    np.testing.assert_array_equal(held.images, GREY)
+    assert not held.images.flags.writeable
+    assert copy.deepcopy(held) is held
+    assert config(held).own_canvases.compose([1]).images.tolist() == GREY[[1]].tolist()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"images": GREY / 255}, r"float64 of shape \(12, 24, 32\)\. Scale them to 0\.\.255 and convert"),
+        ({"images": np.full(GREY.shape, np.nan)}, "float64 .* Scale them"),
+        ({"images": GREY.astype(int)}, "int64 .* Scale them"),
+        ({"images": GREY.astype(str)}, "<U"),
+        ({"images": GREY[0]}, r"N > 0; got shape \(24, 32\)"),
+        ({"images": GREY[..., None]}, r"got shape \(12, 24, 32, 1\)"),
+        ({"images": COLOUR.transpose(0, 3, 1, 2)}, r"got shape \(12, 3, 24, 32\)"),
+        ({"images": GREY[None, None, None]}, "got shape"),
+        ({"images": GREY[:0], "labels": []}, r"N > 0; got shape \(0, 24, 32\)"),
+        ({"images": GREY[:, :0]}, r"got shape \(12, 0, 32\)"),
+        ({"images": [GREY[0], GREY[1, :5]], "labels": [[], []]}, "list of several shapes"),
+        ({"images": 3}, r"got int64 of shape \(\)"),
+        ({"labels": LABELS[:-1]}, "as many lists of labels as images; got 11 for 12 images"),
+        ({"labels": 3}, "one list of whole numbers per image; got 3"),
+        (
+            {"labels": [*LABELS[:-1], 3]},
+            r"image 11: expected a list of labels; got 3\. One object is a list, too: \[3\]",
+        ),
+        ({"labels": [*LABELS[:-1], [1, -1]]}, r"image 11: expected labels as whole numbers in 0\.\.9999; got -1"),
+        ({"labels": [*LABELS[:-1], [1.0]]}, r"image 11: .* got 1\.0"),
+        ({"labels": [[True], *LABELS[1:]]}, "image 0: .* got True"),
+        ({"labels": [*LABELS[:-1], "12"]}, "image 11: .* got '1'"),
+        ({"labels": [[10_000], *LABELS[1:]]}, "image 0: .* got 10000"),
+        ({"num_classes": 3}, r"image 3: expected labels in 0\.\.2, since num_classes=3; got 3\. Raise num_classes"),
+        ({"labels": [[]] * 12}, "No image has a label.* pass num_classes"),
+        ({"max_objects": 2}, r"image 3: expected at most max_objects=2 labels; got 3\. Raise max_objects to 3"),
+        ({"images": GREY[:2], "labels": LABELS[:2], "split": "val"}, "2 images cannot be shared out.* split='all'"),
+    ],
+)
+def test_wrong_data_are_refused(wrong, message):
+    with pytest.raises(DataError, match=message):
+        single(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"labels": None}, "Expected labels, N lists of whole numbers, with images as an array"),
+        ({"images": "somewhere", "labels": LABELS}, "Expected labels only with images as an array; a folder names"),
+        ({"images": None, "labels": LABELS}, "Expected labels only with images as an array"),
+        ({"min_objects": 2, "clutter": 0}, r"^min_objects, clutter: how canvases are composed; images of your own"),
+        ({"task": "set"}, "^task: how canvases"),
+        ({"num_classes": 0}, "num_classes of at least 1; got 0"),
+        ({"num_classes": 2.5}, "num_classes as a whole number"),
+        ({"max_objects": -1}, "max_objects of at least 0; got -1"),
+        ({"split": "training"}, "split to be one of train, val, test, all; got 'training'"),
+    ],
+)
+def test_arguments_that_do_not_go_together_are_refused(wrong, message):
+    with pytest.raises(ConfigError, match=message):
+        HSALEnv(**{"source": "custom", "images": GREY, "labels": LABELS, **wrong})
+
+
+def test_without_images_the_id_says_what_it_needs():
+    with pytest.raises(ConfigError, match=r"HSAL-Custom-v0 needs your images: pass images=FOLDER"):
+        gym.make("HSAL-Custom-v0")
+
+
+@pytest.mark.parametrize("given", [{"images": GREY, "labels": LABELS}, {"num_classes": 5}, {"split": "all"}])
+def test_what_is_for_images_of_your_own_is_refused_elsewhere(given):
+    with pytest.raises(ConfigError, match=f"{next(iter(given))}.*for images of your own. Make HSAL-Custom-v0"):
+        gym.make("HSAL-DigitsSet-v0", **given)
+
+
+def test_a_canvas_index_outside_the_split_is_refused():
+    canvases = config().own_canvases
+    for index in (-1, 12):
+        with pytest.raises(DataError, match=rf"canvas indices in 0\.\.11; got {index}\.\.{index}"):
+            canvases.compose([index])
+
+
+# --- splits -----------------------------------------------------------------------------------------------------------
+
+
+def many(number: int) -> LabelledImages:
+    images = np.random.default_rng(2).integers(0, 256, (number, 4, 4), dtype=np.uint8)
+    return LabelledImages(images, [[i % 5] for i in range(number)])
+
+
+def pictures(data: LabelledImages, split: str) -> set[bytes]:
+    return {image.tobytes() for image in data.images[data.part(split)]}
+
+
+@pytest.mark.parametrize(("number", "sizes"), [(3, (1, 1, 1)), (19, (17, 1, 1)), (200, (160, 20, 20))])
+def test_shares_are_disjoint_and_hold_every_image(number, sizes):
+    parts = [many(number).part(split) for split in ("train", "val", "test")]
+    assert tuple(map(len, parts)) == sizes
+    assert sorted(np.concatenate(parts)) == list(range(number))
+
+
+def test_shares_do_not_depend_on_order_or_seed():
+    data, order = many(50), np.random.default_rng(3).permutation(50)
+    shuffled = LabelledImages(data.images[order], [[0]] * 50)
+    for split in ("train", "val", "test"):
+        assert pictures(data, split) == pictures(shuffled, split)
+        drawn = [config(data, split=split, seed=seed).own_canvases for seed in (0, 1)]
+        images = [canvases.compose(range(len(canvases))).images for canvases in drawn]
+        assert (images[0] != images[1]).any()
+        assert {image.tobytes() for image in images[0]} == {image.tobytes() for image in images[1]}
+
+
+def test_a_few_more_images_move_none_from_train_to_test():
+    assert not pictures(many(1000), "train") & pictures(many(1200), "test")
+
+
+def test_all_images_keep_their_order_whatever_the_seed():
+    np.testing.assert_array_equal(config(seed=5).own_canvases.compose(range(12)).images, GREY)
+
+
+# --- a folder ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("images", [GREY, COLOUR], ids=["grey", "colour"])
+def test_a_folder_is_its_arrays(tmp_path, images):
+    folder = write_folder(tmp_path / "png", images, LABELS)
+    read, given = config(folder).data, LabelledImages(images, LABELS)
+    np.testing.assert_array_equal(read.images, given.images)
+    np.testing.assert_array_equal(read.labels, given.labels)
+    assert read.digest == given.digest
+    assert config(Path(folder)).images == folder
+
+
+def test_jpeg_palette_and_black_and_white_files_are_read(tmp_path):
+    flat = np.full((1, 24, 32), 100, np.uint8)
+    jpeg = config(write_folder(tmp_path / "jpeg", flat, [[0]], form="jpg")).data
+    assert np.abs(jpeg.images.astype(int) - 100).max() <= 1
+    Image.fromarray(COLOUR[0]).quantize(8).save(tmp_path / "jpeg" / "p.png")
+    Image.fromarray(GREY[0] > 99).save(tmp_path / "jpeg" / "1.png")
+    (tmp_path / "jpeg" / "labels.csv").write_text("file,labels\np.png,0\n1.png,\n\n")
+    read = config(str(tmp_path / "jpeg")).data
+    with Image.open(tmp_path / "jpeg" / "p.png") as image:
+        np.testing.assert_array_equal(read.images[0], np.asarray(image.convert("RGB")))
+    np.testing.assert_array_equal(read.images[1], 255 * (GREY[0] > 99)[..., None].repeat(3, axis=2))  # grey repeated
+
+
+def test_a_colour_file_among_grey_ones_makes_all_colour(folder):
+    Image.fromarray(COLOUR[5]).save(folder / "5.png")
+    images = config(str(folder)).data.images
+    np.testing.assert_array_equal(images[5], COLOUR[5])
+    for i in (0, 4, 6, 11):
+        np.testing.assert_array_equal(images[i], GREY[i][..., None].repeat(3, axis=2))
+
+
+def test_folders_of_splits_are_the_splits(tmp_path):
+    for name, rows in (("train", slice(0, 6)), ("val", slice(6, 8)), ("test", slice(8, 12))):
+        write_folder(tmp_path / name, GREY[rows], LABELS[rows])
+    drawn = {split: config(str(tmp_path), split=split) for split in ("train", "val", "test", "all")}
+    assert {split: one.size for split, one in drawn.items()} == {"train": 6, "val": 2, "test": 4, "all": 12}
+    np.testing.assert_array_equal(drawn["all"].own_canvases.compose(range(12)).images, GREY)
+    assert pictures(drawn["val"].data, "val") == {GREY[6].tobytes(), GREY[7].tobytes()}
+    assert {one.classes for one in drawn.values()} == {4}  # of all splits: val alone has no label 3
+    shutil.rmtree(tmp_path / "val")
+    with pytest.raises(
+        DataError, match=r"images for train and test, none for 'val': make a folder val with labels\.csv"
+    ):
+        _ = config(str(tmp_path), split="val").size
+
+
+def test_a_changed_folder_is_read_again(folder):
+    assert config(str(folder)).data.labels[1].tolist() == [0, -1, -1]
+    assert config(str(folder)).data is config(str(folder)).data  # and an unchanged one is not
+    Image.fromarray(GREY[0]).save(folder / "1.png")
+    (folder / "labels.csv").write_text((folder / "labels.csv").read_text().replace("1.png,0\n", "1.png,3 3 3 3\n"))
+    data = config(str(folder)).data
+    assert data.labels[1].tolist() == [3, 3, 3, 3]
+    np.testing.assert_array_equal(data.images[1], GREY[0])
+
+
+def overwrite(name: str, content: str | bytes) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def save(image: Image.Image, **options) -> Callable[[Path], None]:
+    return lambda folder: image.save(folder / "5.png", **options)
+
+
+def cut_off(folder: Path) -> None:
+    content = (folder / "5.png").read_bytes()
+    (folder / "5.png").write_bytes(content[: len(content) // 2])
+
+
+def with_splits(folder: Path) -> None:
+    shutil.copytree(folder, folder / "train", ignore=shutil.ignore_patterns("train"))
+
+
+HEAD = "file,labels\n"
+RGB = Image.fromarray(COLOUR[0])
+BROKEN_FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no folder": (shutil.rmtree, r"No folder .*mine\. Expected one that holds labels\.csv"),
+    "no csv": (lambda f: (f / "labels.csv").unlink(), "mine: expected labels.csv, or train/labels.csv.*; got none"),
+    "two kinds of csv": (with_splits, "got both it and train/labels.csv"),
+    "csv is empty": (overwrite("labels.csv", ""), "labels.csv: expected the first line 'file,labels'; got ''"),
+    "no head": (overwrite("labels.csv", "0.png,1\n"), "expected the first line 'file,labels'; got '0.png,1'"),
+    "only a head": (overwrite("labels.csv", HEAD), "labels.csv names no images"),
+    "no text": (overwrite("labels.csv", b"\xff\xfe\x00"), "labels.csv cannot be read.*UTF-8"),
+    "null bytes": (overwrite("labels.csv", HEAD + "0.png,\x001\n"), r"labels.csv"),
+    "too many columns": (overwrite("labels.csv", HEAD + "0.png,1,2\n"), "line 2: expected a file, a comma, and labels"),
+    "no labels column": (overwrite("labels.csv", HEAD + "0.png\n"), "line 2: expected a file, a comma"),
+    "no file name": (overwrite("labels.csv", HEAD + "0.png,1\n,2\n"), "line 3: expected a file, a comma"),
+    "twice": (overwrite("labels.csv", HEAD + "0.png,1\n./0.png,2\n"), r"line 3: ./0.png is listed twice"),
+    "label is text": (overwrite("labels.csv", HEAD + "0.png,1 cat\n"), r"line 2 \(0.png\): .*whole numbers.*'cat'"),
+    "label is negative": (overwrite("labels.csv", HEAD + "0.png,-1\n"), r"line 2 \(0.png\): .*'-1'"),
+    "label is a fraction": (overwrite("labels.csv", HEAD + "0.png,1.5\n"), r"line 2 \(0.png\): .*'1.5'"),
+    "label is huge": (overwrite("labels.csv", HEAD + f"0.png,{10**30}\n"), r"line 2 \(0.png\): .*0\.\.9999; got 1000"),
+    "image is missing": (lambda f: (f / "5.png").unlink(), r"5\.png is named in labels.csv but cannot be found"),
+    "image is a folder": (lambda f: ((f / "5.png").unlink(), (f / "5.png").mkdir()), r"5\.png: cannot be read"),
+    "image is empty": (overwrite("5.png", b""), r"5\.png: cannot be read as PNG or JPEG"),
+    "image is garbage": (overwrite("5.png", b"garbage" * 99), r"5\.png: cannot be read as PNG or JPEG"),
+    "image is cut off": (cut_off, r"5\.png: cannot be read as PNG or JPEG.*Mend it, or take its line out"),
+    "image is a GIF": (save(RGB, format="GIF"), r"5\.png: cannot be read as PNG or JPEG"),
+    "image has alpha": (save(RGB.convert("RGBA")), r"5\.png: expected 8-bit grey or RGB; got mode RGBA"),
+    "image has transparency": (save(RGB, transparency=(0, 0, 0)), r"5\.png: .* got mode RGB with transparency"),
+    "image has 16 bits": (save(Image.fromarray(GREY[0].astype(np.uint16))), r"5\.png: .* got mode I;16"),
+    "another size": (
+        save(Image.fromarray(GREY[0].T.copy())),
+        r"5\.png: expected 24x32 px \(rows x columns\), the size of .*0\.png; got 32x24",
+    ),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), BROKEN_FOLDERS.values(), ids=BROKEN_FOLDERS)
+def test_a_broken_folder_is_an_error_that_names_the_file(folder, damage, message):
+    damage(folder)
+    with pytest.raises(DataError, match=message):
+        HSALEnv(source="custom", images=str(folder))
+
+
+def test_messages_name_the_file_of_a_label(folder):
+    with pytest.raises(DataError, match=r"mine/3\.png: expected labels in 0\.\.2"):
+        HSALEnv(source="custom", images=str(folder), num_classes=3)
+
+
+# --- the environment --------------------------------------------------------------------------------------------------
+
+ARRAYS = {
+    "grey": {"images": GREY, "labels": LABELS},
+    "colour": {"images": COLOUR, "labels": LABELS, "activation": Patches(), "saliency": Total()},
+}
+
+
+@pytest.mark.parametrize("mode", ["native", "flat"])
+@pytest.mark.parametrize("arrays", ARRAYS.values(), ids=ARRAYS)
+def test_arrays_pass_the_checker_and_the_spec_survives(arrays, mode):
+    env = gym.make("HSAL-Custom-v0", **arrays, action_mode=mode, render_mode="rgb_array")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_env(env.unwrapped)
+    again = gym.make(env.spec)
+    assert again.observation_space == env.observation_space
+    assert_equal(again.reset(seed=3)[0], env.reset(seed=3)[0])
+
+
+@pytest.mark.parametrize("arrays", ARRAYS.values(), ids=ARRAYS)
+def test_an_observation_holds_the_image_and_the_info_its_labels(arrays):
+    env = gym.make("HSAL-Custom-v0", **arrays)
+    observation, info = env.reset(options={"index": 3})
+    shape = (24, 32, 3) if arrays["images"] is COLOUR else (24, 32, 1)
+    assert env.observation_space["image"].shape == shape
+    np.testing.assert_array_equal(observation["image"], arrays["images"][3].reshape(shape))
+    assert info["label_counts"].tolist() == [0, 1, 1, 1]
+    assert info["source"] == "custom"
+    assert env.action_space["label"].n == 5
+    assert env.observation_space["last_label"].n == 6
+
+
+@pytest.mark.parametrize("arrays", ARRAYS.values(), ids=ARRAYS)
+def test_native_lanes_are_gymnasiums_to_the_bit(arrays):
+    native = gym.make_vec("HSAL-Custom-v0", num_envs=3, **arrays)
+    assert isinstance(native.unwrapped, HSALVectorEnv)
+    in_turn = gym.make_vec("HSAL-Custom-v0", num_envs=3, vectorization_mode="sync", **arrays)
+    assert isinstance(in_turn.unwrapped, SyncVectorEnv)
+    native.action_space.seed(0)
+    assert_equal(native.reset(seed=5), in_turn.reset(seed=5))
+    for _ in range(12):
+        actions = native.action_space.sample()
+        (seen, *outcome, _), (expected, *expected_outcome, _) = native.step(actions), in_turn.step(actions)
+        assert_equal((seen, *outcome), (expected, *expected_outcome))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda env: pickle.loads(pickle.dumps(env))], ids=["copy", "pickle"])
+@pytest.mark.parametrize("arrays", [*ARRAYS.values(), None], ids=[*ARRAYS, "folder"])
+def test_a_copy_goes_on_identically(copied, arrays, folder):
+    env = HSALEnv(source="custom", split="all", **(arrays or {"images": str(folder)}))
+    env.action_space.seed(0)
+    env.reset(seed=1)
+    twin = copied(env)
+    for _ in range(3):
+        action = env.action_space.sample()
+        assert_equal(twin.step(action), env.step(action))
+    assert_equal(twin.reset(seed=2), env.reset(seed=2))
+
+
+def test_of_an_image_without_objects_stop_is_right():
+    env = single()
+    _, info = env.reset(options={"index": 2})
+    assert info["label_counts"].tolist() == [0, 0, 0, 0]
+    for _ in range(4):
+        _, reward, terminated, _, info = env.step({"attention": np.zeros(20, np.float32), "location": 0, "label": STOP})
+    assert (reward, terminated) == (1.0, True)
+    assert (info["exact_match"], info["precision"], info["recall"]) == (1, 1, 1)
+
+
+def test_of_an_image_without_objects_a_label_is_wrong():
+    env = single(protocol="teacher")
+    env.reset(options={"index": 2})
+    for _ in range(4):
+        *_, terminated, _, info = env.step({"attention": np.zeros(20, np.float32), "location": 0, "label": 1})
+    assert terminated
+    assert (info["exact_match"], info["precision"], info["recall"]) == (0, 0, 1)
+
+
+@pytest.mark.parametrize("shape", [(24, 60), (60, 24)])
+def test_a_picture_shows_colour_and_keeps_proportions(shape):
+    red = np.zeros((1, *shape, 3), np.uint8)
+    red[..., 0] = 255
+    env = single(images=red, labels=[[0]], activation=Patches())
+    env.render_mode = "rgb_array"
+    env.reset(seed=0)
+    pixels = np.argwhere((env.render() == [255, 0, 0]).all(axis=2))
+    height, width = np.ptp(pixels, axis=0) + 1
+    assert height / width == pytest.approx(shape[0] / shape[1], rel=0.03)
+    assert max(height, width) > 200
+
+
+# --- models -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_given_module_is_the_named_one():
+    named, given = (
+        Examples(config(COLOUR, activation=activation, saliency=saliency))
+        for activation, saliency in ((f"{__name__}:Patches", f"{__name__}:Redness"), (Patches(), Redness()))
+    )
+    for one, other in zip(named.load([3, 0])[0], given.load([3, 0])[0], strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_volume_is_of_the_colours():
+    example, _ = Examples(config(COLOUR, activation=Patches(), saliency=Total())).load([7])
+    patches = COLOUR[7].reshape(3, 8, 4, 8, 3).mean(axis=(1, 3)).transpose(2, 0, 1) / 255
+    np.testing.assert_allclose(example.volume[0], patches, rtol=1e-2)  # bfloat16 where the processor has it
+    np.testing.assert_allclose(example.raw_saliency[0], patches.sum(axis=0), rtol=1e-2)
+
+
+def test_grey_is_repeated_for_a_model_that_reads_colour():
+    volume = Examples(config(GREY, activation=Patches())).load([4])[0].volume[0]
+    assert torch.equal(volume[0], volume[1])
+    assert torch.equal(volume[0], volume[2])
+
+
+def test_a_given_module_is_copied():
+    mine, weighing = Patches().train(), Redness()
+    used = Examples(config(COLOUR, activation=mine, saliency=weighing))
+    before = used.load([0])[0]
+    with torch.no_grad():
+        mine.scale.zero_(), weighing.weight.zero_()
+    after = used.load([0])[0]
+    assert torch.equal(before.volume, after.volume)
+    assert torch.equal(before.raw_saliency, after.raw_saliency)
+    assert mine.training
+    assert mine.scale.requires_grad
+
+
+@pytest.mark.parametrize("activation", ["compact", GreyPatches()])
+def test_colour_for_a_model_that_reads_grey_is_refused_with_a_way_out(activation):
+    for features in ("lazy", "store"):
+        with pytest.raises(DataError, match=r"in colour .* reads 1 channel.* image\.convert\('L'\).* in_channels = 3"):
+            HSALEnv(source="custom", images=COLOUR, labels=LABELS, activation=activation, features=features)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            nn.Conv2d(3, 8, 3),
+            r"activation=Conv2d: expected an nn\.Module with .*model\.in_channels, model\.channels = 3, 64",
+        ),
+        (Patches, "activation=Patches: expected an nn.Module"),
+        (Total(), "activation=Total: expected"),
+        (None, "activation=None: expected"),
+    ],
+)
+def test_what_is_no_activation_model_is_refused(given, message):
+    with pytest.raises(ConfigError, match=message):
+        activation_model(given)
+
+
+@pytest.mark.parametrize(("given", "name"), [(Total, "Total"), (3, "3"), (None, "None"), (nn.Parameter(), "Parameter")])
+def test_what_is_no_saliency_model_is_refused(given, name):
+    with pytest.raises(ConfigError, match=f"saliency={name}: expected a name, or an object to be called"):
+        saliency_model(given)
+
+
+def test_a_given_models_bad_answers_are_named_by_its_class():
+    with pytest.raises(DataError, match=r"activation=Patches: expected a finite volume.*NaN"):
+        Examples(config(COLOUR, activation=Patches(gain=float("nan"))))
+    with pytest.raises(DataError, match="saliency=<lambda>: expected a map"):
+        Examples(config(saliency=lambda images, volume: -volume.sum(dim=1))).load([0])
+
+
+@pytest.mark.parametrize("shape", [(100, 100), (48, 64), (37, 130)])
+def test_the_compact_model_reads_other_sizes(shape):
+    env = single(images=np.zeros((1, *shape), np.uint8), labels=[[0]], activation="compact")
+    assert env.simulation.examples.map_size == (-(-shape[0] // 16), -(-shape[1] // 16))
+
+
+# --- the feature store ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stores(tmp_path, monkeypatch) -> Callable[[], int]:
+    """How many stores there are."""
+    monkeypatch.setenv("HSAL_CACHE", str(tmp_path / "cache"))
+    return lambda: len(list((tmp_path / "cache" / "features").iterdir()))
+
+
+def test_stored_features_are_the_lazy_ones(stores):
+    kept, lazy = (Examples(config(COLOUR, activation=Patches(), features=f), progress=False) for f in ("store", "lazy"))
+    for one, other in zip(kept.load([3, 11, 2])[0], lazy.load([3, 11, 2])[0], strict=True):
+        torch.testing.assert_close(one, other, rtol=0.02, atol=0.02)
+
+
+def test_a_store_is_found_by_what_its_content_depends_on(stores, tmp_path):
+    stronger = Patches()
+    with torch.no_grad():
+        stronger.scale.mul_(2)
+    dimmed = COLOUR.copy()
+    dimmed[3, 0, 0, 0] ^= 1
+    different = [
+        {},
+        {"images": dimmed},
+        {"labels": [[3, 3], *LABELS[1:]]},
+        {"num_examples": 11},
+        {"split": "train"},
+        {"split": "train", "seed": 1},
+        {"activation": stronger},
+        {"activation": Patches(gain=2.0)},
+    ]
+    for count, change in enumerate(different, start=1):
+        Examples(config(**{"images": COLOUR, "activation": Patches(), "features": "store", **change}), progress=False)
+        assert stores() == count
+    folder = write_folder(tmp_path / "same", COLOUR, LABELS)
+    for same in ({"activation": f"{__name__}:Patches"}, {"images": folder}, {"glimpses": 3}, {"num_classes": 9}):
+        Examples(config(**{"images": COLOUR, "activation": Patches(), "features": "store", **same}), progress=False)
+    assert stores() == len(different)
+
+
+def test_a_store_of_a_model_without_source_is_refused_with_a_way_out(stores):
+    made: dict = {"Patches": Patches, "__name__": "__main__"}
+    exec("class Typed(Patches):\n    pass", made)  # as in a notebook
+    given = made["Typed"]()
+    given.__class__.__module__ = "no_such_module"
+    assert Examples(config(COLOUR, activation=given)).channels == 3
+    with pytest.raises(ConfigError, match=r"source of .*Typed cannot be read.*Put the class into a file.*'lazy'"):
+        Examples(config(COLOUR, activation=given, features="store"), progress=False)
+
+
+def test_a_stock_module_needs_no_source(stores):
+    made = nn.Sequential(nn.Conv2d(3, 4, 8, stride=8), nn.ReLU())
+    made.in_channels, made.channels = 3, 4
+    assert Examples(config(COLOUR, activation=made, features="store"), progress=False).map_size == (3, 4)
+
+
+# --- pictures of episodes ---------------------------------------------------------------------------------------------
+
+
+def test_an_episode_of_other_labels_is_drawn_with_its_own_stop():
+    step = MetaStep(*np.random.default_rng(0).random((3, 3, 4)), [0], label=STOP, probability=0.5, reward=1.0)
+    stopped, named = draw_episode(COLOUR[0], [step], [3], STOP), draw_episode(COLOUR[0], [step], [3], STOP + 1)
+    assert (stopped != named).any()
+    np.testing.assert_array_equal(draw_episodes([(COLOUR[0], [step], [3])], STOP), stopped)
+    with pytest.raises(DataError, match=r"true labels in 0\.\.3; got 4"):
+        draw_episode(COLOUR[0], [step], [4], STOP)
+    with pytest.raises(DataError, match=r"labels in 0\.\.3; got 4"):
+        draw_episode(COLOUR[0], [step], [2], STOP - 1)
+
+
+# --- learning ---------------------------------------------------------------------------------------------------------
+
+AGENT = AgentConfig(meta_hidden=8, controller_hidden=16, location_hidden=8)
+
+
+def agent_for(env: EnvConfig) -> ActorCritic:
+    examples = Examples(env)
+    return ActorCritic(World(env.rules, examples.map_size, examples.channels, env.classes), AGENT)
+
+
+@pytest.mark.parametrize("algorithm", ["reinforce", "ppo", "cross-entropy", "multiset-loss"])
+@pytest.mark.parametrize("labels", [LABELS, [[]] * 12], ids=["some empty", "all empty"])
+def test_images_without_objects_can_be_learned_from(algorithm, labels):
+    env = config(labels=labels, num_classes=STOP, protocol="teacher")
+    learner = Learner(agent_for(env), LearnerConfig(algorithm=algorithm, batch_size=4), num_updates=1)
+    logged = learner.update(make_env(env, 4), np.arange(4))
+    assert all(np.isfinite(value) for value in logged.values())
+    assert all(part.isfinite().all() for part in learner.agent.parameters())
+
+
+def test_episodes_are_recorded_in_colour_with_their_labels():
+    env = config(COLOUR, activation=Patches())
+    for index, (canvas, steps, labels) in enumerate(record(agent_for(env).eval(), env, np.arange(4))):
+        np.testing.assert_array_equal(canvas, COLOUR[index])
+        assert labels == LABELS[index]
+        assert {step.saliency.shape for step in steps} == {(3, 4)}
+
+
+@pytest.mark.parametrize(
+    ("objects", "named"),
+    [
+        ({"images": GREY, "labels": LABELS}, "images"),
+        ({"activation": GreyPatches()}, "activation"),
+        ({"saliency": Total()}, "saliency"),
+    ],
+)
+def test_what_a_checkpoint_cannot_hold_is_refused_before_anything_is_written(folder, tmp_path, objects, named):
+    env = EnvConfig(**{"source": "custom", "images": str(folder), "split": "train", **objects})
+    with pytest.raises(
+        ConfigError, match=f"^{named}: a checkpoint cannot hold arrays or objects. Give images as a folder"
+    ):
+        Run(tmp_path / "run", env, "hsal", AGENT, LearnerConfig(batch_size=4), seed=0)
+    assert not (tmp_path / "run").exists()
+
+
+def test_plain_values_hold_what_the_data_decide(folder):
+    plain = config(str(folder), activation="compact").plain()
+    assert plain == json.loads(json.dumps(plain))
+    assert {name: plain[name] for name in ("images", "num_classes", "max_objects")} == {
+        "images": str(folder), "num_classes": 4, "max_objects": 3,
+    }  # fmt: skip
+    assert not {"images", "labels", "num_classes"} & set(EnvConfig(source="digits").plain())
+
+
+# --- the commands -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path) -> Command:
+    monkeypatch.chdir(tmp_path)
+    return Command(monkeypatch, capsys)
+
+
+FLAGS = [
+    *("--preset", "tiny", "--env-id", "HSAL-Custom-v0", "--activation", f"{__name__}:GreyPatches", "--passes", 1),
+    *("--batch-size", 8, "--controller-hidden", 16, "--meta-hidden", 16, "--output-dir", "run"),
+]
+
+
+def metrics_of(path: str) -> dict:
+    return json.loads(Path(path).read_text())
+
+
+def test_a_folder_is_trained_on_and_its_agent_tested(command, custom_folder, tmp_path):
+    """From images to the table, where the folder has moved, and on with the run."""
+    folder = tmp_path / "mine"
+    shutil.copytree(custom_folder, folder)
+    (folder / "labels.csv").write_text((folder / "labels.csv").read_text() + "empty.png,\n")
+    Image.fromarray(np.zeros((48, 64), np.uint8)).save(folder / "empty.png")
+    command(TRAIN, [*FLAGS, "--images", "mine"])
+    metrics = metrics_of("run/metrics.json")
+    assert metrics["source"] == "custom"
+    assert sum(part["episodes"] for part in metrics["test"]["by_count"].values()) == 4
+    env = metrics["config"]["env"]
+    assert (env["split"], env["num_classes"], env["max_objects"]) == ("train", 5, 3)
+    assert "mine" not in json.dumps(metrics)  # where the data lie is a fact of the machine
+    assert (tmp_path / "run" / "episodes.png").is_file()
+    assert checkpoint.load(tmp_path / "run" / "checkpoint.pt").env.images == "mine"
+
+    command(EVALUATE, ["run/checkpoint.pt", "--json", "t.json", "--picture", "t.png"])
+    assert metrics_of("t.json")["test"] == metrics["test"]
+    folder.rename(tmp_path / "moved")
+    command.fails(EVALUATE, ["run/checkpoint.pt"], "error: No folder mine.")
+    command(EVALUATE, ["run/checkpoint.pt", "--images", "moved", "--json", "m.json"])
+    assert metrics_of("m.json")["test"] == metrics["test"]
+    command(EVALUATE, ["run/checkpoint.pt", "--images", "moved", "--split", "all", "--json", "all.json"])
+    assert sum(part["episodes"] for part in metrics_of("all.json")["test"]["by_count"].values()) == 41
+
+    command(TRAIN, [*FLAGS, "--images", "moved", "--resume"])
+    (tmp_path / "moved" / "labels.csv").write_text((custom_folder / "labels.csv").read_text())
+    command.fails(TRAIN, [*FLAGS, "--images", "moved", "--resume"], "error:", "images differ")
+    command.fails(
+        EVALUATE, ["run/checkpoint.pt", "--source", "digits"], "error: The agent names 5 labels, digits has 10"
+    )
+    command.fails(ANALYSE, ["run/checkpoint.pt", "--episodes", 4], "error: Errors are broken down by the boxes")
+    command.fails(
+        BUNDLE, ["run", "--name", "x"], "error: Bundled agents are trained on mnist or digits; this one on 'custom'"
+    )
+
+
+def test_a_bundled_agent_scores_alike_on_canvases_and_on_their_files(command, tmp_path):
+    tested = EnvConfig(source="digits", split="test", num_examples=20, max_objects=6, max_size_px=33)
+    canvases = Examples(tested).compose(np.arange(20))
+    write_folder(tmp_path / "files", canvases.images, [[c for c in row if c >= 0] for row in canvases.labels.tolist()])
+    same = ["mnist-multiset", "--episodes", 20, "--max-objects", 6]
+    command(EVALUATE, [*same, "--source", "digits", "--max-size-px", 33, "--json", "a.json"])
+    command(EVALUATE, [*same, "--images", "files", "--split", "all", "--json", "b.json"])
+    on_canvases, on_files = metrics_of("a.json"), metrics_of("b.json")
+    assert on_files["test"] == on_canvases["test"]
+    assert (on_files["source"], on_files["trained_on"]) == ("custom", "mnist")
+    assert on_files["test"]["exact_match"] > 0
+    command.fails(EVALUATE, ["mnist-multiset", "--images", "files"], "files/", "max_objects=4 labels; got", "to 6")
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "said"),
+    [
+        (TRAIN, [], "error: HSAL-Custom-v0 needs your images: pass images=FOLDER (--images FOLDER)"),
+        (TRAIN, ["--images", "nowhere"], "error: No folder nowhere."),
+        (TRAIN, ["--images", "mine", "--env-id", "HSAL-DigitsSet-v0"], "images: for images of your own."),
+        (TRAIN, ["--images", "mine", "--min-objects", 2], "min_objects: how canvases are composed"),
+        (TRAIN, ["--images", "mine", "--batch-size", 64], "batch_size=64 training images; got 10"),
+        (TRAIN, ["--images", "mine", "--activation", "resnet1000"], "Expected activation to be one of"),
+    ],
+)
+def test_a_wrong_flag_is_a_clear_error(command, folder, tmp_path, name, flags, said):
+    command.fails(name, [*FLAGS, *flags], said)
+    assert not list(tmp_path.glob("run/*"))
+
+
+def test_the_count_network_says_that_it_takes_no_images(command):
+    command.fails(COUNT, ["--env-id", "HSAL-Custom-v0"], "error: HSAL-Custom-v0 needs your images")
