@@ -110,10 +110,11 @@ def test_a_mistyped_flag_is_an_error_of_one_line(no_ray: None, monkeypatch, flag
 
 @pytest.mark.rllib
 @pytest.mark.parametrize("env_id", ENVIRONMENTS)
-def test_two_agents_pass_rllibs_checker(rllib, env_id):
+def test_two_agents_pass_rllibs_checker(rllib, env_id, custom_folder):
     from ray.rllib.utils.pre_checks.env import check_multiagent_environments
 
-    env = rllib.HSALMultiAgentEnv({"env_id": env_id, **SMALL})
+    few = {"images": str(custom_folder)} if env_id == "HSAL-Custom-v0" else SMALL
+    env = rllib.HSALMultiAgentEnv({"env_id": env_id, **few})
     check_multiagent_environments(env)
     assert (env.agents, env.possible_agents) == ([META, CONTROLLER], [META, CONTROLLER])
 
