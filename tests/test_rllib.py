@@ -27,7 +27,7 @@ SCRIPT = ROOT / "train" / "rllib_agents.py"
 ID = "HSAL-DigitsMultiset-v0"
 META, CONTROLLER = "meta_controller", "controller"
 TINY = shlex.split(
-    f"--env-id {ID} --num-examples 32 --iterations 3 --train-batch-size 256 --minibatch-size 64 --num-envs 4"
+    f"--env-id {ID} --num-examples 32 --iterations 2 --train-batch-size 256 --minibatch-size 64 --num-envs 4"
     " --test-episodes 20"
 )
 
@@ -110,10 +110,11 @@ def test_a_mistyped_flag_is_an_error_of_one_line(no_ray: None, monkeypatch, flag
 
 @pytest.mark.rllib
 @pytest.mark.parametrize("env_id", ENVIRONMENTS)
-def test_two_agents_pass_rllibs_checker(rllib, env_id):
+def test_two_agents_pass_rllibs_checker(rllib, env_id, custom_folder):
     from ray.rllib.utils.pre_checks.env import check_multiagent_environments
 
-    env = rllib.HSALMultiAgentEnv({"env_id": env_id, **SMALL})
+    few = {"images": str(custom_folder)} if env_id == "HSAL-Custom-v0" else SMALL
+    env = rllib.HSALMultiAgentEnv({"env_id": env_id, **few})
     check_multiagent_environments(env)
     assert (env.agents, env.possible_agents) == ([META, CONTROLLER], [META, CONTROLLER])
 
@@ -365,21 +366,21 @@ def folder(rllib, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
-def check_run(folder: Path, view: str) -> dict:
+def check_run(folder: Path, view: str, iterations: int, steps: int) -> tuple[list[float], dict]:
+    """Its mean returns and its metrics."""
     assert {path.name for path in folder.iterdir()} == {"checkpoint", "progress.csv", "metrics.json"}
     rows = list(csv.DictReader((folder / "progress.csv").open()))
-    assert [int(row["iteration"]) for row in rows] == [1, 2, 3]
-    assert all(-30 < float(row["mean_return"]) < 12 for row in rows)
+    assert [int(row["iteration"]) for row in rows] == list(range(1, iterations + 1))
     metrics = json.loads((folder / "metrics.json").read_text())
-    assert metrics["steps"] == int(rows[-1]["steps"]) >= 3 * 256
+    assert metrics["steps"] == int(rows[-1]["steps"]) >= iterations * steps
     assert metrics["source"] == "digits"
     assert metrics["config"]["view"] == view
     assert metrics["versions"]["ray"]
     assert "--output-dir" not in metrics["command"]
     for name in ("test", "random", "stop_at_once"):
         assert sum(part["episodes"] for part in metrics[name]["by_count"].values()) == 20
-    assert metrics["test"]["mean_return"] > metrics["random"]["mean_return"]  # it has learned to stop
-    return metrics
+        assert -30 < metrics[name]["mean_return"] < 12
+    return [float(row["mean_return"]) for row in rows], metrics
 
 
 @pytest.mark.rllib
@@ -387,11 +388,13 @@ def check_run(folder: Path, view: str) -> dict:
 def test_ppo_trains_here_and_a_level_has_a_policy_of_its_own(rllib, folder, monkeypatch, capsys, view):
     from ray.rllib.core.rl_module import MultiRLModule
 
-    run(monkeypatch, [*TINY, "--view", view, "--output-dir", folder])
+    longer = shlex.split("--iterations 10 --train-batch-size 512 --minibatch-size 128 --num-envs 8")
+    run(monkeypatch, [*TINY, *longer, "--view", view, "--output-dir", folder])
     assert not rllib.ray.is_initialized()
     printed = capsys.readouterr().out
-    assert [printed.count(f"iteration {i}/3: ") for i in (1, 2, 3)] == [1, 1, 1]
-    metrics = check_run(folder, view)
+    assert [printed.count(f"iteration {i}/10: ") for i in range(1, 11)] == [1] * 10
+    returns, metrics = check_run(folder, view, 10, 512)
+    assert returns[-1] > returns[0] + 0.5  # with seeds 0, 1 and 2 it was at least 0.9
     saved = MultiRLModule.from_checkpoint(folder / "checkpoint" / "learner_group" / "learner" / "rl_module")
     assert set(saved.keys()) == ({META, CONTROLLER} if view == "multi-agent" else {"default_policy"})
     env = rllib.make_env(ID, view, {"num_examples": 20, "split": "test", "features": "store"})
@@ -409,11 +412,13 @@ def test_the_same_command_trains_on_a_cluster_of_two_nodes(rllib, folder, monkey
     cluster = Cluster(initialize_head=True, head_node_args=small)
     try:
         cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
-        flags = ["--view", view, "--num-env-runners", 2, "--address", cluster.address]  # a CPU each: one on either node
+        address = cluster.address
+        flags = ["--view", view, "--num-env-runners", 2, "--address", address]  # a CPU each: one on either node
         run(monkeypatch, [*TINY, *flags, "--output-dir", folder])
     finally:
         cluster.shutdown()
-    assert check_run(folder, view)["config"]["address"] == cluster.address
+    _, metrics = check_run(folder, view, 2, 256)
+    assert metrics["config"]["address"] == address
 
 
 @pytest.mark.rllib
