@@ -868,7 +868,10 @@ def test_the_count_networks_losses_by_hand():
     [
         ("--env-id CartPole-v1", ["error: Unknown env id 'CartPole-v1'", "HSAL-DigitsSet-v0"]),
         ("--head cells", ["--head", "cells"]),
-        ("--activation nobody", ["error: Expected activation to be one of compact, compact-ten, compact-single", "'nobody'"]),
+        (
+            "--activation nobody",
+            ["error: Expected activation to be one of compact, compact-ten, compact-single", "'nobody'"],
+        ),
         ("--passes 0", ["error: Expected passes, batch_size"]),
         ("--hidden 0", ["error: Expected passes, batch_size"]),
         ("--test-episodes 0", ["error: Expected passes, batch_size"]),

@@ -74,7 +74,18 @@ SETUPS = {
         "RecurrentPPO", "flat", {**_PPO, "policy_kwargs": {"net_arch": [256], "lstm_hidden_size": 128}}
     ),
     "ppo-macro": Setup("PPO", "macro", _PPO),
-    "ppo-option": Setup("PPO", "option", _PPO, env=_OPTION),
+    "ppo-option": Setup(
+        "PPO",
+        "option",
+        # noise as wide as the Box, SB3's default, would hide what a mask is worth
+        {
+            **_PPO,
+            "learning_rate": 3e-4,
+            "ent_coef": 0.0,
+            "policy_kwargs": {"net_arch": [256, 256], "log_std_init": -1.5},
+        },
+        env=_OPTION,
+    ),
     "ppo-controller": Setup("MaskablePPO", "controller", _PPO, env={**_OPTION, "components": 49}),
     "sac": Setup("SAC", "option", {"gamma": 0.9, "learning_starts": 2_000, "gradient_steps": 8}, 16, _OPTION),
     "td3": Setup("TD3", "option", {"gamma": 0.9, "learning_starts": 2_000, "gradient_steps": 8}, 16, _OPTION),
