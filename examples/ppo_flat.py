@@ -42,13 +42,13 @@ def parse() -> argparse.Namespace:
     add("--seed", type=int, default=0)
     add("--save", metavar="FILE", help="write the policy's weights here")
     add("--total-timesteps", type=int, default=300_000)
-    add("--learning-rate", type=float, default=1e-3)
+    add("--learning-rate", type=float, default=2e-3)
     add("--num-envs", type=int, default=64)
     add("--num-steps", type=int, default=64, help="steps of each environment in a roll-out")
-    add("--gamma", type=float, default=0.5, help="small: rewards come at once, see below")
+    add("--gamma", type=float, default=0.5, help="small: rewards come at once, but for attention's")
     add("--gae-lambda", type=float, default=0.95)
     add("--num-minibatches", type=int, default=8)
-    add("--update-epochs", type=int, default=4)
+    add("--update-epochs", type=int, default=8)
     add("--clip-coef", type=float, default=0.2)
     add("--ent-coef", type=float, default=0.01)
     add("--vf-coef", type=float, default=0.5)
@@ -203,13 +203,10 @@ def main() -> None:
                 optimizer.step()
 
         if iteration % max(1, num_iterations // 15) == 0 or iteration == num_iterations:
-            mean_return, exact = torch.tensor(finished).mean(dim=0).tolist()
-            steps, speed = iteration * args.num_envs * args.num_steps, iteration / (time.perf_counter() - start)
-            print(
-                f"{steps:>9,} steps   return {mean_return:6.2f}   exact match {exact:.3f}   "
-                f"({speed * args.num_envs * args.num_steps:,.0f} steps/s)",
-                flush=True,
-            )
+            mean_return, exact = torch.tensor(finished or [[torch.nan, torch.nan]]).mean(dim=0).tolist()
+            steps = iteration * args.num_envs * args.num_steps
+            speed = f"({steps / (time.perf_counter() - start):,.0f} steps/s)"
+            print(f"{steps:>9,} steps   return {mean_return:6.2f}   exact match {exact:.3f}   {speed}", flush=True)
             finished = []
 
     # test: other canvases, made of digits that occur in no training canvas

@@ -133,19 +133,14 @@ def test_the_test_on_the_page_passes(site: Path, tmp_path: Path):
     succeeded(python("-c", block, cwd=tmp_path, path=(site,)))
 
 
-@pytest.mark.parametrize(
-    ("right", "wrong"),
-    [
-        ("trajectory = collect(", "agent.location_prior.data += 1.0\ntrajectory = collect("),
-        ("evaluation = agent", "agent.location_prior.data += 1.0\nevaluation = agent"),
-        ("evaluation = agent", "agent.baseline.bias.data += 0.1\nevaluation = agent"),
-    ],
-)
-def test_the_test_on_the_page_can_fail(site: Path, tmp_path: Path, right: str, wrong: str):
+@pytest.mark.parametrize("part", ["location_prior", "baseline.bias"])
+def test_the_test_on_the_page_can_fail(site: Path, tmp_path: Path, part: str):
     (block,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    assert right in block
-    done = python("-c", block.replace(right, wrong), cwd=tmp_path, path=(site,))
-    assert (done.returncode == 0) == (right == "trajectory = collect("), done.stderr  # before acting it is no mistake
+    assert "evaluation = agent" in block
+    between = f"agent.{part}.data += 1.0\nevaluation = agent"
+    done = python("-c", block.replace("evaluation = agent", between), cwd=tmp_path, path=(site,))
+    assert done.returncode == 1
+    assert "Tensor-likes are not close" in done.stderr
 
 
 def test_links_on_the_pages_exist():
@@ -404,11 +399,19 @@ def test_a_seed_decides_a_run(command: Command, tmp_path: Path):
 
 @pytest.mark.slow
 def test_one_digit_is_learnt_in_seconds(command: Command):
-    flags = "--env-id HSAL-DigitsSingle-v0 --num-examples 512 --test-episodes 200 --total-timesteps 32768"
+    flags = (
+        "--env-id HSAL-DigitsSingle-v0 --num-examples 512 --test-episodes 200 --total-timesteps 50000 --num-steps 32"
+        " --num-minibatches 4 --update-epochs 4 --learning-rate 4e-3 --gamma 0"
+    )
     found = scores(command(*shlex.split(flags)))
     learned, exact = found["learned, greedy"]
-    assert learned > max(found["random"][0], found["stop at once"][0]) + 1
-    assert exact > 0.3
+    assert learned > found["random"][0] + 1
+    assert exact > found["random"][1] + 0.1
+
+
+def test_a_roll_out_may_be_shorter_than_an_episode(command: Command):
+    printed = command(*TINY, "--num-steps", 2, "--num-minibatches", 1, "--total-timesteps", 16)
+    assert "       16 steps   return    nan   exact match nan" in printed
 
 
 def test_nothing_is_learnt_across_the_end_of_an_episode_by_hand(ppo: ModuleType):
@@ -484,23 +487,32 @@ def test_stopping_at_once_earns_two_peaks_of_priority_and_loses_the_stop(ppo: Mo
     assert envs.state.meta_step.eq(1).all()
 
 
-def test_an_episode_is_counted_once(ppo: ModuleType):
-    """Lanes that name the truth end at different times: m labels and a stop, and as many pairs of glimpses."""
-    options = {"num_examples": 20, "features": "store", "action_mode": "flat", "output": "torch", "split": "test"}
-    envs = gym.make_vec("HSAL-DigitsMultiset-v0", 20, autoreset_mode=AutoresetMode.DISABLED, **options)
+def test_an_episode_is_counted_once_as_in_the_single_environment(ppo: ModuleType):
+    """Lanes that name the truth end at different times, and go on through the motions until the last one has."""
+    options = {"num_examples": 20, "features": "store", "action_mode": "flat", "split": "test"}
+    envs = gym.make_vec("HSAL-DigitsMultiset-v0", 20, autoreset_mode=AutoresetMode.DISABLED, output="torch", **options)
+    single = gym.make("HSAL-DigitsMultiset-v0", **options)
 
-    def truthful(observation: dict[str, torch.Tensor]) -> torch.Tensor:
-        remaining = envs.state.remaining
+    def truthful(phase: torch.Tensor, remaining: torch.Tensor) -> torch.Tensor:
         label = torch.where(remaining.sum(1) == 0, 10, remaining.argmax(1))
-        return torch.where(observation["phase"] == 3, 49 + label, 0)
+        return torch.where(phase == 3, 49 + label, 24)
 
-    mean_return, exact = ppo.play(envs, truthful)
-    steps = envs.state.example.counts.sum(dim=1) + 1
+    mean_return, exact = ppo.play(envs, lambda observation: truthful(observation["phase"], envs.state.remaining))
+
+    returns, lengths = [], set()
+    for index in range(20):
+        observation, info = single.reset(options={"index": index})
+        rewards, ended = [], False
+        while not ended:
+            phase, remaining = torch.tensor([observation["phase"]]), torch.tensor(info["remaining_counts"])[None]
+            observation, reward, terminated, truncated, info = single.step(int(truthful(phase, remaining)))
+            rewards.append(reward)
+            ended = terminated or truncated
+        returns.append(sum(rewards))
+        lengths.add(len(rewards))
+    assert len(lengths) > 1
     assert exact == 1
-    assert len(steps.unique()) > 1
-    looked = envs.state.returns[:, 0].mean().item()
-    assert mean_return >= steps.float().mean().item()
-    assert mean_return - steps.float().mean().item() <= looked
+    assert mean_return == pytest.approx(np.mean(returns), abs=1e-4)
 
 
 def test_it_imports_no_more_than_it_says():
