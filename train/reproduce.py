@@ -92,6 +92,7 @@ ROWS = {
     "control-no-update": Row("saliency map never updated", "--update none"),
     "control-no-glimpses": Row("covert glimpse only, k = 0", "--glimpses 0"),
     "rival-multiset-loss": Row("supervised by the multiset loss", "--algorithm multiset-loss"),
+    "rival-ram": Row("RAM, the package in examples/hsal_ram, installed", "--agent hsal_ram:RAM"),
     "rival-count-network": Row("counts read off V, three layers", script="count_network.py", seeds=(0, 1, 2)),
     "rival-count-columns": Row(
         "counts read off the columns of V, three layers", "--head columns", (0, 1, 2), "count_network.py"
