@@ -1,14 +1,19 @@
-"""Results as people read them."""
+"""Results as people and programs read them."""
 
 from __future__ import annotations
 
+import csv
+import io
 import platform
 import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import hsal_env
+from hsal_env.errors import CheckpointError
+from hsal_env.files import replacing
 
 _PACKAGES = ("torch", "numpy", "gymnasium", "stable-baselines3", "torchvision", "scikit-learn")
 
@@ -69,3 +74,26 @@ def format_table(results: dict[str, Any]) -> str:
             f"  always the most frequent multiset: exact match {guess['exact_match']:.4f}, macro-F1 {guess['macro_f1']:.4f}",
         ]
     return "\n".join(lines)
+
+
+def comma_separated(rows: list[dict[str, float]]) -> str:
+    """A table for progress.csv; a row may lack columns that others have."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file of results atomically.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    try:
+        with replacing(path) as temporary:
+            temporary.write_text(text)
+    except OSError as error:
+        raise CheckpointError(f"Cannot write {path}: {error}. Free space or pass another --output-dir.") from error

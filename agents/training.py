@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 import time
 from collections.abc import Iterator
@@ -22,7 +20,7 @@ from agents.config import AgentConfig, LearnerConfig
 from agents.evaluation import blind_guess, evaluate, evaluation_config, make_env, record
 from agents.learner import Learner
 from agents.protocol import World, build_agent, find_agent
-from agents.report import format_table, resources, versions
+from agents.report import comma_separated, format_table, resources, versions
 from hsal_env.config import EnvConfig
 from hsal_env.errors import CheckpointError, ConfigError
 from hsal_env.files import replacing
@@ -205,7 +203,7 @@ class Run:
         }
         checkpoint.save(self.checkpoint_path, content)
         with self._writing(), replacing(self.folder / "progress.csv") as path:
-            path.write_text(_csv(self.rows))
+            path.write_text(comma_separated(self.rows))
 
     def _restore(self) -> None:
         content = checkpoint.read(self.checkpoint_path)
@@ -246,15 +244,6 @@ class Run:
             yield
         except OSError as error:
             raise CheckpointError(f"Cannot write to the output folder {self.folder}: {error}.") from error
-
-
-def _csv(rows: list[dict[str, float]]) -> str:
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def _device(name: str) -> str:

@@ -1096,8 +1096,9 @@ def test_other_learners_are_repeatable(command: Command, tmp_path: Path):
     [
         ("alphago", ["error: Expected an algorithm of ppo,", "got 'alphago'"]),
         ("ppo --env-id HSAL-ImageNet-v0", ["error: Expected", "HSAL-MNISTSet-v0", "'HSAL-ImageNet-v0'"]),
-        ("ppo --timesteps 0", ["error: Expected --timesteps of at least 1; got 0."]),
-        ("ppo --test-episodes 0", ["error: Expected --test-episodes of at least 1; got 0."]),
+        ("ppo --timesteps 0", ["error: Expected --timesteps of at least 1 and below 2**32; got 0."]),
+        ("ppo --test-episodes 0", ["error: Expected --test-episodes of at least 1 and below 2**32; got 0."]),
+        ("ppo --seed -1", ["error: Expected --seed of at least 0 and below 2**32; got -1."]),
         ("ppo --source paintings", ["error: Expected source to be one of"]),
         ("", ["Required options"]),
     ],

@@ -27,11 +27,10 @@ from torch.nn.functional import cross_entropy, softplus
 from tqdm import tqdm
 
 from agents.evaluation import blind_guess, evaluation_config, scores_by_count
-from agents.report import format_table, resources, versions, without_paths
+from agents.report import format_table, resources, versions, without_paths, write
 from hsal_env import ENVIRONMENTS, multiset
 from hsal_env.config import EnvConfig
-from hsal_env.errors import CheckpointError, ConfigError, HSALError
-from hsal_env.files import replacing
+from hsal_env.errors import ConfigError, HSALError
 from hsal_env.perception.examples import Examples
 
 
@@ -131,7 +130,7 @@ def main(args: Args) -> None:
         }
     )
     start = time.perf_counter()
-    _write(args.output_dir / ".writable", "")  # what cannot be written is said before minutes of work
+    write(args.output_dir / ".writable", "")  # what cannot be written is said before minutes of work
     (args.output_dir / ".writable").unlink()
     examples = Examples(env)
     feature_seconds = time.perf_counter() - start
@@ -172,15 +171,7 @@ def main(args: Args) -> None:
         "command": ["python", "train/count_network.py", *without_paths(sys.argv[1:])],
     }
     print(format_table(results))
-    _write(args.output_dir / "metrics.json", json.dumps(results, indent=2) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        with replacing(path) as temporary:
-            temporary.write_text(text)
-    except OSError as error:
-        raise CheckpointError(f"Cannot write {path}: {error}.") from error
+    write(args.output_dir / "metrics.json", json.dumps(results, indent=2) + "\n")
 
 
 def predict(net: CountNetwork, examples: Examples) -> tuple[np.ndarray, np.ndarray]:

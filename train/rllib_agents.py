@@ -11,9 +11,7 @@ a random policy on the same view and one that says stop at once). Needs ray: pip
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 import math
 import sys
@@ -27,7 +25,7 @@ import tyro
 
 from hsal_env import ENVIRONMENTS
 from hsal_env.errors import CheckpointError, ConfigError, HSALError
-from hsal_env.files import creating_folder, replacing
+from hsal_env.files import creating_folder
 
 _POLICY: dict[str, Any] = {"policy": "agents.policies:mnist_multiset"}
 VIEWS: dict[str, dict[str, Any]] = {
@@ -97,7 +95,7 @@ def main(args: Args) -> None:
             f'{error}. This command needs ray: pip install "hsal[rllib]", or in a checkout '
             'pip install -c constraints.txt -e ".[rllib]".'
         ) from error
-    from agents.report import resources, versions, without_paths
+    from agents.report import comma_separated, resources, versions, without_paths, write
 
     name = f"{args.env_id}-rllib-{args.view}-{args.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = args.output_dir or Path("runs") / name
@@ -111,7 +109,7 @@ def main(args: Args) -> None:
     results: dict[str, Any] = {}
     rows: list[dict[str, float]] = []
     with rllib.session(args.address, num_cpus=max(2, args.num_env_runners + 1)):
-        _write(folder / "progress.csv", "")  # what cannot be written is said before minutes of work
+        write(folder / "progress.csv", "")  # what cannot be written is said before minutes of work
         started = time.perf_counter()
         rllib.make_env(args.env_id, args.view, train).close()  # encodes the canvases once, for all that play here
         test = rllib.make_env(args.env_id, args.view, {**VIEWS[args.view], **held_out})
@@ -138,7 +136,7 @@ def main(args: Args) -> None:
         for iteration in range(1, args.iterations + 1):
             row = rllib.train_once(algorithm)
             rows.append({"iteration": iteration, "seconds": time.perf_counter() - started, **row})
-            _write(folder / "progress.csv", _csv(rows))
+            write(folder / "progress.csv", comma_separated(rows))
             mean = "no episode ended" if math.isnan(row["mean_return"]) else f"mean return {row['mean_return']:.3f}"
             print(f"iteration {iteration}/{args.iterations}: {row['steps']:,} steps, {mean}", flush=True)
         train_seconds = time.perf_counter() - started
@@ -162,7 +160,7 @@ def main(args: Args) -> None:
         "versions": {**versions(), "ray": version("ray")},
         "command": ["python", "train/rllib_agents.py", *without_paths(sys.argv[1:])],
     }
-    _write(folder / "metrics.json", json.dumps(results, indent=2) + "\n")
+    write(folder / "metrics.json", json.dumps(results, indent=2) + "\n")
     print(f"Results are in {folder}")
 
 
@@ -170,22 +168,6 @@ def _line(name: str, part: dict[str, Any]) -> str:
     return (
         f"{name:>14}: mean return {part['mean_return']:7.3f}, 0-1 {part['exact_match']:.3f}, F1 {part['macro_f1']:.3f}"
     )
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        with replacing(path) as temporary:
-            temporary.write_text(text)
-    except OSError as error:
-        raise CheckpointError(f"Cannot write {path}: {error}.") from error
-
-
-def _csv(rows: list[dict[str, float]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 if __name__ == "__main__":

@@ -11,9 +11,7 @@ it a random policy on the same view and one that says stop at once).
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 import sys
 import time
@@ -24,6 +22,7 @@ from typing import Annotated, Any, NamedTuple
 import tyro
 
 from hsal_env import ENVIRONMENTS
+from hsal_env.config import EnvConfig
 from hsal_env.errors import CheckpointError, ConfigError, HSALError
 from hsal_env.files import replacing
 
@@ -151,9 +150,11 @@ def main(args: Args) -> None:
             f"Expected an algorithm of {', '.join(SETUPS)} and an id of {', '.join(ENVIRONMENTS)}; got {args.algorithm!r} "
             f"and {args.env_id!r}."
         )
-    for name in ("timesteps", "val_episodes", "val_every", "test_episodes"):
-        if getattr(args, name) < 1:
-            raise ConfigError(f"Expected --{name.replace('_', '-')} of at least 1; got {getattr(args, name)}.")
+    for name, least in (("seed", 0), ("timesteps", 1), ("val_episodes", 1), ("val_every", 1), ("test_episodes", 1)):
+        if not least <= getattr(args, name) < 1 << 32:
+            raise ConfigError(
+                f"Expected --{name.replace('_', '-')} of at least {least} and below 2**32; got {getattr(args, name)}."
+            )
     try:
         from agents import sb3  # torch: not before --help
     except ImportError as error:
@@ -162,7 +163,7 @@ def main(args: Args) -> None:
         ) from error
     from tqdm import tqdm
 
-    from agents.report import resources, versions, without_paths
+    from agents.report import comma_separated, resources, versions, without_paths, write
 
     setup = SETUPS[args.algorithm]
     folder = (
@@ -172,6 +173,8 @@ def main(args: Args) -> None:
         raise CheckpointError(f"{folder} holds a finished run; choose another --output-dir.")
     given = {name: getattr(args, name) for name in ("source", "data_root") if getattr(args, name) is not None}
     task = {"features": "store", **setup.env, **given, "action_mode": setup.view}
+    _ = EnvConfig.from_kwargs({k: v for k, v in {**ENVIRONMENTS[args.env_id], **task}.items() if k != "policy"})
+    write(folder / "progress.csv", "")  # what is wrong, or cannot be written, is said before minutes of work
     started = time.perf_counter()
     env = sb3.monitored(args.env_id, args.num_envs or setup.num_envs, **task, num_examples=args.num_examples)
     lanes = min(args.val_episodes, 250)
@@ -194,7 +197,7 @@ def main(args: Args) -> None:
             {"steps": steps, "seconds": time.perf_counter() - started, **{f"val/{k}": v for k, v in kept.items()}}
         )
         bar.set_postfix(val_return=f"{kept['mean_return']:.2f}", exact_match=f"{kept['exact_match']:.3f}")
-        _write(folder / "progress.csv", _csv(rows))
+        write(folder / "progress.csv", comma_separated(rows))
 
     def every_step(local: dict[str, Any], _: dict[str, Any]) -> bool:
         bar.update(model.num_timesteps - bar.n)
@@ -239,24 +242,8 @@ def main(args: Args) -> None:
             model.save(path)
     except OSError as error:
         raise CheckpointError(f"Cannot write to {folder}: {error}.") from error
-    _write(folder / "metrics.json", json.dumps(results, indent=2) + "\n")
+    write(folder / "metrics.json", json.dumps(results, indent=2) + "\n")
     print(f"Results are in {folder}")
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        with replacing(path) as temporary:
-            temporary.write_text(text)
-    except OSError as error:
-        raise CheckpointError(f"Cannot write {path}: {error}.") from error
-
-
-def _csv(rows: list[dict[str, float]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 if __name__ == "__main__":
