@@ -3,7 +3,7 @@
     env = HSALVecEnv("HSAL-MNISTMultiset-v0", num_envs=64, features="store")
     MaskablePPO("MultiInputPolicy", env).learn(100_000)                   # any algorithm of SB3, on the flat view
 
-    env = HSALVecEnv("HSAL-MNISTMultiset-v0", num_envs=64, features="store", action_mode="packed")
+    env = HSALVecEnv("HSAL-MNISTMultiset-v0", num_envs=64, features="store", action_mode="packed", components=49)
     RecurrentPPO(HSALPolicy, env, gamma=0.0).learn(1_000_000)             # the paper's agent, trained by SB3's own loop
     evaluate_policy(SB3Agent(agents.load("mnist-multiset").agent), env)   # a trained agent under SB3's tools
 
@@ -53,7 +53,8 @@ class HSALVecEnv(VecEnv):
         kwargs: arguments of the environment; ``action_mode`` is ``"flat"`` where neither they nor the id name another.
 
     Raises:
-        ConfigError: no registered id; or the native view, whose Dict actions SB3 does not have.
+        ConfigError: no registered id; the native view, whose Dict actions SB3 does not have; or ``output``, ``device`` or
+            ``autoreset_mode``.
     """
 
     def __init__(self, env_id: str, num_envs: int = 1, **kwargs: Any) -> None:
@@ -62,6 +63,8 @@ class HSALVecEnv(VecEnv):
             raise ConfigError(
                 f"Expected one of the ids {', '.join(known)}; got {env_id!r}. HSALVecEnv makes the vector environment itself."
             )
+        if given := sorted({"output", "device", "autoreset_mode"} & set(kwargs)):
+            raise ConfigError(f"HSALVecEnv decides {', '.join(given)} itself: SB3 reads numpy; leave it out.")
         kwargs = {"action_mode": "flat", **known[env_id], **kwargs}
         if kwargs["action_mode"] == "native":
             raise ConfigError(
@@ -378,6 +381,16 @@ class HSALPolicy(RecurrentActorCriticPolicy):
             "glimpse": torch.where(first[:, None], placed.glimpse, seen["glimpse"]),
         }
 
+    def get_distribution(self, *_: Any) -> Any:
+        """Not there: attention is deterministic, and location and label have a distribution each.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError(
+            "HSALPolicy has no single distribution; evaluate_actions gives log-probabilities and entropies."
+        )
+
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {
             "observation_space": self.observation_space,
@@ -400,12 +413,19 @@ class SB3Agent:
     """Any agent of ours with SB3's ``predict``, for ``evaluate_policy``, callbacks and recorders, on the packed view.
 
     Args:
-        agent: see :class:`agents.protocol.Agent`; its world is the environment's.
-        map_size: (H, W) in cells.
+        agent: see :class:`agents.protocol.Agent`, with the ``world`` it was built for, which is the environment's.
+
+    Raises:
+        ConfigError: it lacks a method, or ``world``.
     """
 
-    def __init__(self, agent: Any, map_size: tuple[int, int] = (7, 7)) -> None:
-        self.agent, self.map_size = agent, map_size
+    def __init__(self, agent: Any) -> None:
+        missing = [name for name in ("initial", "act", "world") if not hasattr(agent, name)]
+        if missing:
+            raise ConfigError(
+                f"Expected an agent; {type(agent).__name__} lacks {', '.join(missing)}. A trained one is agents.load(NAME).agent."
+            )
+        self.agent, self.world = agent, agent.world
 
     @torch.no_grad()
     def predict(
@@ -418,12 +438,18 @@ class SB3Agent:
         """Packed actions ``[N, 4K + 2]`` (of a single observation: ``[4K + 2]``) and the state to pass to the next call.
 
         Raises:
-            ConfigError: an observation of another view.
+            ConfigError: an observation of another view, or of another environment than the agent's.
         """
-        cells = self.map_size[0] * self.map_size[1]
-        if not {"phase", "saliency", "priority"} <= set(observation) or np.shape(observation["saliency"])[-1] != cells:
+        if not {"phase", "saliency", "priority", "volume"} <= set(observation) or "action_mask" in observation:
             raise ConfigError(
                 f"Expected an observation of the packed view; got {sorted(observation)}. Use action_mode='packed'."
+            )
+        cells = self.world.map_size[0] * self.world.map_size[1]
+        sizes = np.shape(observation["saliency"])[-1], int(np.max(observation["phase"]))
+        if sizes[0] != cells or sizes[1] > self.world.rules.glimpses + 1:
+            raise ConfigError(
+                f"Expected the packed view of an environment of {cells} cells and glimpses={self.world.rules.glimpses}, as the "
+                f"agent was built for; got {np.shape(observation['saliency'])} and phase {sizes[1]}."
             )
         alone = np.ndim(observation["saliency"]) == 1
         seen = {name: torch.as_tensor(np.asarray(part)[None] if alone else part) for name, part in observation.items()}
@@ -431,7 +457,7 @@ class SB3Agent:
         for name in ("phase", "last_label", "last_location"):
             seen[name] = seen[name].reshape(lanes).long()
         for name in ("saliency", "priority"):
-            seen[name] = seen[name].unflatten(1, self.map_size)
+            seen[name] = seen[name].unflatten(1, self.world.map_size)
         fresh = self.agent.initial(lanes)
         if state is None:
             state = fresh
@@ -439,7 +465,7 @@ class SB3Agent:
             state = dynamics.select(torch.as_tensor(np.atleast_1d(episode_start)).bool(), fresh, state)
         decision = self.agent.act(seen, state, deterministic)
         zero = torch.zeros(lanes, 1)
-        width = 4 * self.agent.world.rules.components
+        width = 4 * self.world.rules.components
         attention = decision.action.get("attention", torch.zeros(lanes, width))
         chosen = [
             decision.action[name][:, None].float() if name in decision.action else zero

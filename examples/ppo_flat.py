@@ -230,5 +230,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except HSALError as error:
+    except (HSALError, gymnasium.error.Error) as error:
         sys.exit(f"error: {error}")

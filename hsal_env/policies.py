@@ -71,22 +71,27 @@ def given_policy(policy: Any, rules: Rules) -> Policy:
     """The policy that ``policy`` names: ``"winner-take-all"``, ``"package.module:Name"`` (called without arguments), or itself.
 
     Raises:
-        ConfigError: None, an unknown name, one that cannot be imported, or an object without ``initial`` or ``act``.
+        ConfigError: None, an unknown name, one that cannot be imported, a class, or an object without ``initial`` or ``act``.
     """
     if policy is None:
         raise ConfigError(
             "This view leaves a level to a given policy and got none. Pass policy=agents.load('mnist-multiset').agent, "
-            "'agents.policies:mnist_multiset', 'winner-take-all', or an object of yours with initial and act."
+            "'agents.policies:mnist_multiset', or an object of yours with initial and act; 'winner-take-all' only attends."
         )
     if isinstance(policy, str):
         if policy == "winner-take-all":
             return WinnerTakeAll(rules)
         if ":" not in policy:
-            raise ConfigError(f"Expected policy to be 'winner-take-all' or 'package.module:Name'; got {policy!r}.")
+            raise ConfigError(
+                f"Expected policy to be 'winner-take-all' or 'package.module:Name'; got {policy!r}. A trained agent is "
+                "policy=agents.load(NAME).agent."
+            )
         policy = import_object(policy, "policy")()
     missing = [name for name in ("initial", "act") if not callable(getattr(policy, name, None))]
-    if missing:
+    if missing or isinstance(policy, type):
         raise ConfigError(
-            f"Expected a policy with initial and act; {type(policy).__name__} lacks {', '.join(missing)}."
+            f"Expected a policy object with initial and act; {getattr(policy, '__name__', type(policy).__name__)} "
+            + (f"lacks {', '.join(missing)}." if missing else "is a class: pass an instance.")
+            + (" Pass its .agent." if hasattr(policy, "agent") else "")
         )
     return policy

@@ -13,7 +13,7 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from hsal_env.config import EnvConfig
-from hsal_env.dynamics import State, rebuilt
+from hsal_env.dynamics import Example, State, rebuilt
 from hsal_env.errors import ConfigError
 from hsal_env.simulation import Simulation
 from hsal_env.spaces import require_action_mask
@@ -80,6 +80,7 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         self._source = np.full(num_envs, self.simulation.examples.source, dtype=object)
         self._rngs: list[np.random.Generator] = []
         self._state: State | None = None
+        self._lent = False
         self._images: Tensor | None = None
         self._nowhere = torch.zeros(num_envs, dtype=torch.bool, device=self.simulation.device)
         self._terminated = self._truncated = self._nowhere
@@ -91,6 +92,11 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         Raises:
             ResetNeeded: before the first reset.
         """
+        self._lent = True
+        return self._current
+
+    @property
+    def _current(self) -> State:
         if self._state is None:
             raise ResetNeeded("No episode has begun; call reset() before step() and render().")
         return self._state
@@ -132,7 +138,7 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         """
         restarted = self.autoreset_mode is AutoresetMode.SAME_STEP  # lanes that ended have begun anew already
         ended = self._nowhere if restarted else self._terminated | self._truncated
-        state, reward, terminated, truncated = self.simulation.step(self.state, actions)
+        state, reward, terminated, truncated = self.simulation.step(self._current, actions)
         if self.autoreset_mode is AutoresetMode.DISABLED:
             terminated, truncated = terminated & ~ended | self._terminated, truncated & ~ended | self._truncated
         else:
@@ -162,8 +168,8 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
             return None
         from hsal_env.rendering import draw_state  # matplotlib is slow to import
 
-        canvases = self.simulation.examples.compose(self.state.example.canvas_index.cpu().numpy()).images
-        return tuple(draw_state(canvas, self.state, lane) for lane, canvas in enumerate(canvases))
+        canvases = self.simulation.examples.compose(self._current.example.canvas_index.cpu().numpy()).images
+        return tuple(draw_state(canvas, self._current, lane) for lane, canvas in enumerate(canvases))
 
     def action_masks(self) -> np.ndarray:
         """bool ``[N, H W + C + 1]``.
@@ -172,7 +178,7 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
             ConfigError: neither the flat view nor the controller's.
         """
         require_action_mask(self.single_observation_space)
-        return self.simulation.view.observe(self.state, self._images)["action_mask"].cpu().numpy().astype(bool)
+        return self.simulation.view.observe(self._current, self._images)["action_mask"].cpu().numpy().astype(bool)
 
     def _seed(self, seed: int | list[int | None] | None, lanes: np.ndarray) -> None:
         if isinstance(seed, list) and len(seed) != self.num_envs:
@@ -195,9 +201,13 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
             self._state, self._images = fresh, images
             return
         into = torch.from_numpy(lanes).to(self.simulation.device)
-        owned = self.output == "numpy"  # what was handed out are copies
-        example = _scatter(self.state.example, fresh.example, into, in_place=owned)
-        self._state = State(example, *_scatter(tuple(self.state[1:]), tuple(fresh[1:]), into, in_place=False))
+        before, volume = self._current, self._current.example.volume
+        if self._lent or self.output == "torch":  # somebody may hold it; by far the largest part, so not copied in vain
+            volume = volume.clone()
+        volume.index_copy_(0, into, fresh.example.volume)
+        self._lent = False
+        example = Example(volume, *_scatter(tuple(before.example[1:]), tuple(fresh.example[1:]), into))
+        self._state = State(example, *_scatter(tuple(before[1:]), tuple(fresh[1:]), into))
         if images is not None and self._images is not None:
             self._images = self._images.index_copy(0, into, images)
 
@@ -212,17 +222,17 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         return lanes
 
     def _observe(self) -> dict[str, Any]:
-        parts = self.simulation.view.observe(self.state, self._images)
+        parts = self.simulation.view.observe(self._current, self._images)
         return {name: self._out(value) for name, value in parts.items()}
 
     def _info(self, ended: Tensor) -> dict[str, Any]:
         """Gymnasium's vector layout: an array per key, and under ``_key`` the lanes it holds for."""
         everywhere = self._out(torch.ones_like(ended))
         info: dict[str, Any] = {"source": self._source.copy(), "_source": everywhere}
-        for name, value in self.simulation.info(self.state).items():
+        for name, value in self.simulation.info(self._current).items():
             info[name], info[f"_{name}"] = self._out(value), everywhere
         if bool(ended.any()):
-            for name, value in self.simulation.episode_info(self.state).items():
+            for name, value in self.simulation.episode_info(self._current).items():
                 info[name], info[f"_{name}"] = self._out(torch.where(ended, value, 0.0)), self._out(ended)
         return info
 
@@ -232,9 +242,8 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         return np.array(value.numpy(), dtype=dtype)  # a copy: writing to it must not change the state
 
 
-def _scatter(state: Any, fresh: Any, lanes: Tensor, in_place: bool) -> Any:
+def _scatter(state: Any, fresh: Any, lanes: Tensor) -> Any:
     """Put the lanes of ``fresh`` at ``lanes`` of a nested tuple of tensors."""
     if isinstance(state, Tensor):
-        # clone keeps the volume channels-last, index_copy would not
-        return (state if in_place else state.clone()).index_copy_(0, lanes, fresh)
-    return rebuilt(state, [_scatter(old, new, lanes, in_place) for old, new in zip(state, fresh, strict=True)])
+        return state.index_copy(0, lanes, fresh)
+    return rebuilt(state, [_scatter(old, new, lanes) for old, new in zip(state, fresh, strict=True)])

@@ -17,7 +17,7 @@ from hsal_env import dynamics
 from hsal_env.config import EnvConfig, Rules
 from hsal_env.dynamics import Action, Outcome, State
 from hsal_env.errors import ActionError, ConfigError
-from hsal_env.policies import given_policy
+from hsal_env.policies import WinnerTakeAll, given_policy
 from hsal_env.spaces import FlatView, NativeView, PackedView, View, read_discrete, read_part
 
 
@@ -36,6 +36,15 @@ class _Given:
 
     def __init__(self, policy: Any, config: EnvConfig, channels: int, map_size: tuple[int, int]) -> None:
         self.policy = given_policy(policy, config.rules)
+        world = getattr(self.policy, "world", None)  # agents of ours say what they were built for
+        if world is not None:
+            made = (world.rules.glimpses, world.map_size, world.channels, world.num_classes)
+            here = (config.glimpses, map_size, channels, config.classes)
+            if made != here:
+                raise ConfigError(
+                    "The given policy was built for another environment: glimpses, map size, channels and classes of "
+                    f"{made}, here {here}."
+                )
         self._seen = NativeView(
             dataclasses.replace(config, action_mode="native", include_image=False), channels, map_size
         )
@@ -60,8 +69,8 @@ class _Given:
             return self._seen.decode(action, state.phase), following
         except ActionError as error:
             raise ConfigError(
-                f"The given policy {type(self.policy).__name__} does not fit this environment (its masks need as many "
-                f"Gaussians as components says; 'winner-take-all' names no labels): {error}"
+                f"The given policy {type(self.policy).__name__} does not fit this environment, whose masks have "
+                f"components={self._seen.rules.components} Gaussians: {error}"
             ) from error
 
 
@@ -85,6 +94,8 @@ class OptionView(NativeView):
     def __init__(self, config: EnvConfig, channels: int, map_size: tuple[int, int], policy: Any) -> None:
         super().__init__(config, channels, map_size)
         self._given = _Given(policy, config, channels, map_size)
+        if isinstance(self._given.policy, WinnerTakeAll):
+            raise ConfigError("The option view needs a policy that names labels; 'winner-take-all' only attends.")
 
     def _action_space(self) -> spaces.Space[Any]:
         return self._attention_space()

@@ -1094,10 +1094,12 @@ def test_other_learners_are_repeatable(command: Command, tmp_path: Path):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ("alphago", ["error: Expected an algorithm of ppo,", "got 'alphago'"]),
-        ("ppo --env-id HSAL-ImageNet-v0", ["error: Expected", "HSAL-MNISTSet-v0", "'HSAL-ImageNet-v0'"]),
+        ("alphago", ["error: Unknown algorithm 'alphago'. Expected one of ppo,"]),
+        ("ppo --env-id HSAL-ImageNet-v0", ["error: Unknown task", "'HSAL-ImageNet-v0'", "HSAL-MNISTSet-v0"]),
         ("ppo --timesteps 0", ["error: Expected --timesteps of at least 1 and below 2**32; got 0."]),
         ("ppo --test-episodes 0", ["error: Expected --test-episodes of at least 1 and below 2**32; got 0."]),
+        ("ppo --env-id HSAL-Custom-v0", ["error: Unknown task", "'HSAL-Custom-v0'. Expected one of"]),
+        ("ppo --num-envs 0", ["error: Expected --num-envs of at least 1; got 0."]),
         ("ppo --seed -1", ["error: Expected --seed of at least 0 and below 2**32; got -1."]),
         ("ppo --source paintings", ["error: Expected source to be one of"]),
         ("", ["Required options"]),

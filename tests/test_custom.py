@@ -28,6 +28,7 @@ from agents.protocol import World
 from agents.training import Run
 from hsal_env.config import EnvConfig
 from hsal_env.data import LabelledImages
+from hsal_env.data.custom import load_folder
 from hsal_env.env import HSALEnv
 from hsal_env.errors import ConfigError, DataError
 from hsal_env.perception.examples import Examples
@@ -759,3 +760,14 @@ def test_a_wrong_flag_is_a_clear_error(command, folder, tmp_path, name, flags, s
 
 def test_the_count_network_says_that_it_takes_no_images(command):
     command.fails(COUNT, ["--env-id", "HSAL-Custom-v0"], "error: HSAL-Custom-v0 needs your images")
+
+
+def test_an_image_that_a_camera_stored_lying_is_turned_upright(tmp_path: Path):
+    lying = Image.fromarray(np.arange(24, dtype=np.uint8).reshape(4, 6) * 10)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    lying.save(tmp_path / "a.png", exif=exif)
+    (tmp_path / "labels.csv").write_text("file,labels\na.png,1\n")
+    image = load_folder(str(tmp_path)).images[0]
+    assert image.shape == (6, 4)
+    np.testing.assert_array_equal(image, np.rot90(np.asarray(lying), -1))

@@ -507,6 +507,37 @@ def test_stored_features_make_the_same_episode_up_to_rounding():
         assert one[1:3] == other[1:3] or len(one) == 1
 
 
+def test_a_state_that_was_handed_out_stays_as_it_was():
+    lanes = vector(autoreset_mode="SameStep", num_examples=200)
+    lanes.reset(seed=0)
+    handed = lanes.state
+    kept = copy.deepcopy(handed)
+    rng, ended = np.random.default_rng(0), 0
+    for _ in range(30):
+        seen = {"phase": lanes.state.phase.numpy()}
+        actions = batch([random_action(rng, lanes.single_action_space, seen) for _ in range(4)])
+        _, _, terminated, truncated, _ = lanes.step(actions)
+        ended += int((terminated | truncated).sum())
+    assert ended
+    for one, other in zip([*handed.example, *handed[1:-1]], [*kept.example, *kept[1:-1]], strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_a_saliency_model_may_hand_out_one_map_for_all():
+    def prior(images, volume):
+        return torch.linspace(0, 1, 49).view(1, 7, 7).expand(len(volume), 7, 7)
+
+    prior.needs_images = False
+    lanes = vector(autoreset_mode="SameStep", action_mode="flat", saliency=prior)
+    observations, _ = lanes.reset(seed=0)
+    rng, ended = np.random.default_rng(0), 0
+    for _ in range(40):
+        actions = batch([random_action(rng, lanes.single_action_space, lane_of(observations, i)) for i in range(4)])
+        observations, _, terminated, truncated, _ = lanes.step(actions)
+        ended += int((terminated | truncated).sum())
+    assert ended
+
+
 # --- the flat view ----------------------------------------------------------------------------------------------------
 
 

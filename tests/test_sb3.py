@@ -137,6 +137,7 @@ def test_pictures_are_of_every_lane():
         (lambda: HSALVecEnv("HSAL-ImageNet-v0"), "HSAL-MNISTMultiset-v0.*got 'HSAL-ImageNet-v0'"),
         (lambda: HSALVecEnv(gym.make_vec(ID, num_envs=2, **SMALL)), "makes the vector environment itself"),
         (lambda: lanes_of(action_mode="native"), "no Dict actions; .* got native"),
+        (lambda: lanes_of(output="torch"), "decides output itself"),
     ],
 )
 def test_what_sb3_cannot_play_is_refused(make, said):
@@ -313,8 +314,17 @@ def test_an_agent_predicts_for_a_single_observation():
         observation, _, terminated, truncated, info = env.step(action)
         ended = terminated or truncated
     assert info["recall"] > 0
-    with pytest.raises(ConfigError, match="action_mode='packed'"):
-        shaped.predict(HSALEnv(**SMALL).reset(seed=0)[0])
+    for mode in ("native", "flat"):
+        with pytest.raises(ConfigError, match="action_mode='packed'"):
+            shaped.predict(HSALEnv(**SMALL, action_mode=mode).reset(seed=0)[0])
+    larger = HSALEnv(**SMALL, components=49, action_mode="packed", canvas_px=140)
+    with pytest.raises(ConfigError, match=r"49 cells .* got \(81,\)"):
+        shaped.predict(larger.reset(seed=0)[0])
+    longer = lanes_of(2, action_mode="packed", components=49, glimpses=3)
+    with pytest.raises(ConfigError, match=r"glimpses=2, .* phase 4"):
+        sb3.test(sb3.greedy(shaped, longer), longer, 2)
+    with pytest.raises(ConfigError, match=r"Loaded lacks initial, act, world\. .*agents\.load\(NAME\)\.agent"):
+        SB3Agent(agents.load("mnist-multiset"))
 
 
 def test_an_agent_forgets_where_an_episode_starts():

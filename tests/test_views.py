@@ -12,7 +12,7 @@ from playing import ATTENTION, CELLS, SMALL, STOP, Wanderer, assert_equal, play,
 import agents
 from hsal_env.env import HSALEnv
 from hsal_env.errors import ActionError, ConfigError
-from hsal_env.policies import WinnerTakeAll
+from hsal_env.policies import Choice, WinnerTakeAll
 from hsal_env.spaces import ATTENTION_SCALE
 
 
@@ -219,8 +219,10 @@ def test_copies_go_their_own_way(mode):
         ("no_such_package:Policy", "cannot be imported"),
         (object(), "object lacks initial, act"),
         ("builtins:object", "object lacks initial, act"),
+        (Wanderer, "Wanderer is a class: pass an instance"),
+        (agents.load("mnist-multiset"), r"Loaded lacks initial, act\. Pass its \.agent\."),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:30],
 )
 def test_a_policy_that_is_none_is_refused(mode, policy, said):
     with pytest.raises(ConfigError, match=said):
@@ -237,15 +239,33 @@ def test_a_policy_that_nobody_asks_is_refused(mode):
 
 def test_a_policy_with_masks_of_another_size_is_refused():
     env = single(action_mode="controller", policy=Wanderer(components=3))
-    with pytest.raises(ConfigError, match=r"Wanderer .* components .*\(1, 20\); got \(1, 12\)"):
+    with pytest.raises(ConfigError, match=r"Wanderer .*components=5 Gaussians: .*\(1, 20\); got \(1, 12\)"):
         env.reset(seed=0)
 
 
+class Mute(Wanderer):
+    """Names nothing."""
+
+    def act(self, *given, **named) -> Choice:
+        choice = super().act(*given, **named)
+        return choice._replace(action={name: part for name, part in choice.action.items() if name != "label"})
+
+
 def test_a_policy_that_names_nothing_is_refused_where_it_should():
-    env = single(action_mode="option", policy="winner-take-all")
+    with pytest.raises(ConfigError, match="'winner-take-all' only attends"):
+        single(action_mode="option", policy="winner-take-all")
+    env = single(action_mode="option", policy=Mute())
     env.reset(seed=0)
-    with pytest.raises(ConfigError, match=r"WinnerTakeAll .*hold 'label'"):
+    with pytest.raises(ConfigError, match=r"Mute .*hold 'label'"):
         env.step(ATTENTION)
+
+
+@pytest.mark.parametrize("config", [{"glimpses": 3}, {"canvas_px": 140}], ids=str)
+@pytest.mark.parametrize("mode", ["option", "controller"])
+def test_an_agent_of_another_world_is_refused(mode, config):
+    policy = agents.load("mnist-multiset").agent
+    with pytest.raises(ConfigError, match=r"another environment: .*\(2, \(7, 7\), 128, 10\), here"):
+        single(action_mode=mode, policy=policy, components=49, **config)
 
 
 REFUSALS = {

@@ -145,11 +145,16 @@ def main(args: Args) -> None:
         ConfigError: an unknown algorithm or id, a number outside its range, or sb3-contrib is not installed.
         CheckpointError: the folder holds a run, or cannot be written.
     """
-    if args.algorithm not in SETUPS or args.env_id not in ENVIRONMENTS:
-        raise ConfigError(
-            f"Expected an algorithm of {', '.join(SETUPS)} and an id of {', '.join(ENVIRONMENTS)}; got {args.algorithm!r} "
-            f"and {args.env_id!r}."
-        )
+    tasks = [env_id for env_id in ENVIRONMENTS if env_id != "HSAL-Custom-v0"]  # for images of your own use agents.sb3
+    for what, value, names in (
+        ("algorithm", args.algorithm, [*SETUPS]),
+        ("task (the algorithm has its view)", args.env_id, tasks),
+    ):
+        if value not in names:
+            raise ConfigError(f"Unknown {what} {value!r}. Expected one of {', '.join(names)}.")
+    num_envs = SETUPS[args.algorithm].num_envs if args.num_envs is None else args.num_envs
+    if num_envs < 1:
+        raise ConfigError(f"Expected --num-envs of at least 1; got {num_envs}.")
     for name, least in (("seed", 0), ("timesteps", 1), ("val_episodes", 1), ("val_every", 1), ("test_episodes", 1)):
         if not least <= getattr(args, name) < 1 << 32:
             raise ConfigError(
@@ -176,7 +181,7 @@ def main(args: Args) -> None:
     _ = EnvConfig.from_kwargs({k: v for k, v in {**ENVIRONMENTS[args.env_id], **task}.items() if k != "policy"})
     write(folder / "progress.csv", "")  # what is wrong, or cannot be written, is said before minutes of work
     started = time.perf_counter()
-    env = sb3.monitored(args.env_id, args.num_envs or setup.num_envs, **task, num_examples=args.num_examples)
+    env = sb3.monitored(args.env_id, num_envs, **task, num_examples=args.num_examples)
     lanes = min(args.val_episodes, 250)
     val = sb3.HSALVecEnv(args.env_id, lanes, **task, split="val", num_examples=args.val_episodes)
     test = sb3.HSALVecEnv(
@@ -208,7 +213,8 @@ def main(args: Args) -> None:
     model.learn(args.timesteps, callback=every_step)
     bar.close()
     train_seconds = time.perf_counter() - started
-    validate(model.num_timesteps)
+    if not rows or rows[-1]["steps"] < model.num_timesteps:
+        validate(model.num_timesteps)
     flat = {**task, "action_mode": "flat", "split": "test", "num_examples": args.test_episodes}
     flat.pop("policy", None)
     stopping = sb3.HSALVecEnv(args.env_id, test.num_envs, **flat)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from hsal_env.data.canvases import CanvasBatch
 from hsal_env.data.glyphs import SPLITS
@@ -326,7 +326,8 @@ def _read_image(file: str) -> np.ndarray:
     try:
         with Image.open(file, formats=("PNG", "JPEG")) as image:
             mode = image.mode if "transparency" not in image.info else f"{image.mode} with transparency"
-            pixels = np.array(image.convert(_PLAIN_MODES[mode])) if mode in _PLAIN_MODES else None
+            upright = ImageOps.exif_transpose(image)  # a camera may have stored it lying
+            pixels = np.array(upright.convert(_PLAIN_MODES[mode])) if mode in _PLAIN_MODES else None
     except Exception as error:  # Pillow raises many kinds for a damaged file
         raise DataError(
             f"{file}: cannot be read as PNG or JPEG ({type(error).__name__}: {error}). Mend it, or take its line out of "
