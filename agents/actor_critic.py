@@ -83,8 +83,8 @@ class ActorCritic(nn.Module):
         log_prob = value = torch.zeros_like(state.meta_state[:, 0])
         action = {
             "attention": log_prob.new_zeros(len(log_prob), 4 * self.world.rules.components),
-            "location": torch.zeros_like(observation["phase"]),
-            "label": torch.zeros_like(observation["phase"]),
+            "location": torch.zeros_like(observation["last_location"]),
+            "label": torch.zeros_like(observation["last_label"]),
         }
         for phase in phases:
             group = (observation["phase"] == phase).nonzero().squeeze(1)

@@ -39,6 +39,7 @@ class State(NamedTuple):
     Attributes:
         example: constant through the episode.
         saliency: S_t ``[B, H, W]`` in [0, 1].
+        raw_saliency: unnormalised saliency that is left ``[B, H, W]``, see :func:`raw_saliency_left`.
         mask: M_t ``[B, H, W]``; zeros before ``attend``.
         priority: P_t ``[B, H, W]`` in [0, 1]; zeros before ``attend``.
         glimpse: the latest glimpse vector ``[B, D]``; zeros before ``attend``.
@@ -47,7 +48,7 @@ class State(NamedTuple):
         last_label: the label of the previous meta-step ``[B]``; C + 1 = none.
         remaining: counts not yet named ``[B, C]``.
         predicted: counts named so far ``[B, C]``.
-        phase: ``[B]`` in 0..k + 1.
+        phase: ``[B]`` in 0..k + 1; on the CPU wherever the rest lives, so that what it decides waits for no accelerator.
         meta_step: finished meta-steps ``[B]``.
         returns: rewards so far, of locations and of labels ``[B, 2]``.
         looks: raw saliency summed over glimpses taken, and over as many uniformly drawn ones ``[B, 2]`` (S3).
@@ -57,6 +58,7 @@ class State(NamedTuple):
 
     example: Example
     saliency: Tensor
+    raw_saliency: Tensor
     mask: Tensor
     priority: Tensor
     glimpse: Tensor
@@ -107,6 +109,7 @@ def initial(example: Example, rules: Rules) -> State:
     return State(
         example=example,
         saliency=saliency,
+        raw_saliency=raw_saliency_left(example.raw_saliency, saliency),
         mask=blank,
         priority=blank,
         glimpse=example.volume.new_zeros(lanes, channels),
@@ -115,7 +118,7 @@ def initial(example: Example, rules: Rules) -> State:
         last_label=count.new_full((lanes,), classes + 1),
         remaining=example.counts,
         predicted=torch.zeros_like(example.counts),
-        phase=count,
+        phase=torch.zeros(lanes, dtype=torch.int64),
         meta_step=count,
         returns=saliency.new_zeros(lanes, 2),
         looks=saliency.new_zeros(lanes, 2),
@@ -139,14 +142,19 @@ def attend(state: State, attention: Tensor, rules: Rules) -> State:
 
 def look(state: State, location: Tensor, rules: Rules) -> Outcome:
     """Take a glimpse at ``location`` ``[B]``; earns P there."""
-    raw = raw_saliency_left(state).flatten(1)
+    raw = state.raw_saliency.flatten(1)
     at = location[:, None]
     reward = F.location_rewards(state.priority).gather(1, at).squeeze(1)
-    slot = one_hot(state.phase - 1, rules.glimpses).bool()  # [B, k]
+    phase = common_phase(state.phase)
+    if phase is None:
+        slot = one_hot(state.phase - 1, rules.glimpses).bool().to(at.device)  # [B, k]
+        locations = torch.where(slot, at, state.locations)
+    else:
+        locations = torch.cat([state.locations[:, : phase - 1], at, state.locations[:, phase:]], dim=1)
     never = torch.zeros_like(reward, dtype=torch.bool)
     following = state._replace(
         glimpse=F.glimpse(state.example.volume, location),
-        locations=torch.where(slot, at, state.locations),
+        locations=locations,
         last_location=location,
         phase=state.phase + 1,
         returns=state.returns + torch.stack([reward, torch.zeros_like(reward)], dim=1),
@@ -171,9 +179,11 @@ def name(state: State, label: Tensor, rules: Rules) -> Outcome:
         truncated = ~terminated & (meta_step >= rules.max_meta_steps)
     reward = label_rewards(state, rules).gather(1, label[:, None]).squeeze(1)
     saliency = F.update_saliency(state.saliency, state.mask, state.locations, rules.update)
+    saliency = F.normalise(saliency) if rules.renormalise_saliency else saliency
     blank = torch.zeros_like(saliency)
     following = state._replace(
-        saliency=F.normalise(saliency) if rules.renormalise_saliency else saliency,
+        saliency=saliency,
+        raw_saliency=raw_saliency_left(state.example.raw_saliency, saliency),
         mask=blank,
         priority=blank,
         glimpse=torch.zeros_like(state.glimpse),
@@ -206,23 +216,35 @@ def transition(state: State, action: Action, rules: Rules, forbidden: Tensor | N
         forbidden: bool ``[B]``, lanes whose action their phase does not allow: they earn -1 and stay as they are, and
             are truncated after as many such decisions as an episode has proper ones.
     """
-    last = rules.glimpses + 1
-    kind = state.phase.clamp(max=1) + (state.phase == last).long()  # 0 attend, 1 look, 2 name
-    kinds = kind[:1] if bool((kind == kind[0]).all()) else kind.unique()
-    outcome: Outcome | None = None
-    for this in kinds.tolist():
-        if this == 0:
-            never = torch.zeros_like(kind, dtype=torch.bool)
-            branch = Outcome(
-                attend(state, action.attention, rules), torch.zeros_like(state.returns[:, 0]), never, never
-            )
-        elif this == 1:
-            branch = look(state._replace(phase=state.phase.clamp(1, max(rules.glimpses, 1))), action.location, rules)
-        else:
-            branch = name(state, action.label, rules)
-        outcome = branch if outcome is None else select(kind == this, branch, outcome)
-    assert outcome is not None
+    phase = common_phase(state.phase)
+    if phase is not None:
+        outcome = _decide(phase, state, action, rules)
+    else:
+        last = rules.glimpses + 1
+        phases = torch.where(state.phase == last, last, state.phase.clamp(max=1))  # one of each kind: 0, 1, k + 1
+        first, *others = phases.unique().tolist()
+        outcome = _decide(first, state, action, rules)
+        for other in others:
+            outcome = select(phases == other, _decide(other, state, action, rules), outcome)
     return outcome if forbidden is None else _forbid(forbidden, state, outcome, rules)
+
+
+def _decide(phase: int, state: State, action: Action, rules: Rules) -> Outcome:
+    """The kind of decision that ``phase`` asks for, in all lanes."""
+    if phase == rules.glimpses + 1:
+        return name(state, action.label, rules)
+    if phase:
+        here = state.phase.clamp(1, rules.glimpses)  # lanes of another phase are not taken from here
+        return look(state._replace(phase=here), action.location, rules)
+    nothing = torch.zeros_like(state.returns[:, 0])
+    never = nothing.bool()
+    return Outcome(attend(state, action.attention, rules), nothing, never, never)
+
+
+def common_phase(phase: Tensor) -> int | None:
+    """The phase that all lanes are in; None if they differ."""
+    first = int(phase[0])
+    return first if len(phase) == 1 or bool((phase == first).all()) else None
 
 
 def _forbid(forbidden: Tensor, state: State, outcome: Outcome, rules: Rules) -> Outcome:
@@ -240,7 +262,7 @@ def select(lanes: Tensor, if_true: Any, if_false: Any) -> Any:
         return (
             if_true
             if if_true is if_false
-            else torch.where(lanes.view(-1, *[1] * (if_true.dim() - 1)), if_true, if_false)
+            else torch.where(lanes.to(if_true.device).view(-1, *[1] * (if_true.dim() - 1)), if_true, if_false)
         )
     return rebuilt(if_true, [select(lanes, a, b) for a, b in zip(if_true, if_false, strict=True)])
 
@@ -250,8 +272,11 @@ def rebuilt(like: Any, parts: list[Any]) -> Any:
     return type(like)(*parts) if hasattr(like, "_fields") else tuple(parts)
 
 
-def raw_saliency_left(state: State) -> Tensor:
-    """Raw saliency ``[B, H, W]``, suppressed cells counted by the fraction of S_1 that is left: ``raw S_t / S_1`` (S3)."""
-    first = F.normalise(state.example.raw_saliency)
-    left = (state.saliency / torch.where(first > 0, first, 1.0)).clamp(max=1)  # above 1 only if S is normalised again
-    return torch.where(first > 0, state.example.raw_saliency * left, 0.0)
+def raw_saliency_left(raw_saliency: Tensor, saliency: Tensor) -> Tensor:
+    """Raw saliency, suppressed cells counted by the fraction of S_1 that is left: ``raw S_t / S_1``, 0 where S_1 is 0 (S3).
+
+    A tally, without gradient. ``raw_saliency`` at reset and ``saliency`` S_t, ``[B, H, W]`` each, to ``[B, H, W]``.
+    """
+    first = F.normalise(raw_saliency)
+    left = saliency.detach() / first.clamp(min=torch.finfo(first.dtype).tiny)  # S_t is 0 where S_1 is
+    return raw_saliency * left.clamp(max=1)  # above 1 only if S is normalised again

@@ -187,4 +187,5 @@ def _batched(action: Any) -> Any:
 
 def _unbatched(value: torch.Tensor) -> Any:
     """Lane 0 as a numpy array of its own, or a numpy scalar."""
-    return value[0].numpy().copy() if value.dim() > 1 else value.numpy()[0]
+    lane = value.numpy()[0]
+    return lane.copy() if value.dim() > 1 else lane

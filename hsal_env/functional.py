@@ -38,7 +38,7 @@ def normalise(maps: Tensor, least: float = 0.0) -> Tensor:
     """
     low = maps.amin(dim=(1, 2), keepdim=True)
     span = maps.amax(dim=(1, 2), keepdim=True) - low
-    return torch.where(span > least, (maps - low) / torch.where(span > least, span, 1.0), 0.0)
+    return (maps - low) / torch.where(span > least, span, torch.inf)
 
 
 RAW_LIMIT = 8.0
@@ -98,10 +98,16 @@ def attention_mask(parameters: Mixture, map_size: tuple[int, int], scale: str = 
     alpha, beta, row, col = parameters
     i = torch.arange(1, map_size[0] + 1, device=alpha.device, dtype=alpha.dtype)
     j = torch.arange(1, map_size[1] + 1, device=alpha.device, dtype=alpha.dtype)
-    by_row = torch.exp(-beta[..., None] * (row[..., None] - i).square())  # [B, K, H]: a Gaussian is separable
-    by_col = torch.exp(-beta[..., None] * (col[..., None] - j).square())  # [B, K, W]
+    by_row = _bell(beta[..., None], row[..., None] - i)  # [B, K, H]: a Gaussian is separable
+    by_col = _bell(beta[..., None], col[..., None] - j)  # [B, K, W]
     mask = (alpha[..., None] * by_row).transpose(1, 2) @ by_col  # [B, H, W]
     return _peak(mask) if scale == "peak" else mask
+
+
+def _bell(beta: Tensor, distance: Tensor) -> Tensor:
+    """``exp(-beta d**2)``, at least exp(-32) = 1e-14 in float32: products of smaller ones are denormal, many times as slow."""
+    least = -256.0 if distance.dtype == torch.float64 else -32.0
+    return torch.exp((-beta * distance.square()).clamp(min=least))
 
 
 def _peak(mask: Tensor) -> Tensor:
@@ -201,5 +207,6 @@ def update_saliency(saliency: Tensor, mask: Tensor, locations: Tensor, rule: str
     if rule == "none":
         return saliency
     suppression = _peak(mask) if rule == "peak" else mask
-    glimpsed = one_hot(locations, saliency[0].numel() + 1)[..., :-1].sum(dim=1)  # [B, H W]
-    return torch.where(glimpsed.view_as(saliency) > 0, 0.0, (saliency - suppression).clamp(min=0))
+    none = saliency[0].numel()
+    kept = saliency.new_ones(len(saliency), none + 1).scatter(1, locations, 0.0)[:, :-1]  # 0 where glimpsed
+    return (saliency - suppression).clamp(min=0) * kept.reshape(saliency.shape)

@@ -69,7 +69,7 @@ class Simulation:
         """
         hits = torch.minimum(state.predicted, state.example.counts).sum(dim=1)
         named, true = state.predicted.sum(dim=1), state.example.counts.sum(dim=1)
-        unfinished = (state.phase - 1).clamp(min=0)  # an option that was cut off
+        unfinished = (state.phase - 1).clamp(min=0).to(named.device)  # an option that was cut off
         glimpses = (state.meta_step * self.rules.glimpses + unfinished).clamp(min=1)
         return {
             "exact_match": (state.predicted == state.example.counts).all(dim=1).double(),

@@ -115,7 +115,7 @@ class NativeView:
 
     def step(self, state: State, action: Any) -> Outcome:
         """See :class:`View`."""
-        return dynamics.transition(state, self.decode(action, state.phase), self.rules)
+        return dynamics.transition(state, self.decode(action, state), self.rules)
 
     def observe(self, state: State, images: Tensor | None) -> dict[str, Tensor]:
         """See :class:`View`."""
@@ -125,7 +125,7 @@ class NativeView:
             seen |= {name: seen[name].flatten(1) for name in ("saliency", "priority", "volume") if name in seen}
         return seen
 
-    def decode(self, action: Any, phase: Tensor) -> Action:
+    def decode(self, action: Any, state: State) -> Action:
         """A batched action Dict to an :class:`Action`. Only the parts that some lane's phase reads are looked at and checked.
 
         Raises:
@@ -137,25 +137,34 @@ class NativeView:
             raise ActionError(
                 f"Expected an action Dict(attention, location, label); got {type(action).__name__} {action!r}."
             ) from None
-        attends, names = phase == 0, phase == self.glimpses + 1
+        attends, looks, names = self._readers(state.phase)
         return Action(
-            self._attention(given, attends),
-            read_discrete(given, "location", self.cells, ~attends & ~names),
-            read_discrete(given, "label", self.stop + 1, names),
+            self._attention(given, state.returns, attends),
+            read_discrete(given, "location", self.cells, state.meta_step, looks),
+            read_discrete(given, "label", self.stop + 1, state.meta_step, names),
         )
 
-    def _attention(self, given: dict[str, Any], read: Tensor) -> Tensor:
-        lanes, width = len(read), 4 * self.config.components
-        if not bool(read.any()):
-            return torch.zeros(lanes, width, device=read.device)
-        attention = read_part(given, "attention", read.device)
-        if attention.shape != (lanes, width):
-            raise ActionError(f"Expected attention of shape {(lanes, width)}; got {tuple(attention.shape)}.")
+    def _readers(self, phase: Tensor) -> tuple[bool | Tensor, bool | Tensor, bool | Tensor]:
+        """Which lanes read the attention, the location and the label: all, none, or a bool ``[B]``."""
+        last, common = self.glimpses + 1, dynamics.common_phase(phase)
+        if common is not None:
+            return common == 0, 0 < common < last, common == last
+        return phase == 0, (phase > 0) & (phase < last), phase == last
+
+    def _attention(self, given: dict[str, Any], like: Tensor, read: bool | Tensor) -> Tensor:
+        shape = (len(like), 4 * self.config.components)
+        if not _any(read):
+            return like.new_zeros(()).expand(shape)
+        attention = read_part(given, "attention", like.device)
+        if attention.shape != shape:
+            raise ActionError(f"Expected attention of shape {shape}; got {tuple(attention.shape)}.")
         attention = attention.float()
-        inside = (attention.abs() <= 1).all(dim=1)  # false for NaN
-        if not bool((inside | ~read).all()):
-            raise ActionError(f"Expected attention in [-1, 1]; got {attention[~inside & read][0].tolist()}.")
-        return torch.where(read[:, None], attention * ATTENTION_SCALE, 0.0)
+        inside = attention.abs() <= 1  # false for NaN
+        if like.is_cpu and not bool(inside.all()):
+            wrong = ~inside.all(dim=1) & read
+            if bool(wrong.any()):
+                raise ActionError(f"Expected attention in [-1, 1]; got {attention[wrong][0].tolist()}.")
+        return _where_read(read, attention * ATTENTION_SCALE)
 
     def _spotlight(self, cell: Tensor) -> Tensor:
         return F.spotlight(cell, self.map_size, self.config.components, self.config.coordinates)
@@ -186,20 +195,18 @@ class FlatView(NativeView):
 
     def observe(self, state: State, images: Tensor | None) -> dict[str, Tensor]:
         """See :class:`View`."""
-        return {"action_mask": self.action_mask(state.phase), **super().observe(state, images)}
+        return {"action_mask": self.action_mask(state.phase).to(state.saliency.device), **super().observe(state, images)}
 
     def step(self, state: State, action: Any) -> Outcome:
         """See :class:`View`."""
-        chosen = read_discrete(
-            {"action": action}, "action", self.cells + self.stop + 1, torch.ones_like(state.phase).bool()
-        )
+        chosen = read_discrete({"action": action}, "action", self.cells + self.stop + 1, state.meta_step)
         is_label = chosen >= self.cells
         cell, label = torch.where(is_label, 0, chosen), torch.where(is_label, chosen - self.cells, 0)
-        forbidden = is_label != (state.phase == self.glimpses + 1)
+        forbidden = is_label != (state.phase == self.glimpses + 1).to(is_label.device)
         if self.config.forbidden == "raise" and bool(forbidden.any()):
             raise ActionError(
                 f"Expected an action that the mask allows; got {int(chosen[forbidden][0])} at phase "
-                f"{int(state.phase[forbidden][0])}. Choose among observation['action_mask'], as MaskablePPO does; or make the "
+                f"{int(state.phase[forbidden.cpu()][0])}. Choose among observation['action_mask'], as MaskablePPO does; or make the "
                 "environment with forbidden='penalise'."
             )
         return dynamics.transition(state, Action(self._spotlight(cell), cell, label), self.rules, forbidden)
@@ -221,14 +228,14 @@ class PackedView(NativeView):
             np.append(attention.high, [self.cells - 1, self.stop]).astype(np.float32),
         )
 
-    def decode(self, action: Any, phase: Tensor) -> Action:
+    def decode(self, action: Any, state: State) -> Action:
         """See :class:`NativeView`."""
-        packed = read_part({"action": action}, "action", phase.device)
+        packed = read_part({"action": action}, "action", state.saliency.device)
         width = 4 * self.config.components
-        if packed.shape != (len(phase), width + 2):
-            raise ActionError(f"Expected actions of shape {(len(phase), width + 2)}; got {tuple(packed.shape)}.")
+        if packed.shape != (len(state.phase), width + 2):
+            raise ActionError(f"Expected actions of shape {(len(state.phase), width + 2)}; got {tuple(packed.shape)}.")
         chosen = packed[:, width:].round().nan_to_num(-1).long()  # -1: refused where it is read
-        return super().decode({"attention": packed[:, :width], "location": chosen[:, 0], "label": chosen[:, 1]}, phase)
+        return super().decode({"attention": packed[:, :width], "location": chosen[:, 0], "label": chosen[:, 1]}, state)
 
 
 def read_part(given: dict[str, Any], name: str, device: torch.device) -> Tensor:
@@ -245,24 +252,43 @@ def read_part(given: dict[str, Any], name: str, device: torch.device) -> Tensor:
         raise ActionError(f"Expected numbers for {name}; got {given[name]!r}.") from error
 
 
-def read_discrete(given: dict[str, Any], name: str, bound: int, read: Tensor) -> Tensor:
-    """A part of whole numbers in 0..bound - 1, int64 ``[B]``; unread, and 0, in lanes outside ``read`` (bool ``[B]``).
+def read_discrete(given: dict[str, Any], name: str, bound: int, like: Tensor, read: bool | Tensor = True) -> Tensor:
+    """A part of whole numbers in 0..bound - 1, int64 ``[B]``; unread, and 0, in lanes outside ``read``.
+
+    Args:
+        given: the batched action.
+        name: of the part.
+        bound: of its values; checked on the CPU only, an accelerator would have to be waited for.
+        like: ``[B]`` on the device where the part is wanted.
+        read: bool ``[B]`` on the CPU; or all or none.
 
     Raises:
         ActionError: see :func:`read_part`; or of another kind, shape or range.
     """
-    if not bool(read.any()):
-        return torch.zeros(len(read), dtype=torch.int64, device=read.device)
-    value = read_part(given, name, read.device)
-    if value.is_floating_point() or value.shape != read.shape:
+    if not _any(read):
+        return torch.zeros_like(like, dtype=torch.int64)
+    value = read_part(given, name, like.device)
+    if value.is_floating_point() or value.shape != like.shape:
         raise ActionError(
-            f"Expected integer {name} of shape {tuple(read.shape)}; got {value.dtype} of {tuple(value.shape)}."
+            f"Expected integer {name} of shape {tuple(like.shape)}; got {value.dtype} of {tuple(value.shape)}."
         )
     value = value.long()
-    outside = ((value < 0) | (value >= bound)) & read
-    if bool(outside.any()):
-        raise ActionError(f"Expected {name} in 0..{bound - 1}; got {int(value[outside][0])}.")
-    return torch.where(read, value, 0)
+    if like.is_cpu:
+        outside = ((value < 0) | (value >= bound)) & read
+        if bool(outside.any()):
+            raise ActionError(f"Expected {name} in 0..{bound - 1}; got {int(value[outside][0])}.")
+    return _where_read(read, value)
+
+
+def _any(read: bool | Tensor) -> bool:
+    return bool(read.any()) if isinstance(read, Tensor) else read
+
+
+def _where_read(read: bool | Tensor, value: Tensor) -> Tensor:
+    """``value`` ``[B, ...]``, zeros in lanes that are not read."""
+    if not isinstance(read, Tensor):
+        return value
+    return torch.where(read.to(value.device).view(-1, *[1] * (value.dim() - 1)), value, 0)
 
 
 def require_action_mask(observation_space: spaces.Space[Any]) -> None:

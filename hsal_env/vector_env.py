@@ -78,7 +78,7 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self._source = np.full(num_envs, self.simulation.examples.source, dtype=object)
-        self._rngs: list[np.random.Generator] = []
+        self._draws = _Draws(num_envs, len(self.simulation.examples))
         self._state: State | None = None
         self._lent = False
         self._images: Tensor | None = None
@@ -183,26 +183,20 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
     def _seed(self, seed: int | list[int | None] | None, lanes: np.ndarray) -> None:
         if isinstance(seed, list) and len(seed) != self.num_envs:
             raise ConfigError(f"Expected {self.num_envs} seeds; got {len(seed)}.")
-        if seed is None and self._rngs:
-            return
-        seeds = seed if isinstance(seed, list) else [None if seed is None else seed + i for i in range(self.num_envs)]
-        kept: list[np.random.Generator | None] = [*self._rngs] or [None] * self.num_envs
-        self._rngs = [
-            old if old is not None and (value is None or lane not in lanes) else seeding.np_random(value)[0]
-            for lane, (old, value) in enumerate(zip(kept, seeds, strict=True))
-        ]
+        for lane in lanes.tolist():
+            self._draws.seed(lane, seed[lane] if isinstance(seed, list) else None if seed is None else seed + lane)
 
     def _restart(self, lanes: np.ndarray, indices: np.ndarray | None = None) -> None:
         if indices is None:
-            size = len(self.simulation.examples)
-            indices = np.array([self._rngs[lane].integers(size) for lane in lanes])
+            indices = self._draws.take(lanes)
         fresh, images = self.simulation.start(indices)
         if len(lanes) == self.num_envs:
             self._state, self._images = fresh, images
             return
         into = torch.from_numpy(lanes).to(self.simulation.device)
         before, volume = self._current, self._current.example.volume
-        if self._lent or self.output == "torch":  # somebody may hold it; by far the largest part, so not copied in vain
+        if self._lent or (self.output == "torch" and self.simulation.config.shows_volume):
+            # somebody may hold it; by far the largest part, so not copied in vain
             volume = volume.clone()
         volume.index_copy_(0, into, fresh.example.volume)
         self._lent = False
@@ -242,8 +236,41 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         return np.array(value.numpy(), dtype=dtype)  # a copy: writing to it must not change the state
 
 
+class _Draws:
+    """Which canvas each lane begins with: its own generator's ``integers(size)``, asked for several at a time.
+
+    Args:
+        lanes: number of lanes.
+        size: number of canvases.
+    """
+
+    _AHEAD = 32
+
+    def __init__(self, lanes: int, size: int) -> None:
+        self._size = size
+        self._rngs: list[np.random.Generator | None] = [None] * lanes
+        self._drawn = np.zeros((lanes, self._AHEAD), np.int64)
+        self._used = np.full(lanes, self._AHEAD)
+
+    def seed(self, lane: int, seed: int | None) -> None:
+        """Begin a lane's sequence; None: one that nobody chose, or the one that it has."""
+        if seed is not None or self._rngs[lane] is None:
+            self._rngs[lane], _ = seeding.np_random(seed)
+            self._used[lane] = self._AHEAD
+
+    def take(self, lanes: np.ndarray) -> np.ndarray:
+        """The next canvas of each of ``lanes`` (different ones)."""
+        for lane in lanes[self._used[lanes] == self._AHEAD].tolist():
+            rng = self._rngs[lane]
+            assert rng is not None  # the first reset seeds every lane
+            self._drawn[lane], self._used[lane] = rng.integers(self._size, size=self._AHEAD), 0
+        drawn: np.ndarray = self._drawn[lanes, self._used[lanes]]
+        self._used[lanes] += 1
+        return drawn
+
+
 def _scatter(state: Any, fresh: Any, lanes: Tensor) -> Any:
-    """Put the lanes of ``fresh`` at ``lanes`` of a nested tuple of tensors."""
+    """A nested tuple of tensors with those of ``fresh`` at ``lanes``."""
     if isinstance(state, Tensor):
-        return state.index_copy(0, lanes, fresh)
+        return state.index_copy(0, lanes.to(state.device), fresh)
     return rebuilt(state, [_scatter(old, new, lanes) for old, new in zip(state, fresh, strict=True)])

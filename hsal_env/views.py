@@ -66,7 +66,7 @@ class _Given:
         """
         action, following = self.ask(state)
         try:
-            return self._seen.decode(action, state.phase), following
+            return self._seen.decode(action, state), following
         except ActionError as error:
             raise ConfigError(
                 f"The given policy {type(self.policy).__name__} does not fit this environment, whose masks have "
@@ -106,7 +106,7 @@ class OptionView(NativeView):
 
     def step(self, state: State, action: Any) -> Outcome:
         """See :class:`hsal_env.spaces.View`."""
-        attention = self.decode({"attention": action}, state.phase)
+        attention = self.decode({"attention": action}, state)
         _, state = self._given.ask(state)  # its mask is not wanted, but a meta-step may begin with what it sees
         return _meta_step(state, attention, self._given.decide, self.rules)
 
@@ -164,16 +164,15 @@ class MacroView(NativeView):
 
     def step(self, state: State, action: Any) -> Outcome:
         """See :class:`hsal_env.spaces.View`."""
-        given = read_part({"action": action}, "action", state.phase.device)
+        given = read_part({"action": action}, "action", state.saliency.device)
         if given.shape != (len(state.phase), self.glimpses + 2):
             raise ActionError(
                 f"Expected actions of shape {(len(state.phase), self.glimpses + 2)}; got {tuple(given.shape)}."
             )
-        every = torch.ones_like(state.phase, dtype=torch.bool)
         attended, *locations = (
-            read_discrete({"cell": part}, "cell", self.cells, every) for part in given[:, :-1].unbind(dim=1)
+            read_discrete({"cell": part}, "cell", self.cells, state.meta_step) for part in given[:, :-1].unbind(dim=1)
         )
-        label = read_discrete({"label": given[:, -1]}, "label", self.stop + 1, every)
+        label = read_discrete({"label": given[:, -1]}, "label", self.stop + 1, state.meta_step)
         first = Action(self._spotlight(attended), attended, label)
         following = iter([first._replace(location=location) for location in locations] + [first])
         return _meta_step(state, first, lambda before: (next(following), before), self.rules)

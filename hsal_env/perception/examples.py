@@ -69,6 +69,8 @@ class Examples:
         self._activation = activation_model(config.activation)
         self._saliency = saliency_model(config.saliency)
         self._store = self._open_store(progress) if config.features == "store" else None
+        self._raw = np.empty((0, 0, 0), np.float32)  # of the store's canvases, as far as they are known
+        self._known = np.zeros(0, bool)
         probe = (
             self._store.read([0], "volume")["volume"].transpose(0, 3, 1, 2)
             if self._store
@@ -123,14 +125,29 @@ class Examples:
             volume = torch.cat([self.encode(image[None]) for image in canvases.images])
             labels = canvases.labels
         volume = volume.float().contiguous(memory_format=torch.channels_last)  # glimpses read columns
+        raw = self._known_saliency(indices, volume) if self._store else self._raw_saliency(indices, volume, canvases)
+        counts = torch.from_numpy(label_counts(labels, self.num_classes))
+        return Example(volume, raw, counts, torch.from_numpy(indices)), canvases
+
+    def _known_saliency(self, indices: np.ndarray, volume: Tensor) -> Tensor:
+        """Raw saliency of the store's canvases, each computed once."""
+        if not len(self._known):
+            self._raw = np.empty((len(self), *self.map_size), np.float32)
+            self._known = np.zeros(len(self), bool)
+        new = np.flatnonzero(~self._known[indices])
+        if len(new):
+            self._raw[indices[new]] = self._raw_saliency(indices[new], volume[new], None).numpy()
+            self._known[indices[new]] = True
+        return torch.from_numpy(self._raw[indices])
+
+    def _raw_saliency(self, indices: np.ndarray, volume: Tensor, canvases: CanvasBatch | None) -> Tensor:
         raw = self._saliency(self._model_images(indices, canvases), volume)
         if raw.shape != (len(volume), *self.map_size) or not bool((raw >= 0).all() & raw.isfinite().all()):
             raise DataError(
                 f"saliency={model_name(self.config.saliency)}: expected a map {(len(volume), *self.map_size)} of finite values "
                 f"of at least 0; got shape {tuple(raw.shape)}{'' if raw.isfinite().all() else ' with NaN or infinity'}."
             )
-        counts = torch.from_numpy(label_counts(labels, self.num_classes))
-        return Example(volume, raw, counts, torch.from_numpy(indices)), canvases
+        return raw
 
     def compose(self, indices: np.ndarray) -> CanvasBatch:
         """The canvases of the given indices."""
