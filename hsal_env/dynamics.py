@@ -39,7 +39,7 @@ class State(NamedTuple):
     Attributes:
         example: constant through the episode.
         saliency: S_t ``[B, H, W]`` in [0, 1].
-        raw_saliency: unnormalised saliency that is left ``[B, H, W]``, see :func:`raw_saliency_left`.
+        raw_per_saliency: unnormalised saliency over S_1 ``[B, H, W]``, 0 where S_1 is; constant through the episode.
         mask: M_t ``[B, H, W]``; zeros before ``attend``.
         priority: P_t ``[B, H, W]`` in [0, 1]; zeros before ``attend``.
         glimpse: the latest glimpse vector ``[B, D]``; zeros before ``attend``.
@@ -58,7 +58,7 @@ class State(NamedTuple):
 
     example: Example
     saliency: Tensor
-    raw_saliency: Tensor
+    raw_per_saliency: Tensor
     mask: Tensor
     priority: Tensor
     glimpse: Tensor
@@ -109,7 +109,7 @@ def initial(example: Example, rules: Rules) -> State:
     return State(
         example=example,
         saliency=saliency,
-        raw_saliency=raw_saliency_left(example.raw_saliency, saliency),
+        raw_per_saliency=example.raw_saliency / torch.where(saliency > 0, saliency, torch.inf),
         mask=blank,
         priority=blank,
         glimpse=example.volume.new_zeros(lanes, channels),
@@ -142,7 +142,7 @@ def attend(state: State, attention: Tensor, rules: Rules) -> State:
 
 def look(state: State, location: Tensor, rules: Rules) -> Outcome:
     """Take a glimpse at ``location`` ``[B]``; earns P there."""
-    raw = state.raw_saliency.flatten(1)
+    raw = raw_saliency_left(state).flatten(1)
     at = location[:, None]
     reward = F.location_rewards(state.priority).gather(1, at).squeeze(1)
     phase = common_phase(state.phase)
@@ -183,7 +183,6 @@ def name(state: State, label: Tensor, rules: Rules) -> Outcome:
     blank = torch.zeros_like(saliency)
     following = state._replace(
         saliency=saliency,
-        raw_saliency=raw_saliency_left(state.example.raw_saliency, saliency),
         mask=blank,
         priority=blank,
         glimpse=torch.zeros_like(state.glimpse),
@@ -272,11 +271,10 @@ def rebuilt(like: Any, parts: list[Any]) -> Any:
     return type(like)(*parts) if hasattr(like, "_fields") else tuple(parts)
 
 
-def raw_saliency_left(raw_saliency: Tensor, saliency: Tensor) -> Tensor:
-    """Raw saliency, suppressed cells counted by the fraction of S_1 that is left: ``raw S_t / S_1``, 0 where S_1 is 0 (S3).
+def raw_saliency_left(state: State) -> Tensor:
+    """Raw saliency ``[B, H, W]``, suppressed cells counted by the fraction of S_1 that is left: ``raw S_t / S_1`` (S3).
 
-    A tally, without gradient. ``raw_saliency`` at reset and ``saliency`` S_t, ``[B, H, W]`` each, to ``[B, H, W]``.
+    A tally, without gradient.
     """
-    first = F.normalise(raw_saliency)
-    left = saliency.detach() / first.clamp(min=torch.finfo(first.dtype).tiny)  # S_t is 0 where S_1 is
-    return raw_saliency * left.clamp(max=1)  # above 1 only if S is normalised again
+    left = state.saliency.detach() * state.raw_per_saliency
+    return torch.minimum(left, state.example.raw_saliency)  # more only if S is normalised again

@@ -98,16 +98,12 @@ def attention_mask(parameters: Mixture, map_size: tuple[int, int], scale: str = 
     alpha, beta, row, col = parameters
     i = torch.arange(1, map_size[0] + 1, device=alpha.device, dtype=alpha.dtype)
     j = torch.arange(1, map_size[1] + 1, device=alpha.device, dtype=alpha.dtype)
-    by_row = _bell(beta[..., None], row[..., None] - i)  # [B, K, H]: a Gaussian is separable
-    by_col = _bell(beta[..., None], col[..., None] - j)  # [B, K, W]
+    distance = torch.cat([row[..., None] - i, col[..., None] - j], dim=2)  # [B, K, H + W]: a Gaussian is separable
+    # products of factors below exp(-32) = 1e-14 would be denormal numbers in float32, many times as slow
+    least = -256.0 if distance.dtype == torch.float64 else -32.0
+    by_row, by_col = (-beta[..., None] * distance.square()).clamp(min=least).exp().split(map_size, dim=2)
     mask = (alpha[..., None] * by_row).transpose(1, 2) @ by_col  # [B, H, W]
     return _peak(mask) if scale == "peak" else mask
-
-
-def _bell(beta: Tensor, distance: Tensor) -> Tensor:
-    """``exp(-beta d**2)``, at least exp(-32) = 1e-14 in float32: products of smaller ones are denormal, many times as slow."""
-    least = -256.0 if distance.dtype == torch.float64 else -32.0
-    return torch.exp((-beta * distance.square()).clamp(min=least))
 
 
 def _peak(mask: Tensor) -> Tensor:

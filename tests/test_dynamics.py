@@ -242,8 +242,9 @@ def test_raw_saliency_counts_suppressed_cells_by_what_is_left():
     raw = torch.tensor([[[0.0, 4.0, 8.0]]])
     given = Example(torch.zeros(1, 1, 1, 3), raw, torch.ones(1, 10, dtype=torch.int64), torch.zeros(1))
     state = dynamics.initial(given, Rules())
-    assert state.raw_saliency.tolist() == raw.tolist()
-    assert dynamics.raw_saliency_left(raw, torch.tensor([[[0.0, 0.0, 0.5]]])).tolist() == [[[0.0, 0.0, 4.0]]]
+    assert dynamics.raw_saliency_left(state).tolist() == raw.tolist()
+    suppressed = state._replace(saliency=torch.tensor([[[0.0, 0.0, 0.5]]]))
+    assert dynamics.raw_saliency_left(suppressed).tolist() == [[[0.0, 0.0, 4.0]]]
 
 
 def test_looks_add_up_the_glimpsed_and_the_mean_raw_saliency():
