@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -14,7 +15,6 @@ from agents.protocol import Decision, World
 from agents.trajectory import Evaluation, Trajectory
 from hsal_env import dynamics
 from hsal_env import functional as F
-from hsal_env.perception.examples import native_bfloat16
 from hsal_env.policies import winner_take_all
 from hsal_env.spaces import ATTENTION_SCALE
 
@@ -118,7 +118,8 @@ class ActorCritic(nn.Module):
             attention, state = self.attend(observation["saliency"], observation["last_label"], state)
             zero = torch.zeros(len(attention), device=attention.device)
             return Decision({"attention": attention / ATTENTION_SCALE}, zero, zero, state)
-        controller_state = self.read(observation, state.controller_state)
+        begins = phase == 1 and self.config.controller_state == "reset"
+        controller_state = self.read(observation, None if begins else state.controller_state, self.controller.folded())
         state = state._replace(controller_state=controller_state)
         if phase <= self.world.rules.glimpses:
             name, log_probs = "location", self.controller.location_log_probs(controller_state, observation["priority"])
@@ -141,54 +142,74 @@ class ActorCritic(nn.Module):
         controller_state = state.controller_state if carry else torch.zeros_like(state.controller_state)
         return attention, AgentState(meta_state, controller_state)
 
-    def read(self, seen: dict[str, Tensor], controller_state: Tensor) -> Tensor:
+    def read(
+        self,
+        seen: dict[str, Tensor],
+        controller_state: Tensor | None,
+        folded: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
         """The controller's step over ``seen``: priority, last_label, last_location, glimpse. ``[B, hidden]``."""
         with self._precision():
             return self.controller(
-                seen["priority"], seen["last_label"], seen["last_location"], seen["glimpse"], controller_state
+                seen["priority"], seen["last_label"], seen["last_location"], seen["glimpse"], controller_state, folded
             )
 
     def evaluate(self, trajectory: Trajectory) -> Evaluation:
         """Run the decision process again with gradient, taking the stored locations and labels.
 
-        Attention is computed anew, so that what the label's loss says of P and g_0 reaches the meta-controller.
+        Attention is computed anew, so that what the label's loss says of P and g_0 reaches the meta-controller. Lanes
+        whose episode has ended are left out, and score 0.
         """
         rules = self.world.rules
-        world_state = dynamics.initial(trajectory.example, rules)
-        state = self.initial(len(trajectory.live[0]))
+        order = trajectory.live.sum(dim=0).argsort(descending=True, stable=True)  # who is live stays in front
+        taken = trajectory.lanes(order)
+        world_state, state = dynamics.initial(taken.example, rules), self.initial(len(order))
+        folded = self.controller.folded()
         location_log_probs, label_log_probs, values, location_rewards, label_rewards = [], [], [], [], []
-        for locations, label in zip(trajectory.locations, trajectory.labels, strict=True):
+        for step, live in enumerate(taken.live.sum(dim=1).tolist()):
+            if not live:
+                break
+            world_state, state = dynamics.first_lanes(world_state, live), dynamics.first_lanes(state, live)
             attention, state = self.attend(world_state.saliency, world_state.last_label, state)
             world_state = dynamics.attend(world_state, attention, rules)
-            for location in locations:
-                hidden = self.read(world_state._asdict(), state.controller_state)
-                state = state._replace(controller_state=hidden)
+            hidden = None if self.config.controller_state == "reset" else state.controller_state
+            for location in taken.locations[step, :, :live]:
+                hidden = self.read(world_state._asdict(), hidden, folded)
                 location_log_probs.append(self.controller.location_log_probs(hidden, world_state.priority))
                 location_rewards.append(F.location_rewards(world_state.priority))
                 values.append(self.controller.values(hidden))
                 world_state = dynamics.look(world_state, location, rules).state
-            hidden = self.read(world_state._asdict(), state.controller_state)
-            state = state._replace(controller_state=hidden)
+            hidden = self.read(world_state._asdict(), hidden, folded)
             label_log_probs.append(self.controller.label_log_probs(hidden))
             label_rewards.append(dynamics.label_rewards(world_state, rules))
             values.append(self.controller.values(hidden))
-            world_state = dynamics.name(world_state, label, rules).state
-        steps, glimpses = trajectory.locations.shape[:2]
-
-        def by_glimpse(parts: list[Tensor]) -> Tensor:
-            if not parts:  # k = 0
-                return trajectory.rewards.new_zeros(steps, 0, len(label), world_state.saliency[0].numel())
-            return torch.stack(parts).unflatten(0, (steps, glimpses))
-
+            state = state._replace(controller_state=hidden)
+            world_state = dynamics.name(world_state, taken.labels[step, :live], rules).state
+        (steps, glimpses, lanes), back = trajectory.locations.shape, order.argsort()
+        cells, labels = world_state.saliency[0].numel(), self.world.num_classes + 1
         return Evaluation(
-            location_log_probs=by_glimpse(location_log_probs),
-            label_log_probs=torch.stack(label_log_probs),
-            values=torch.stack(values).unflatten(0, (steps, glimpses + 1)),
-            location_rewards=by_glimpse(location_rewards),
-            label_rewards=torch.stack(label_rewards),
+            location_log_probs=_assembled(location_log_probs, (steps, glimpses, lanes, cells), back),
+            label_log_probs=_assembled(label_log_probs, (steps, lanes, labels), back),
+            values=_assembled(values, (steps, glimpses + 1, lanes), back),
+            location_rewards=_assembled(location_rewards, (steps, glimpses, lanes, cells), back),
+            label_rewards=_assembled(label_rewards, (steps, lanes, labels), back),
         )
 
     def _precision(self) -> torch.autocast:
         device = self.controller.label.weight.device.type
-        native = device != "cpu" or native_bfloat16()
-        return torch.autocast(device, dtype=torch.bfloat16, enabled=self.config.bfloat16 and native)
+        return torch.autocast(device, dtype=torch.bfloat16, enabled=self.config.bfloat16 and has_matrix_unit(device))
+
+
+def has_matrix_unit(device: str) -> bool:
+    """Whether bfloat16 matrices are multiplied faster than float32 ones: an accelerator, or a CPU with AMX.
+
+    A CPU that has AVX512-BF16 alone was measured at half of its float32 rate.
+    """
+    return device != "cpu" or bool(torch.cpu._is_amx_tile_supported())
+
+
+def _assembled(parts: list[Tensor], shape: tuple[int, ...], back: Tensor) -> Tensor:
+    """``[live, ...]`` of each decision to ``shape`` ``[M, ..., B, ...]``: 0 where not live, lanes in the order ``back``."""
+    padded = [torch.cat([part, part.new_zeros(len(back) - len(part), *part.shape[1:])]) for part in parts]
+    rows = torch.stack(padded)[:, back].flatten() if parts else back.new_zeros(0, dtype=torch.float32)
+    return torch.cat([rows, rows.new_zeros(math.prod(shape) - len(rows))]).view(shape)

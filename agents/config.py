@@ -31,8 +31,8 @@ class AgentConfig:
             number, start on a square grid over the map, and the layer's weights four times as large, so that they soon differ.
         attention_policy: ``"learned"``, or ``"winner-take-all"``, a control: all Gaussians on the most salient cell.
         location_policy: ``"learned"``; or a control: ``"greedy"``, the cell of highest priority, or ``"uniform"``.
-        bfloat16: multiply matrices in bfloat16 where the device does so natively; the recurrent state and everything
-            else stay float32.
+        bfloat16: multiply matrices in bfloat16 where the device has a unit for it (an accelerator, or a CPU with AMX); the
+            recurrent state and everything else stay float32.
     """
 
     meta_hidden: int = 128

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from agents.encoding import one_hot_or_zeros, recurrent
+from agents.encoding import EncodedGRU, one_hot_or_zeros
 
 
-class Controller(nn.Module):
+class Controller(EncodedGRU):
     """``x_i = [P_t, y_{t-1}, a_{i-1}, g_{i-1}]``, ``e_i = W_encode x_i``, ``h_i = GRU(e_i, h_{i-1})``, and three heads.
 
     Location scores are ``MLP(h_i)``, or ``MLP(h_i) + w P_t`` with a learned w: the priority map proposes, the MLP disposes.
@@ -36,18 +36,22 @@ class Controller(nn.Module):
         location_prior: float,
         location_policy: str,
     ) -> None:
-        super().__init__()
+        super().__init__(cells + labels + cells + channels, hidden)
         self.cells, self.labels = cells, labels
         self.detach, self.location_policy = detach, location_policy
-        self.encode = nn.Linear(cells + labels + cells + channels, hidden)
-        self.gru = nn.GRUCell(hidden, hidden)
         self.location = nn.Sequential(nn.Linear(hidden, location_hidden), nn.ReLU(), nn.Linear(location_hidden, cells))
         self.location_prior = nn.Parameter(torch.tensor(float(location_prior))) if location_prior else None
         self.label = nn.Linear(hidden, labels)
         self.value = nn.Linear(hidden, 1)
 
     def forward(
-        self, priority: Tensor, last_label: Tensor, last_location: Tensor, glimpse: Tensor, state: Tensor
+        self,
+        priority: Tensor,
+        last_label: Tensor,
+        last_location: Tensor,
+        glimpse: Tensor,
+        state: Tensor | None,
+        folded: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """One step: the new state ``[B, hidden]``.
 
@@ -56,7 +60,8 @@ class Controller(nn.Module):
             last_label: ``[B]``; C + 1 = none.
             last_location: ``[B]``; H W = none.
             glimpse: g_{i-1} ``[B, D]``.
-            state: h_{i-1} ``[B, hidden]``.
+            state: h_{i-1} ``[B, hidden]``; None: zeros.
+            folded: what :meth:`~agents.encoding.EncodedGRU.folded` returned.
         """
         x = torch.cat(
             [
@@ -67,7 +72,7 @@ class Controller(nn.Module):
             ],
             dim=1,
         )
-        return recurrent(self.gru, self.encode(x), state)
+        return self.step(x, state, folded)
 
     def location_log_probs(self, state: Tensor, priority: Tensor) -> Tensor:
         """``log softmax`` over cells, ``[B, H W]``."""

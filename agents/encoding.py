@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
-from torch.nn.functional import one_hot
+from torch.nn.functional import linear, one_hot
 
 
 def one_hot_or_zeros(index: Tensor, size: int) -> Tensor:
@@ -11,6 +12,50 @@ def one_hot_or_zeros(index: Tensor, size: int) -> Tensor:
     return one_hot(index, size + 1)[:, :-1].float()
 
 
-def recurrent(cell: nn.GRUCell, encoding: Tensor, state: Tensor) -> Tensor:
-    """One step of a GRU whose state stays float32 when its products are computed in bfloat16."""
-    return cell(encoding, state.to(encoding.dtype)).float()
+class EncodedGRU(nn.Module):
+    """``e = W_encode x``, ``h = GRU(e, h_before)``: an encoder without a nonlinearity, then a recurrent cell.
+
+    Encoder and input product are two linear maps in a row. Where one pair of weights meets many inputs they are multiplied
+    first (:meth:`folded`), which halves the work: the same function, up to rounding.
+
+    Args:
+        inputs: size of x.
+        hidden: size of e and h.
+    """
+
+    def __init__(self, inputs: int, hidden: int) -> None:
+        super().__init__()
+        self.encode = nn.Linear(inputs, hidden)
+        self.gru = nn.GRUCell(hidden, hidden)
+        self._kept: tuple[object, tuple[Tensor, Tensor]] | None = None
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """Weight ``W_ih W_encode`` ``[3 hidden, inputs]`` and bias ``W_ih b_encode + b_ih``, with gradient.
+
+        Without gradient they are kept until the weights change.
+        """
+        weights = (self.encode.weight, self.encode.bias, self.gru.weight_ih, self.gru.bias_ih)
+        version = None if torch.is_grad_enabled() else [(part.data_ptr(), part._version) for part in weights]
+        if self._kept is not None and self._kept[0] == version:
+            return self._kept[1]
+        weight, bias, weight_ih, bias_ih = weights
+        with torch.autocast(weight.device.type, enabled=False):
+            both = weight_ih @ weight, weight_ih @ bias + bias_ih
+        self._kept = None if version is None else (version, both)
+        return both
+
+    def step(self, x: Tensor, state: Tensor | None, folded: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """The new state, float32 ``[B, hidden]`` also where its products are computed in bfloat16.
+
+        Args:
+            x: ``[B, inputs]``.
+            state: ``[B, hidden]``; None: zeros, whose product is spared.
+            folded: what :meth:`folded` returned.
+        """
+        gru = self.gru
+        given = linear(x, *folded) if folded else linear(self.encode(x), gru.weight_ih, gru.bias_ih)
+        kept = gru.bias_hh if state is None else linear(state, gru.weight_hh, gru.bias_hh)
+        (r, z, n), (r_kept, z_kept, n_kept) = given.float().chunk(3, dim=-1), kept.float().chunk(3, dim=-1)
+        reset, update = (r + r_kept).sigmoid(), (z + z_kept).sigmoid()
+        new = (n + reset * n_kept).tanh()
+        return new - update * new if state is None else new + update * (state - new)

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from agents.config import grid_side
-from agents.encoding import one_hot_or_zeros, recurrent
+from agents.encoding import EncodedGRU, one_hot_or_zeros
 from hsal_env.spaces import ATTENTION_SCALE
 
 
-class MetaController(nn.Module):
+class MetaController(EncodedGRU):
     """``x_t = [S_t, y_{t-1}]``, ``e_t = W_encode x_t``, ``h_t = GRU(e_t, h_{t-1})``, raw attention ``= W_attn h_t``.
 
     Args:
@@ -25,10 +25,8 @@ class MetaController(nn.Module):
     """
 
     def __init__(self, cells: int, labels: int, components: int, hidden: int, grid: bool) -> None:
-        super().__init__()
+        super().__init__(cells + labels, hidden)
         self.labels = labels
-        self.encode = nn.Linear(cells + labels, hidden)
-        self.gru = nn.GRUCell(hidden, hidden)
         self.attention = nn.Linear(hidden, 4 * components)
         if grid:
             side = grid_side(components)
@@ -50,5 +48,5 @@ class MetaController(nn.Module):
             Raw attention ``[B, 4K]`` in [-8, 8], and h_t.
         """
         x = torch.cat([saliency.flatten(1), one_hot_or_zeros(last_label, self.labels)], dim=1)
-        state = recurrent(self.gru, self.encode(x), state)
+        state = self.step(x, state)
         return self.attention(state).float().clamp(-ATTENTION_SCALE, ATTENTION_SCALE), state

@@ -51,7 +51,7 @@ class Trajectory(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """What ``agent.evaluate(trajectory)`` returns, with gradient.
+    """What ``agent.evaluate(trajectory)`` returns, with gradient. Where a lane is not live, anything finite.
 
     Attributes:
         location_log_probs: ``[M, k, B, H W]``.

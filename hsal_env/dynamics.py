@@ -266,6 +266,13 @@ def select(lanes: Tensor, if_true: Any, if_false: Any) -> Any:
     return rebuilt(if_true, [select(lanes, a, b) for a, b in zip(if_true, if_false, strict=True)])
 
 
+def first_lanes(state: Any, count: int) -> Any:
+    """The first ``count`` lanes of a nested tuple of ``[B, ...]`` tensors."""
+    if isinstance(state, Tensor):
+        return state if len(state) == count else state[:count]
+    return rebuilt(state, [first_lanes(part, count) for part in state])
+
+
 def rebuilt(like: Any, parts: list[Any]) -> Any:
     """``parts`` as a tuple of ``like``'s kind, named or plain."""
     return type(like)(*parts) if hasattr(like, "_fields") else tuple(parts)

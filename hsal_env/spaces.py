@@ -194,7 +194,10 @@ class FlatView(NativeView):
 
     def observe(self, state: State, images: Tensor | None) -> dict[str, Tensor]:
         """See :class:`View`."""
-        return {"action_mask": self.action_mask(state.phase).to(state.saliency.device), **super().observe(state, images)}
+        return {
+            "action_mask": self.action_mask(state.phase).to(state.saliency.device),
+            **super().observe(state, images),
+        }
 
     def step(self, state: State, action: Any) -> Outcome:
         """See :class:`View`."""
@@ -205,7 +208,8 @@ class FlatView(NativeView):
         if self.config.forbidden == "raise" and bool(forbidden.any()):
             raise ActionError(
                 f"Expected an action that the mask allows; got {int(chosen[forbidden][0])} at phase "
-                f"{int(state.phase[forbidden.cpu()][0])}. Choose among observation['action_mask'], as MaskablePPO does; or make the "
+                f"{int(state.phase[forbidden.cpu()][0])}. Choose among observation['action_mask'], "
+                "as MaskablePPO does; or make the "
                 "environment with forbidden='penalise'."
             )
         return dynamics.transition(state, Action(self._spotlight(cell), cell, label), self.rules, forbidden)

@@ -111,6 +111,42 @@ def test_the_meta_controller_is_encoder_gru_and_attention_layer():
     torch.testing.assert_close(attention, expected @ net.attention.weight.T + net.attention.bias)
 
 
+def test_weights_multiplied_beforehand_are_the_two_maps_one_after_the_other():
+    net = small_agent().controller
+    x, state = torch.randn(3, net.encode.in_features), torch.randn(3, 20)
+    folded = net.folded()
+    torch.testing.assert_close(net.step(x, state, folded), net.step(x, state))
+    assert torch.equal(net.step(x, None, folded), net.step(x, torch.zeros_like(state), folded))
+    (gradient,) = torch.autograd.grad(net.step(x, state, folded).sum(), net.encode.weight)
+    (expected,) = torch.autograd.grad(net.step(x, state).sum(), net.encode.weight)
+    torch.testing.assert_close(gradient, expected)
+
+
+@torch.no_grad()
+def test_multiplied_weights_are_kept_until_the_weights_change():
+    net = small_agent().controller
+    first = net.folded()
+    assert net.folded()[0] is first[0]
+    net.encode.weight.mul_(2)
+    torch.testing.assert_close(net.folded()[0], 2 * first[0])
+    net.load_state_dict({name: torch.zeros_like(part) for name, part in net.state_dict().items()})
+    assert not net.folded()[0].any()
+    assert "folded" not in str(net.state_dict().keys())
+
+
+def test_an_ended_lane_is_left_out_wherever_it_stands(env: HSALVectorEnv):
+    """Lanes are sorted by length on the way and come back in their own order; a part that ends early scores 0 from there."""
+    agent = small_agent(world_of(env))
+    trajectory = collect(env, agent, np.arange(LANES), generator=torch.Generator().manual_seed(1)).trajectory
+    lengths = trajectory.live.sum(dim=0)
+    shortest = (lengths == lengths.min()).nonzero().squeeze(1)
+    assert lengths.min() < len(trajectory.live)
+    part, whole = agent.evaluate(trajectory.lanes(shortest)), agent.evaluate(trajectory)
+    assert part.values.shape == (*trajectory.values.shape[:2], len(shortest))
+    torch.testing.assert_close(part.values, whole.values[..., shortest])
+    assert not part.label_log_probs[int(lengths.min()) :].any()
+
+
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_raw_attention_stays_within_what_an_action_can_say(sign: int):
     agent = small_agent()
@@ -395,8 +431,12 @@ def test_stored_decisions_score_what_they_scored_when_taken(agent_config: dict, 
     evaluation = agent.evaluate(trajectory)
 
     tolerance = 2e-2 if agent.config.bfloat16 else 1e-6
-    torch.testing.assert_close(taken(trajectory, evaluation), trajectory.log_probs, rtol=0, atol=tolerance)
-    torch.testing.assert_close(evaluation.values, trajectory.values, rtol=0, atol=tolerance)
+    live = trajectory.live[:, None].expand_as(trajectory.rewards)
+    assert not live.all(), "some lanes end before others"
+    scored = taken(trajectory, evaluation)
+    torch.testing.assert_close(scored[live], trajectory.log_probs[live], rtol=0, atol=tolerance)
+    torch.testing.assert_close(evaluation.values[live], trajectory.values[live], rtol=0, atol=tolerance)
+    assert not scored[~live].any()
     assert (trajectory.log_probs < -0.1).all(), "log-probabilities of sampled decisions, not zeros"
 
     # the reward of every action, at the action taken, is the reward the environment paid
@@ -404,7 +444,6 @@ def test_stored_decisions_score_what_they_scored_when_taken(agent_config: dict, 
     at_location = evaluation.location_rewards.gather(-1, trajectory.locations[..., None]).squeeze(-1)
     at_label = evaluation.label_rewards.gather(-1, trajectory.labels[..., None]).squeeze(-1)
     rewards = torch.cat([at_location, at_label[:, None]], dim=1)
-    live = trajectory.live[:, None].expand_as(rewards)
     assert rewards.shape == (len(trajectory.live), glimpses + 1, LANES)
     torch.testing.assert_close(rewards[live], trajectory.rewards[live], rtol=0, atol=tolerance)
     assert not trajectory.rewards[~live].any()
@@ -423,7 +462,10 @@ def test_stored_greedy_locations_are_certain_when_evaluated(env: HSALVectorEnv):
     assert trajectory.rewards[0, :-1].eq(1).any()
 
 
-def test_bfloat16_is_coarser_than_float32_and_leaves_the_state_float32(env: HSALVectorEnv, rollout: Rollout):
+def test_bfloat16_is_coarser_than_float32_and_leaves_the_state_float32(
+    env: HSALVectorEnv, rollout: Rollout, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("agents.actor_critic.has_matrix_unit", lambda device: True)
     exact = small_agent(world_of(env)).evaluate(rollout.trajectory).label_log_probs
     coarse = small_agent(world_of(env), bfloat16=True)
     scores = coarse.evaluate(rollout.trajectory).label_log_probs
@@ -431,6 +473,8 @@ def test_bfloat16_is_coarser_than_float32_and_leaves_the_state_float32(env: HSAL
     assert 1e-5 < (scores - exact).abs().max() < 5e-2
     _, state = coarse.attend(torch.rand(2, 7, 7), torch.tensor([0, 1]), coarse.initial(2))
     assert state.meta_state.dtype == torch.float32
+    monkeypatch.setattr("agents.actor_critic.has_matrix_unit", lambda device: False)
+    assert torch.equal(coarse.evaluate(rollout.trajectory).label_log_probs, exact)
 
 
 def test_lanes_are_evaluated_independently(env: HSALVectorEnv, rollout: Rollout):
