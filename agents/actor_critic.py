@@ -87,9 +87,9 @@ class ActorCritic(nn.Module):
             "label": torch.zeros_like(observation["last_label"]),
         }
         for phase in phases:
-            group = (observation["phase"] == phase).nonzero().squeeze(1)
+            group = (observation["phase"] == phase).nonzero().squeeze(1).to(log_prob.device)
             decision = self._act(
-                {name: part[group] for name, part in observation.items()},
+                {name: part[group] for name, part in observation.items() if name != "phase"},
                 AgentState(state.meta_state[group], state.controller_state[group]),
                 phase,
                 deterministic,

@@ -111,7 +111,9 @@ def collect(
         name: [] for name in ("locations", "labels", "rewards", "log_probs", "values", "live")
     }
     option_length = env.simulation.rules.option_length
-    while not bool(ended.all()):
+    for _ in range(env.simulation.rules.max_meta_steps):
+        if ended.is_cpu and bool(ended.all()):  # an accelerator would have to be waited for
+            break
         actions: list[dict[str, Tensor]] = []
         scores: dict[str, list[Tensor]] = {"rewards": [], "log_probs": [], "values": []}
         rows["live"].append(~ended)

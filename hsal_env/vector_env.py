@@ -26,7 +26,8 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         num_envs: N, the number of lanes.
         render_mode: None or ``"rgb_array"`` (one picture per lane).
         output: ``"numpy"``, or ``"torch"``: observations, rewards and infos are tensors.
-        device: where the state lives; another one than ``"cpu"`` needs ``output="torch"``.
+        device: where the state lives; another one than ``"cpu"`` needs ``output="torch"``. There, with auto-reset disabled, no
+            step waits for the device, so that ranges of actions are not checked; ``phase`` is observed on the CPU everywhere.
         policy: as in :class:`hsal_env.env.HSALEnv`.
         autoreset_mode: as in Gymnasium. ``DISABLED``: lanes that ended go on through the motions, with reward 0 and
             their flags held, until ``reset`` (all lanes, or ``options["reset_mask"]``).
@@ -225,7 +226,7 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         info: dict[str, Any] = {"source": self._source.copy(), "_source": everywhere}
         for name, value in self.simulation.info(self._current).items():
             info[name], info[f"_{name}"] = self._out(value), everywhere
-        if bool(ended.any()):
+        if not ended.is_cpu or bool(ended.any()):  # an accelerator would have to be waited for
             for name, value in self.simulation.episode_info(self._current).items():
                 info[name], info[f"_{name}"] = self._out(torch.where(ended, value, 0.0)), self._out(ended)
         return info
