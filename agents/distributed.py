@@ -173,24 +173,17 @@ def joined(device: str) -> Iterator[Processes]:
         dist.init_process_group("nccl" if on_cuda else "gloo", timeout=_PATIENCE)
         yield processes
         dist.barrier()
-    except Exception as error:
-        from torch.distributed.elastic.multiprocessing.errors import get_error_handler  # slow to import
-
-        get_error_handler().record_exception(error)  # torchrun's summary shows it beside the rank
-        if _lost(error):
-            reason = str(error).strip().splitlines()[0]
-            raise ProcessError(
-                f"The processes lost one another ({reason}). torchrun's summary names the one that ended first. "
-                "Continue with --resume and the same --output-dir."
-            ) from error
-        raise
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):  # gloo raises no kind of its own
+            raise
+        reason = str(error).split(". ")[0]
+        reason = reason.partition("] ")[2] or reason  # without the line of its source
+        raise ProcessError(
+            f"The processes lost one another ({reason}). torchrun's summary names the one that ended first. "
+            "Continue with --resume and the same --output-dir."
+        ) from error
     gc.collect()  # a DistributedDataParallel that outlives its group aborts the process now and then
     dist.destroy_process_group()
-
-
-def _lost(error: Exception) -> bool:
-    """Whether it says that another process cannot be reached; gloo raises plain RuntimeErrors."""
-    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 class _EveryParameter(nn.Module):

@@ -137,7 +137,7 @@ def parse(argv: list[str]) -> Args:
         learner=LearnerConfig(**{"algorithm": early.algorithm, **suited, **preset["learner"]}),
         **preset.get("args", {}),
     )
-    args = tyro.cli(Args, default=default, args=argv)
+    args = tyro.cli(Args, default=default, args=argv, console_outputs=rank() == 0)
     if args.resume and args.output_dir is None:
         raise ConfigError("--resume needs --output-dir, the folder of the run to continue.")
     if args.test_episodes < 1:
@@ -178,16 +178,21 @@ def _train(args: Args, processes: Processes) -> None:
         run.test(args.test_episodes)
 
 
-def fail(message: str, wait_seconds: float = 5.0) -> NoReturn:
-    """Exit with a message, which of several processes (see :mod:`agents.distributed`) one says.
+def fail(message: str | int, wait_seconds: float = 3.0) -> NoReturn:
+    """Exit with a message, or a status whose reason has been said.
 
-    What all of them run into, process 0 says, and torchrun ends the others while they wait; what is still running then has
-    something of its own to say.
+    What every process runs into, the leader says: the others wait, and torchrun ends them. One that is still there after that
+    has something of its own to say.
     """
-    if rank := int(os.environ.get("RANK", 0)):
+    if rank():
         time.sleep(wait_seconds)
-        message = f"process {rank}: {message}"
+        message = f"\nprocess {rank()}: {message}" if isinstance(message, str) else message
     sys.exit(message)
+
+
+def rank() -> int:
+    """Which of several processes this is, see :mod:`agents.distributed`, which is slow to import; 0 leads."""
+    return int(os.environ.get("RANK", 0))
 
 
 if __name__ == "__main__":
@@ -195,5 +200,7 @@ if __name__ == "__main__":
         main(parse(sys.argv[1:]))
     except HSALError as error:
         fail(f"error: {error}")
+    except SystemExit as stop:  # --help, or flags that tyro has refused
+        fail(stop.code or 0, wait_seconds=3.0 if stop.code else 0.0)
     except KeyboardInterrupt:
-        fail("interrupted; continue with --resume and the same --output-dir")
+        sys.exit(1 if rank() else "interrupted; continue with --resume and the same --output-dir")
