@@ -50,8 +50,8 @@ class Run:
 
     Raises:
         ConfigError: an argument outside its range, an unknown agent, a device that is not there, fewer images than a
-            batch, a batch that the processes cannot share equally, or images or models that a checkpoint cannot hold
-            (:meth:`EnvConfig.plain`).
+            batch, a batch that the processes cannot share equally, processes of different runs, or images or models
+            that a checkpoint cannot hold (:meth:`EnvConfig.plain`).
         CheckpointError: the folder cannot be written, already holds a checkpoint (without ``resume``), holds none (with
             it), or holds one of another configuration.
     """
@@ -80,7 +80,7 @@ class Run:
                 raise ConfigError(f"Expected {name} of at least {least} and below 2**32; got {value}.")
         find_agent(agent_name)  # what is mistyped is said before minutes of work
         _ = env.plain()  # what a checkpoint could not hold, too
-        lanes = len(range(learner_config.batch_size)[processes.lanes(learner_config.batch_size)])
+        lanes = processes.lanes(learner_config.batch_size)
         self.device = processes.device(device)
         if processes.leads:
             self._claim_folder(resume)
@@ -88,6 +88,12 @@ class Run:
             examples = Examples(dataclasses.replace(env, features="lazy"))
         self.source = examples.source
         self.world = World.of(examples)
+        shared = processes.from_leader(self._identity)
+        if not processes.leads and (different := _different(shared, self._identity())):
+            raise ConfigError(
+                f"Expected one run in all processes; {different} differ from process 0's. Start them with the same flags, "
+                "data and packages on every machine."
+            )
         self.updates_per_pass = len(examples) // learner_config.batch_size
         if not self.updates_per_pass:
             raise ConfigError(
@@ -105,7 +111,9 @@ class Run:
             self._restore()
         start = time.perf_counter()
         with processes.one_per_machine_first():
-            self.env = make_env(env, lanes, self.device)  # minutes; whatever is wrong was said before
+            self.env = make_env(
+                env, lanes.stop - lanes.start, self.device
+            )  # minutes; whatever is wrong was said before
         self.feature_seconds = time.perf_counter() - start
 
     def train(self, checkpoint_minutes: float = 3.0) -> None:
@@ -231,10 +239,9 @@ class Run:
     def _restore(self) -> None:
         content = self.processes.from_leader(lambda: checkpoint.read(self.checkpoint_path))
         stored, current = content.get("run"), self._identity()
-        if stored != current:
-            different = sorted(key for key in current if stored is None or stored.get(key) != current[key])
+        if different := _different(stored or {}, current):
             raise CheckpointError(
-                f"{self.checkpoint_path} is of another run: {', '.join(different)} differ. Resume with the flags it was "
+                f"{self.checkpoint_path} is of another run: {different} differ. Resume with the flags it was "
                 "started with, or choose another --output-dir."
             )
         checkpoint.restore(self.agent, content["model"], self.checkpoint_path)
@@ -268,3 +275,8 @@ class Run:
                 yield
         except OSError as error:
             raise CheckpointError(f"Cannot write to the output folder {self.folder}: {error}.") from error
+
+
+def _different(one: dict[str, Any], other: dict[str, Any]) -> str:
+    """The names under which two runs differ."""
+    return ", ".join(sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key)))

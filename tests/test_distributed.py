@@ -337,6 +337,14 @@ def test_a_process_takes_the_accelerator_of_its_number():
         Processes(6, 8, local_rank=6).device("cuda")
 
 
+def test_processes_of_different_runs_do_not_train_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.distributed, "barrier", lambda: None)
+    monkeypatch.setattr(Processes, "from_leader", lambda _, function: {**function(), "seed": 4, "source": "mnist"})
+    with pytest.raises(ConfigError, match="one run in all processes; seed, source differ from process 0's"):
+        prepare(tmp_path, "log", Processes(1, 2))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_process_that_is_ended_leaves_no_temporary_file(tmp_path: Path):
     def write(processes: Processes) -> None:
         with processes.tidy(), replacing(tmp_path / "file") as path:
