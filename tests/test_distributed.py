@@ -28,7 +28,7 @@ from agents.learner import Learner
 from agents.sampling import SharedGenerator, sample
 from agents.training import Run
 from hsal_env.config import EnvConfig
-from hsal_env.errors import ConfigError
+from hsal_env.errors import ConfigError, ProcessError
 from hsal_env.files import replacing
 
 ROOT = Path(__file__).parents[1]
@@ -305,8 +305,32 @@ def test_without_torchrun_a_process_is_alone_and_joins_nothing(monkeypatch: pyte
         assert processes == ALONE == Processes(rank=0, count=1, local_rank=0)
     assert processes.leads
     assert processes.device("cpu") == "cpu"
-    with pytest.raises(RuntimeError, match="gloomy"), joined("cpu"):
-        raise RuntimeError("gloomy")  # not another process's fault
+
+
+LOST = "[/a/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:4. This is typically caused by"
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (
+            RuntimeError(LOST),
+            ProcessError,
+            r"lost one another \(Connection closed by peer \[127.0.0.1\]:4\). torchrun's",
+        ),
+        (torch.distributed.DistNetworkError("no route"), ProcessError, r"lost one another \(no route\)"),
+        (RuntimeError("sizes differ"), RuntimeError, "^sizes differ$"),
+        (ConfigError("wrong"), ConfigError, "^wrong$"),
+    ],
+)
+def test_the_loss_of_another_process_is_told_from_errors_of_ones_own(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, kind: type[Exception], message: str
+):
+    for name, value in (("RANK", "1"), ("LOCAL_RANK", "1"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, **__: None)
+    with pytest.raises(kind, match=message), joined("cpu"):
+        raise error
 
 
 def test_torchrun_says_who_is_who(monkeypatch: pytest.MonkeyPatch):
