@@ -12,6 +12,7 @@ from agents.config import AgentConfig
 from agents.controller import Controller
 from agents.meta_controller import MetaController
 from agents.protocol import Decision, World
+from agents.sampling import sample
 from agents.trajectory import Evaluation, Trajectory
 from hsal_env import dynamics
 from hsal_env import functional as F
@@ -126,7 +127,7 @@ class ActorCritic(nn.Module):
         else:
             name, log_probs = "label", self.controller.label_log_probs(controller_state)
         greedy = deterministic and not (name == "location" and self.config.location_policy == "uniform")
-        chosen = log_probs.argmax(1) if greedy else log_probs.exp().multinomial(1, generator=generator).squeeze(1)
+        chosen = log_probs.argmax(1) if greedy else sample(log_probs.exp(), generator)
         log_prob = log_probs.gather(1, chosen[:, None]).squeeze(1)
         return Decision({name: chosen}, log_prob, self.controller.values(controller_state), state)
 

@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from agents import losses
 from agents.config import LearnerConfig
+from agents.distributed import ALONE, Processes
 from agents.returns import advantages
+from agents.sampling import SharedGenerator
 from agents.trajectory import Evaluation, Rollout, Trajectory, collect
 from hsal_env.vector_env import HSALVectorEnv
+
+
+class Part(NamedTuple):
+    """What one gradient step learns from.
+
+    Attributes:
+        trajectory: lanes of this process.
+        advantage: theirs, ``[M, k + 1, B]``.
+        share: the lanes' number over the mean number per process: what makes a mean over processes one over lanes.
+    """
+
+    trajectory: Trajectory
+    advantage: Tensor
+    share: float
 
 
 def weights_cast_once(device: torch.device) -> torch.autocast:
@@ -21,64 +37,27 @@ def weights_cast_once(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=False)
 
 
-class Learner:
-    """Holds the optimiser; everything random is derived from (seed, step), so that resuming changes nothing.
+class Objective(nn.Module):
+    """The loss of an agent on a part of a roll-out, a module so that processes can share its gradients.
 
     Args:
         agent: see :class:`agents.protocol.Agent`, an ``nn.Module``.
         config: how to learn.
-        num_updates: length of the learning-rate schedule.
-        seed: of samples and shuffles.
     """
 
-    def __init__(self, agent: Any, config: LearnerConfig, num_updates: int, seed: int = 0) -> None:
-        self.agent, self.config, self.num_updates, self.seed = agent, config, num_updates, seed
-        self.optimiser = torch.optim.Adam(agent.parameters(), lr=config.learning_rate)
-        self.step = 0
+    def __init__(self, agent: Any, config: LearnerConfig) -> None:
+        super().__init__()
+        self.agent, self.config = agent, config
 
-    def update(self, env: HSALVectorEnv, indices: np.ndarray) -> dict[str, float]:
-        """Roll out on the canvases ``indices`` and learn from it. Returns what to log, see ``train/README.md``."""
-        config = self.config
-        entropy = self.seed * 1_000_003 + self.step
-        device = env.simulation.device
-        sampling = torch.Generator(device).manual_seed(entropy)
-        shuffling = torch.Generator().manual_seed(entropy + (1 << 62))  # another stream
-        forced = None
-        if config.algorithm == "cross-entropy":
-            env.reset(options={"index": indices})
-            forced = losses.shuffled_labels(env.state.example.counts, env.simulation.rules.max_meta_steps, shuffling)
-        with weights_cast_once(device):
-            rollout = collect(env, self.agent, indices, generator=sampling, forced_labels=forced)
-        learning_rate = config.learning_rate * self._schedule()
-        for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate
-        terms: dict[str, Tensor] = {}
-        grad_norm = torch.zeros((), device=device)
-        for part, advantage in self._minibatches(rollout, shuffling):
-            with weights_cast_once(device):
-                evaluation = self.agent.evaluate(part)
-            terms = self._terms(part, evaluation, advantage)
-            loss = torch.stack([self._weight(name) * term for name, term in terms.items()]).sum()
-            self.optimiser.zero_grad()
-            loss.backward()
-            grad_norm = torch.nn.utils.clip_grad_norm_(self.agent.parameters(), config.max_grad_norm)
-            self.optimiser.step()
-        self.step += 1
-        return self._log(rollout, terms, float(grad_norm), learning_rate)
-
-    def _minibatches(self, rollout: Rollout, generator: torch.Generator) -> list[tuple[Trajectory, Tensor]]:
-        """(part of the lanes, their advantages) for every gradient step."""
-        config, trajectory = self.config, rollout.trajectory
-        advantage = advantages(trajectory.rewards, trajectory.values, trajectory.live, config.gamma, config.gae_lambda)
-        if config.algorithm != "ppo":
-            return [(trajectory, advantage)]
-        lanes = trajectory.labels.shape[1]
-        parts = []
-        for _ in range(config.update_epochs):
-            for chosen in torch.randperm(lanes, generator=generator).chunk(config.num_minibatches):
-                chosen = chosen.to(advantage.device)
-                parts.append((trajectory.lanes(chosen), advantage[..., chosen]))
-        return parts
+    def forward(self, part: Part) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, and its terms before weighting, detached."""
+        with weights_cast_once(part.advantage.device):
+            evaluation = self.agent.evaluate(part.trajectory)
+        terms = {
+            name: part.share * term for name, term in self._terms(part.trajectory, evaluation, part.advantage).items()
+        }
+        loss = torch.stack([self._weight(name) * term for name, term in terms.items()]).sum()
+        return loss, {name: term.detach() for name, term in terms.items()}
 
     def _terms(self, trajectory: Trajectory, evaluation: Evaluation, advantage: Tensor) -> dict[str, Tensor]:
         config = self.config
@@ -100,6 +79,102 @@ class Learner:
             "entropy": config.ent_coef,
         }[term]
 
+
+class Learner:
+    """Holds the optimiser; everything random is derived from (seed, step), so that resuming changes nothing.
+
+    Several processes draw together what one draws, and average their gradients: every one is left with the same weights, those
+    that one process would have, up to rounding.
+
+    Args:
+        agent: see :class:`agents.protocol.Agent`, an ``nn.Module``.
+        config: how to learn.
+        num_updates: length of the learning-rate schedule.
+        seed: of samples and shuffles.
+        processes: who share the batch.
+
+    Raises:
+        ConfigError: they cannot share it equally.
+    """
+
+    def __init__(
+        self, agent: Any, config: LearnerConfig, num_updates: int, seed: int = 0, processes: Processes = ALONE
+    ) -> None:
+        self.agent, self.config, self.num_updates, self.seed = agent, config, num_updates, seed
+        self.processes = processes
+        self.lanes = self.processes.lanes(config.batch_size)
+        self.objective = self.processes.parallel(Objective(agent, config))
+        self.optimiser = torch.optim.Adam(agent.parameters(), lr=config.learning_rate)
+        self.step = 0
+
+    def update(self, env: HSALVectorEnv, indices: np.ndarray) -> dict[str, float]:
+        """Roll out on the canvases ``indices`` and learn from it. Returns what to log, see ``train/README.md``.
+
+        Args:
+            env: with as many lanes as are this process's share.
+            indices: of the whole batch ``[B]``.
+        """
+        config = self.config
+        device = env.simulation.device
+        own = indices[self.lanes]
+        sampling, shuffling = self._generators(device)
+        forced = None
+        if config.algorithm == "cross-entropy":
+            env.reset(options={"index": own})
+            counts = self._of_all(env.state.example.counts)
+            forced = losses.shuffled_labels(counts, env.simulation.rules.max_meta_steps, shuffling)[:, self.lanes]
+        with weights_cast_once(device):
+            rollout = collect(env, self.agent, own, generator=sampling, forced_labels=forced)
+        learning_rate = config.learning_rate * self._schedule()
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate
+        terms: dict[str, Tensor] = {}
+        grad_norm = torch.zeros((), device=device)
+        for part in self._minibatches(rollout, shuffling):
+            loss, terms = self.objective(part)
+            self.optimiser.zero_grad()
+            loss.backward()
+            grad_norm = torch.nn.utils.clip_grad_norm_(self.agent.parameters(), config.max_grad_norm)
+            self.optimiser.step()
+        self.step += 1
+        return self._log(rollout, terms, float(grad_norm), learning_rate)
+
+    def _generators(self, device: torch.device) -> tuple[torch.Generator, torch.Generator]:
+        """For actions, and for shuffles."""
+        entropy = self.seed * 1_000_003 + self.step
+        sampling = torch.Generator(device).manual_seed(entropy)
+        shuffling = torch.Generator().manual_seed(entropy + (1 << 62))  # another stream
+        if self.processes.count > 1:
+            own = entropy + (self.processes.rank + 1 << 53)
+            sampling = SharedGenerator.seeded(device, sampling, own, self.lanes, self.config.batch_size)
+        return sampling, shuffling
+
+    def _of_all(self, own: Tensor) -> Tensor:
+        """``[B / N, ...]`` of each process's lanes to ``[B, ...]`` of all."""
+        everyone = own.new_zeros(len(own) * self.processes.count, *own.shape[1:])
+        everyone[self.processes.lanes(len(everyone))] = own
+        return self.processes.total(everyone)
+
+    def _minibatches(self, rollout: Rollout, generator: torch.Generator) -> list[Part]:
+        """This process's part of every gradient step. All processes make as many; what each adds is a matter of chance."""
+        config, trajectory = self.config, rollout.trajectory
+        advantage = advantages(trajectory.rewards, trajectory.values, trajectory.live, config.gamma, config.gae_lambda)
+        if config.algorithm != "ppo":
+            return [Part(trajectory, advantage, 1.0)]
+        lanes, processes = trajectory.labels.shape[1], self.processes
+        first = processes.rank * lanes
+        parts = []
+        for _ in range(config.update_epochs):
+            order = torch.randperm(lanes * processes.count, generator=generator)
+            for minibatch in order.chunk(config.num_minibatches):
+                chosen = minibatch[(first <= minibatch) & (minibatch < first + lanes)] - first
+                share = len(chosen) * processes.count / len(minibatch)
+                if not share:
+                    chosen = torch.zeros(1, dtype=torch.int64)  # any lane, and its gradient counts for nothing
+                chosen = chosen.to(advantage.device)
+                parts.append(Part(trajectory.lanes(chosen), advantage[..., chosen], share))
+        return parts
+
     def _schedule(self) -> float:
         done = self.step / self.num_updates
         if done < self.config.warmup:
@@ -112,13 +187,16 @@ class Learner:
         trajectory = rollout.trajectory
         named = trajectory.live & ~trajectory.final
         looked = trajectory.live[:, None].expand_as(trajectory.rewards[:, :-1])
-        at, uniform = rollout.looks.sum(dim=0).tolist()
+        labels, locations = trajectory.rewards[:, -1][named], trajectory.rewards[:, :-1][looked]
+        counts = labels.new_tensor([len(labels), len(locations), int(rollout.glimpses.sum())])
+        sums = [*terms.values(), labels.sum(), locations.sum(), *rollout.looks.sum(dim=0), *counts]
+        *means, label, location, at, uniform, labelled, looks, glimpses = self.processes.total(torch.stack(sums))
         return {
-            **{f"loss/{name}": float(term.detach()) for name, term in terms.items()},
-            "reward/label": float(trajectory.rewards[:, -1][named].mean()) if named.any() else 0.0,
-            "reward/location": float(trajectory.rewards[:, :-1][looked].mean()) if looked.numel() else 0.0,
-            "attention/saliency": at / max(1, int(rollout.glimpses.sum())),
-            "attention/saliency_ratio": at / uniform if uniform else 0.0,
+            **{f"loss/{name}": float(mean) / self.processes.count for name, mean in zip(terms, means, strict=True)},
+            "reward/label": float(label / labelled.clamp(min=1)),
+            "reward/location": float(location / looks.clamp(min=1)),
+            "attention/saliency": float(at) / max(1, int(glimpses)),
+            "attention/saliency_ratio": float(at) / float(uniform) if uniform else 0.0,
             "optimiser/grad_norm": grad_norm,
             "optimiser/learning_rate": learning_rate,
         }

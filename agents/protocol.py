@@ -83,7 +83,10 @@ class Agent(Protocol):
         deterministic: bool = False,
         generator: torch.Generator | None = None,
     ) -> Decision:
-        """One decision per lane from batched native observations."""
+        """One decision per lane from batched native observations.
+
+        Actions are drawn from ``generator`` alone, best by :func:`agents.sampling.sample`.
+        """
         ...
 
     def evaluate(self, trajectory: Trajectory) -> Evaluation:

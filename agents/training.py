@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from agents import checkpoint
 from agents.config import AgentConfig, LearnerConfig
+from agents.distributed import ALONE, Processes
 from agents.evaluation import blind_guess, evaluate, evaluation_config, make_env, record
 from agents.learner import Learner
 from agents.protocol import World, build_agent, find_agent
@@ -45,10 +46,12 @@ class Run:
         log_every: updates between two rows of progress.csv.
         resume: continue from the folder's checkpoint.
         command: what was typed, for metrics.json.
+        processes: who share its batches, see :func:`agents.distributed.joined`.
 
     Raises:
         ConfigError: an argument outside its range, an unknown agent, a device that is not there, fewer images than a
-            batch, or images or models that a checkpoint cannot hold (:meth:`EnvConfig.plain`).
+            batch, a batch that the processes cannot share equally, processes of different runs, or images or models
+            that a checkpoint cannot hold (:meth:`EnvConfig.plain`).
         CheckpointError: the folder cannot be written, already holds a checkpoint (without ``resume``), holds none (with
             it), or holds one of another configuration.
     """
@@ -66,21 +69,31 @@ class Run:
         log_every: int = 20,
         resume: bool = False,
         command: list[str] | None = None,
+        processes: Processes = ALONE,
     ) -> None:
         self.folder, self.env_config, self.seed, self.log_every = Path(folder), env, seed, log_every
         self.agent_name, self.agent_config, self.learner_config = agent_name, agent_config, learner_config
-        self.val_episodes, self.command = val_episodes, command or []
+        self.val_episodes, self.command, self.processes = val_episodes, command or [], processes
         self.checkpoint_path = self.folder / "checkpoint.pt"
         for name, value, least in (("seed", seed, 0), ("log_every", log_every, 1), ("val_episodes", val_episodes, 1)):
             if not least <= value < 1 << 32:
                 raise ConfigError(f"Expected {name} of at least {least} and below 2**32; got {value}.")
         find_agent(agent_name)  # what is mistyped is said before minutes of work
         _ = env.plain()  # what a checkpoint could not hold, too
-        self.device = _device(device)
-        self._claim_folder(resume)
-        examples = Examples(dataclasses.replace(env, features="lazy"))
+        lanes = processes.lanes(learner_config.batch_size)
+        self.device = processes.device(device)
+        if processes.leads:
+            self._claim_folder(resume)
+        with processes.one_per_machine_first():  # it may download images
+            examples = Examples(dataclasses.replace(env, features="lazy"))
         self.source = examples.source
         self.world = World.of(examples)
+        shared = processes.from_leader(self._identity)
+        if not processes.leads and (different := _different(shared, self._identity())):
+            raise ConfigError(
+                f"Expected one run in all processes; {different} differ from process 0's. Start them with the same flags, "
+                "data and packages on every machine."
+            )
         self.updates_per_pass = len(examples) // learner_config.batch_size
         if not self.updates_per_pass:
             raise ConfigError(
@@ -89,25 +102,36 @@ class Run:
             )
         torch.manual_seed(seed)
         self.agent = build_agent(agent_name, self.world, agent_config).to(self.device)
-        self.learner = Learner(self.agent, learner_config, self.updates_per_pass * learner_config.passes, seed)
+        self.learner = Learner(
+            self.agent, learner_config, self.updates_per_pass * learner_config.passes, seed, processes
+        )
         self.rows: list[dict[str, float]] = []
-        self.train_seconds = self.cpu_seconds = 0.0
+        self.train_seconds = self.cpu_seconds = self.cpu_seconds_of_others = 0.0
         if resume:
             self._restore()
         start = time.perf_counter()
-        self.env = make_env(env, learner_config.batch_size, self.device)  # minutes; whatever is wrong was said before
+        with processes.one_per_machine_first():
+            self.env = make_env(
+                env, lanes.stop - lanes.start, self.device
+            )  # minutes; whatever is wrong was said before
         self.feature_seconds = time.perf_counter() - start
 
     def train(self, checkpoint_minutes: float = 3.0) -> None:
         """Run the remaining updates, with a progress bar; validate and save after every pass and now and then."""
-        tqdm.write(f"{self.learner_config.algorithm} on {self.source}, results go to {self.folder}")
+        leads = self.processes.leads
+        if leads:
+            tqdm.write(f"{self.learner_config.algorithm} on {self.source}, results go to {self.folder}")
         saved = started = time.perf_counter()
         before = self.train_seconds
         pending: list[dict[str, float]] = []
         with self._writing():
-            board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.learner.step)
+            board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.learner.step) if leads else None
         bar = tqdm(
-            total=self.learner.num_updates, initial=self.learner.step, desc=self.learner_config.algorithm, unit="update"
+            total=self.learner.num_updates,
+            initial=self.learner.step,
+            desc=self.learner_config.algorithm,
+            unit="update",
+            disable=not leads,
         )
         while self.learner.step < self.learner.num_updates:
             epoch, batch = divmod(self.learner.step, self.updates_per_pass)
@@ -120,6 +144,10 @@ class Run:
                 continue
             row = {name: float(np.mean([line[name] for line in pending])) for name in pending[0]}
             pending = []
+            own = torch.tensor(time.process_time(), dtype=torch.float64, device=self.device)
+            self.cpu_seconds_of_others = float(self.processes.total(own) - own)
+            if board is None:
+                continue  # the leader does the rest
             if pass_ends:
                 row |= self._validate()
                 bar.write(
@@ -133,10 +161,11 @@ class Run:
                 self._save()
                 saved = now
         bar.close()
-        board.close()
+        if board:
+            board.close()
 
     def test(self, episodes: int) -> dict[str, Any]:
-        """Test on held-out canvases; print the table, write metrics.json and episodes.png.
+        """Test on held-out canvases; print the table, write metrics.json and episodes.png. For the leading process alone.
 
         Raises:
             CheckpointError: a file cannot be written.
@@ -149,7 +178,8 @@ class Run:
             "blind_guess": blind_guess(self.env_config, config),
             "train_seconds": self.train_seconds,
             "feature_seconds": self.feature_seconds,
-            **resources(self.cpu_seconds),
+            **resources(self.cpu_seconds + self.cpu_seconds_of_others),
+            "processes": self.processes.count,
             "threads": torch.get_num_threads(),
             "config": self._config(),
             "versions": versions(),
@@ -198,20 +228,20 @@ class Run:
             "step": self.learner.step,
             "rows": self.rows,
             "train_seconds": self.train_seconds,
-            "cpu_seconds": self.cpu_seconds + time.process_time(),
+            "cpu_seconds": self.cpu_seconds + self.cpu_seconds_of_others + time.process_time(),
             "run": self._identity(),
         }
-        checkpoint.save(self.checkpoint_path, content)
+        with self.processes.tidy():
+            checkpoint.save(self.checkpoint_path, content)
         with self._writing(), replacing(self.folder / "progress.csv") as path:
             path.write_text(comma_separated(self.rows))
 
     def _restore(self) -> None:
-        content = checkpoint.read(self.checkpoint_path)
+        content = self.processes.from_leader(lambda: checkpoint.read(self.checkpoint_path))
         stored, current = content.get("run"), self._identity()
-        if stored != current:
-            different = sorted(key for key in current if stored is None or stored.get(key) != current[key])
+        if different := _different(stored or {}, current):
             raise CheckpointError(
-                f"{self.checkpoint_path} is of another run: {', '.join(different)} differ. Resume with the flags it was "
+                f"{self.checkpoint_path} is of another run: {different} differ. Resume with the flags it was "
                 "started with, or choose another --output-dir."
             )
         checkpoint.restore(self.agent, content["model"], self.checkpoint_path)
@@ -241,16 +271,12 @@ class Run:
     @contextmanager
     def _writing(self) -> Iterator[None]:
         try:
-            yield
+            with self.processes.tidy():
+                yield
         except OSError as error:
             raise CheckpointError(f"Cannot write to the output folder {self.folder}: {error}.") from error
 
 
-def _device(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"Expected a device that is there, such as cpu; got {name!r} ({error}).") from error
-    return name
+def _different(one: dict[str, Any], other: dict[str, Any]) -> str:
+    """The names under which two runs differ."""
+    return ", ".join(sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key)))

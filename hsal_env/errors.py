@@ -23,3 +23,7 @@ class ActionError(HSALError, ValueError):
 
 class CheckpointError(HSALError, ValueError):
     """A checkpoint is cut off, damaged, or does not fit the model it is loaded into."""
+
+
+class ProcessError(HSALError, RuntimeError):
+    """Another process of the same run ended before its time."""

@@ -423,10 +423,11 @@ def test_the_two_seeds_are_two_flags():
 
 
 def commands_of(markdown: str) -> list[str]:
-    """Every ``python train/...`` in a fenced bash block."""
+    """Every ``python train/...`` in a fenced bash block, or ``torchrun``'s, by which it is started several times."""
     blocks = re.findall(r"^```bash\n(.*?)^```", markdown, flags=re.DOTALL | re.MULTILINE)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     parts = [part.strip() for line in lines for part in re.split(r"&&|\|\||;", line)]
+    parts = [re.sub(r"^torchrun (--\S+ \S+ )+", "python ", part) for part in parts]
     return [part for part in parts if re.match(r"python3? train/", part)]
 
 
@@ -460,10 +461,11 @@ def test_the_readmes_commands_parse(command: str):
 def test_commands_are_found_in_bash_blocks_alone():
     text = (
         "python train/not_in_a_block.py\n```bash\npip install x && python train/a.py --b 1  # why\n"
-        "python train/c.py \\\n    --d\necho python train/no.py\n```\n```python\npython train/no.py\n```\n"
+        "python train/c.py \\\n    --d\necho python train/no.py\n"
+        "torchrun --n 2 train/e.py --f\n```\n```python\npython train/no.py\n```\n"
     )
     commands = [" ".join(command.split()) for command in commands_of(text)]
-    assert commands == ["python train/a.py --b 1 # why", "python train/c.py --d"]
+    assert commands == ["python train/a.py --b 1 # why", "python train/c.py --d", "python train/e.py --f"]
 
 
 @pytest.mark.parametrize(

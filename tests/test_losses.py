@@ -13,7 +13,7 @@ from torch import Tensor
 from agents import losses
 from agents.actor_critic import ActorCritic
 from agents.config import AgentConfig, LearnerConfig
-from agents.learner import Learner
+from agents.learner import Objective
 from agents.protocol import World
 from agents.returns import advantages
 from agents.trajectory import Evaluation, Trajectory
@@ -524,7 +524,7 @@ def test_a_learner_minimises_the_objective_it_is_told_to(name: str):
     agent = ActorCritic(World(Rules(), (2, 3), 3, 10), AgentConfig(meta_hidden=2, controller_hidden=2))
     trajectory, evaluation = two_lanes()
     advantage = credit(trajectory)
-    terms = Learner(agent, LearnerConfig(**chosen), 1)._terms(trajectory, evaluation, advantage)
+    terms = Objective(agent, LearnerConfig(**chosen))._terms(trajectory, evaluation, advantage)
     assert terms == OBJECTIVES[name](trajectory, evaluation)
     others = [OBJECTIVES[other](trajectory, evaluation) for other in OBJECTIVES if other != name]
     assert all(terms != other for other in others)
@@ -534,13 +534,13 @@ def test_a_learner_minimises_the_objective_it_is_told_to(name: str):
 def test_every_term_has_a_weight(name: str):
     weights = LearnerConfig(location_coef=2.0, stop_coef=3.0, vf_coef=4.0, ent_coef=5.0)
     agent = ActorCritic(World(Rules(), (2, 3), 3, 10), AgentConfig(meta_hidden=2, controller_hidden=2))
-    learner = Learner(agent, weights, 1)
+    objective = Objective(agent, weights)
     known = {"label": 1.0, "location": 2.0, "stop": 3.0, "value": 4.0, "entropy": 5.0}
     terms = OBJECTIVES[name](*two_lanes())
-    assert {term: learner._weight(term) for term in terms} == {term: known[term] for term in terms}
+    assert {term: objective._weight(term) for term in terms} == {term: known[term] for term in terms}
     assert set(terms) == ({"label", "stop"} if name == "cross-entropy" else set(known))
     with pytest.raises(KeyError):
-        learner._weight("unheard of")
+        objective._weight("unheard of")
 
 
 # --- cross-entropy ----------------------------------------------------------------------------------------------------

@@ -197,12 +197,12 @@ def test_ppo_sees_every_lane_once_an_epoch():
     learner, indices = Learner(agent, config, 1), np.arange(16) + 30
     rollout = collect(env, agent, indices, generator=torch.Generator().manual_seed(0))
     parts = learner._minibatches(rollout, torch.Generator().manual_seed(0))
-    seen = [part.example.canvas_index.tolist() for part, _ in parts]
+    seen = [part.trajectory.example.canvas_index.tolist() for part in parts]
     assert [len(lanes) for lanes in seen] == [4] * 12
     epochs = [[lane for part in seen[first : first + 4] for lane in part] for first in (0, 4, 8)]
     assert all(sorted(epoch) == indices.tolist() for epoch in epochs)
     assert epochs[0] != epochs[1] != indices.tolist()
-    for part, advantage in parts:  # gamma = 0: reward minus value
+    for part, advantage, _ in parts:  # gamma = 0: reward minus value
         expected = torch.where(part.live[:, None], part.rewards - part.values, 0.0)
         torch.testing.assert_close(advantage, expected)
 
@@ -414,14 +414,15 @@ SCORES = {"exact_match", "macro_f1", "micro_f1", "overall_precision", "overall_r
 def test_metrics_hold_what_is_promised(finished: Path):
     metrics = json.loads((finished / "metrics.json").read_text(), parse_constant=no_nan)
     assert set(metrics) == {
-        "source", "test", "blind_guess", "train_seconds", "feature_seconds", "cpu_seconds", "max_memory_mib", "threads",
-        "config", "versions", "command",
+        "source", "test", "blind_guess", "train_seconds", "feature_seconds", "cpu_seconds", "max_memory_mib",
+        "processes", "threads", "config", "versions", "command",
     }  # fmt: skip
     assert metrics["source"] == "digits"
     assert metrics["train_seconds"] > 0
     assert metrics["cpu_seconds"] > 0
     assert metrics["max_memory_mib"] is None or metrics["max_memory_mib"] > 50  # torch alone takes more
     assert metrics["threads"] == torch.get_num_threads()
+    assert metrics["processes"] == 1
     assert set(metrics["test"]) == SCORES | {"attn_saliency", "attn_saliency_ratio", "by_count"}
     assert all(0 <= metrics["test"][name] <= 1 for name in SCORES)
     assert set(metrics["blind_guess"]) == SCORES

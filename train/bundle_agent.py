@@ -46,6 +46,7 @@ class Args:
 def card(name: str, content: dict[str, Any], metrics: dict[str, Any], table: str) -> str:
     """The model card."""
     env, learner, source = EnvConfig.from_kwargs(content["env"]), content["run"]["learner"], content["source"]
+    threads = metrics.get("processes", 1) * metrics["threads"]
     apart = "No training canvas holds a digit of the test canvases."
     if env.glyphs == "paper":
         apart = "The test canvases are made from the same digits as the training canvases."
@@ -56,7 +57,7 @@ The two-level recurrent attention agent of Welleck et al. (NIPS 2017) as HSAL tr
 
 - Use: `agents.load("{name}")`, or `python train/evaluate_agent.py {name}`.
 - Training: `{shlex.join(metrics["command"])}`, {learner["algorithm"]}, seed {content["run"]["seed"]},
-  {metrics["train_seconds"] / 60:.1f} minutes on {metrics["threads"]} thread(s), then weights rounded to half precision.
+  {metrics["train_seconds"] / 60:.1f} minutes on {threads} thread(s), then weights rounded to half precision.
 - Features: activation model `{env.activation}`, whose weights are part of the package; the agent works with no others.
 - Data: canvases composed of {_DATA[source]}. {apart}
 - Limits: white digits on black, in the look of the training canvases. It has not seen other fonts, colours, overlapping

@@ -6,6 +6,7 @@
     python train/ppo_or_reinforce.py --source digits               # no network needed
     python train/ppo_or_reinforce.py --env-id HSAL-Custom-v0 --images FOLDER --activation package.module:Name
     python train/ppo_or_reinforce.py --resume --output-dir runs/x  # go on where it stopped
+    torchrun --nproc-per-node 4 train/ppo_or_reinforce.py          # four processes share every batch
 
 The output folder receives checkpoint.pt, metrics.json, progress.csv, episodes.png and TensorBoard logs.
 """
@@ -14,11 +15,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import tyro
 
@@ -26,6 +28,9 @@ from agents.config import AgentConfig, LearnerConfig
 from hsal_env import ENVIRONMENTS
 from hsal_env.config import EnvConfig
 from hsal_env.errors import ConfigError, HSALError
+
+if TYPE_CHECKING:
+    from agents.distributed import Processes
 
 
 @dataclass(frozen=True)
@@ -132,7 +137,7 @@ def parse(argv: list[str]) -> Args:
         learner=LearnerConfig(**{"algorithm": early.algorithm, **suited, **preset["learner"]}),
         **preset.get("args", {}),
     )
-    args = tyro.cli(Args, default=default, args=argv)
+    args = tyro.cli(Args, default=default, args=argv, console_outputs=rank() == 0)
     if args.resume and args.output_dir is None:
         raise ConfigError("--resume needs --output-dir, the folder of the run to continue.")
     if args.test_episodes < 1:
@@ -142,9 +147,17 @@ def parse(argv: list[str]) -> Args:
 
 def main(args: Args) -> None:
     """Train, test, and write the results."""
-    from agents.report import without_paths
-    from agents.training import Run  # torch: not before --help
+    from agents.distributed import joined  # torch: not before --help
 
+    with joined(args.device) as processes:
+        _train(args, processes)
+
+
+def _train(args: Args, processes: Processes) -> None:
+    from agents.report import without_paths
+    from agents.training import Run
+
+    launcher = ["python"] if processes.count == 1 else ["torchrun", "--nproc-per-node", str(processes.count)]
     name = f"{args.env_id}-{args.learner.algorithm}-{args.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     run = Run(
         folder=args.output_dir or Path("runs") / name,
@@ -157,16 +170,37 @@ def main(args: Args) -> None:
         val_episodes=args.val_episodes,
         log_every=args.log_every,
         resume=args.resume,
-        command=["python", "train/ppo_or_reinforce.py", *without_paths(sys.argv[1:])],
+        command=[*launcher, "train/ppo_or_reinforce.py", *without_paths(sys.argv[1:])],
+        processes=processes,
     )
     run.train(args.checkpoint_minutes)
-    run.test(args.test_episodes)
+    if processes.leads:
+        run.test(args.test_episodes)
+
+
+def fail(message: str | int, wait_seconds: float = 3.0) -> NoReturn:
+    """Exit with a message, or a status whose reason has been said.
+
+    What every process runs into, the leader says: the others wait, and torchrun ends them. One that is still there after that
+    has something of its own to say.
+    """
+    if rank():
+        time.sleep(wait_seconds)
+        message = f"\nprocess {rank()}: {message}" if isinstance(message, str) else message
+    sys.exit(message)
+
+
+def rank() -> int:
+    """Which of several processes this is, see :mod:`agents.distributed`, which is slow to import; 0 leads."""
+    return int(os.environ.get("RANK", 0))
 
 
 if __name__ == "__main__":
     try:
         main(parse(sys.argv[1:]))
     except HSALError as error:
-        sys.exit(f"error: {error}")
+        fail(f"error: {error}")
+    except SystemExit as stop:  # --help, or flags that tyro has refused
+        fail(stop.code or 0, wait_seconds=3.0 if stop.code else 0.0)
     except KeyboardInterrupt:
-        sys.exit("interrupted; continue with --resume and the same --output-dir")
+        sys.exit(1 if rank() else "interrupted; continue with --resume and the same --output-dir")

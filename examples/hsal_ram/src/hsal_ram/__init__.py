@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from agents.config import AgentConfig
 from agents.encoding import one_hot_or_zeros
 from agents.protocol import Decision, World
+from agents.sampling import sample
 from agents.trajectory import Evaluation, Trajectory
 from hsal_env import dynamics
 from hsal_env import functional as F
@@ -74,7 +75,7 @@ class RAM(nn.Module):
         state = torch.where(attends[:, None], state, self.read(observation, state))  # phase 0 brings no glimpse
 
         def choose(log_probs: Tensor) -> tuple[Tensor, Tensor]:
-            sampled = log_probs.exp().multinomial(1, generator=generator).squeeze(1)
+            sampled = sample(log_probs.exp(), generator)
             chosen = log_probs.argmax(dim=1) if deterministic else sampled
             return chosen, log_probs.gather(1, chosen[:, None]).squeeze(1)
 
