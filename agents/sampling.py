@@ -36,11 +36,11 @@ class SharedGenerator(torch.Generator):
 def sample(probabilities: Tensor, generator: torch.Generator | None) -> Tensor:
     """One action per lane: probabilities ``[B, C]`` to int64 ``[B]``.
 
-    The first of C arrivals with rates p is the c-th with probability p_c, so ``argmax(p / q)``, q exponential, is a draw;
-    ``multinomial`` makes it just so, and one process draws to the bit what several draw together.
+    The first of C arrivals with rates p is the c-th with probability p_c, so ``argmax(p / q)``, q exponential, is a draw. One
+    process draws to the bit what several draw together; unlike ``multinomial``, nothing waits for an accelerator.
     """
-    if isinstance(generator, SharedGenerator) and len(probabilities) == len(range(generator.total)[generator.lanes]):
-        arrivals = probabilities.new_empty(generator.total, probabilities.shape[1])
-        arrivals.exponential_(generator=generator.everyone)
+    lanes, labels = probabilities.shape
+    if isinstance(generator, SharedGenerator) and lanes == len(range(generator.total)[generator.lanes]):
+        arrivals = probabilities.new_empty(generator.total, labels).exponential_(generator=generator.everyone)
         return (probabilities / arrivals[generator.lanes]).argmax(dim=1)
-    return probabilities.multinomial(1, generator=generator).squeeze(1)
+    return (probabilities / torch.empty_like(probabilities).exponential_(generator=generator)).argmax(dim=1)
