@@ -376,14 +376,14 @@ def two_lanes() -> tuple[Trajectory, Evaluation]:
     return trajectory, evaluation
 
 
-Objective = Callable[[Trajectory, Evaluation], dict[str, Tensor]]
+Terms = Callable[[Trajectory, Evaluation], dict[str, Tensor]]
 
 
 def credit(trajectory: Trajectory) -> Tensor:
     return advantages(trajectory.rewards, trajectory.values, trajectory.live, 0.9, 0.9)
 
 
-def objective_of(name: str, advantage: Tensor | None = None) -> Objective:
+def objective_of(name: str, advantage: Tensor | None = None) -> Terms:
     def loss(trajectory: Trajectory, evaluation: Evaluation) -> dict[str, Tensor]:
         given = credit(trajectory) if advantage is None else advantage
         if name == "cross-entropy":
