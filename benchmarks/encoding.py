@@ -112,7 +112,9 @@ def main() -> None:
         "best": min(shortlist, key=medians.__getitem__),
         f"best in {stored}": min((name for name in shortlist if stored in name), key=medians.__getitem__),
     }
-    print(f"images/s, {args.threads} threads, median of {args.turns} turns; features are stored as computed in {stored}")
+    print(
+        f"images/s, {args.threads} threads, median of {args.turns} turns; features are stored as computed in {stored}"
+    )
     for name, taken in sorted(first.items(), key=lambda pair: pair[1]):
         measured = f"{args.images / medians[name]:8,.0f}" if name in medians else " " * 8
         print(f"  {name:<40}{measured}  first look {args.images / taken[0]:8,.0f}")
