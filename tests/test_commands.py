@@ -20,7 +20,8 @@ import torch
 import tyro
 
 import agents
-from agents import checkpoint
+from agents import checkpoint, pretraining
+from agents.count_network import CountNetwork
 from agents.learner import Learner
 from hsal_env import functional as F
 from hsal_env.data import glyphs
@@ -227,9 +228,13 @@ def test_where_mnist_is_absent_an_agent_is_tested_on_digits(command: "Command", 
 
 
 @pytest.mark.parametrize("name", [TRAIN, EVALUATE, ANALYSE, BUNDLE, COUNT, PRETRAIN, REPRODUCE])
-def test_help_is_given(name: str, tmp_path: Path):
+def test_help_is_given(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")  # imports are listed on stderr
     done = succeeded(run(name, "--help", cwd=tmp_path))
     assert "usage" in done.stdout.lower()
+    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+    assert "hsal_env" in imported
+    assert not imported & {"torch", "matplotlib", "sklearn"}  # slow
     assert list(tmp_path.iterdir()) == []
 
 
@@ -490,8 +495,8 @@ def test_a_wrong_command_in_the_readme_would_be_found(command: str, error: type[
 @pytest.mark.parametrize("objects", ["multiset", "ten", "single"])
 def test_perception_can_be_pretrained(mnist_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objects: str):
     module = script(PRETRAIN)
-    accuracy = module.accuracy
-    monkeypatch.setattr(module, "accuracy", lambda net, canvases, count=0: accuracy(net, canvases, 50))
+    accuracy = pretraining.accuracy
+    monkeypatch.setattr(pretraining, "accuracy", lambda net, canvases, count=0: accuracy(net, canvases, 50))
     output = tmp_path / "w.pt"
     flags = {"passes": 1, "num_canvases": 64, "batch_size": 32, "data_root": mnist_root}
     module.main(module.Args(output=output, objects=objects, **flags))
@@ -514,7 +519,7 @@ def test_perception_can_be_pretrained(mnist_root: str, tmp_path: Path, monkeypat
 def test_pretraining_goes_on_from_weights(mnist_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """With a learning rate of 0 they come out as they went in, but for the running means of batch norm."""
     module = script(PRETRAIN)
-    monkeypatch.setattr(module, "accuracy", lambda net, canvases, count=0: {})
+    monkeypatch.setattr(pretraining, "accuracy", lambda net, canvases, count=0: {})
     start, output = WEIGHTS_FOLDER / "compact.pt", tmp_path / "w.pt"
     flags = {"passes": 1, "num_canvases": 32, "batch_size": 32, "data_root": mnist_root, "learning_rate": 1e-30}
     module.main(module.Args(output=output, objects="ten", init=start, **flags))
@@ -529,21 +534,20 @@ def test_pretraining_goes_on_from_weights(mnist_root: str, tmp_path: Path, monke
 
 
 def test_the_counting_loss_by_hand():
-    module = script(PRETRAIN)
     saliency = torch.tensor([[[1.0, 0.5], [0.0, 2.0]]])
     log_probs = torch.tensor([[0.5, 0.5], [1.0, 0.0], [0.25, 0.75], [0.25, 0.75]]).log().reshape(1, 2, 2, 2)
-    assert module.expected_counts(saliency, log_probs).tolist() == [[1.5, 2.0]]
+    assert pretraining.expected_counts(saliency, log_probs).tolist() == [[1.5, 2.0]]
     counts = torch.tensor([[3.0, 1.0]])
     poisson = (1.5 - 3 * np.log(1.501) + 2 - np.log(2.001)) / 2
     between = 0.5 * 0.5 + 2 * 1
-    assert module.counting_loss(saliency, log_probs, counts, 0.0).item() == pytest.approx(poisson, rel=1e-5)
-    assert module.counting_loss(saliency, log_probs, counts, 0.2).item() == pytest.approx(poisson + 0.2 * between)
+    assert pretraining.counting_loss(saliency, log_probs, counts, 0.0).item() == pytest.approx(poisson, rel=1e-5)
+    assert pretraining.counting_loss(saliency, log_probs, counts, 0.2).item() == pytest.approx(poisson + 0.2 * between)
 
 
 def test_warping_bends_an_image_a_little():
     images = F.normalise(torch.rand(4, 20, 20))[:, None]
-    assert torch.allclose(script(PRETRAIN).warped(images, 0.0), images, atol=1e-4)
-    bent = script(PRETRAIN).warped(images, 3.0)
+    assert torch.allclose(pretraining.warped(images, 0.0), images, atol=1e-4)
+    bent = pretraining.warped(images, 3.0)
     assert bent.shape == images.shape
     assert (bent - images).abs().amax(dim=(1, 2, 3)).min() > 0.01
 
@@ -826,7 +830,7 @@ def test_a_count_networks_seed_decides(tmp_path: Path):
 
 def count_network(head: str):
     torch.manual_seed(0)
-    return script(COUNT).CountNetwork(head, (5, 2, 3), 4, most=3, hidden=8), torch.rand(6, 5, 2, 3)
+    return CountNetwork(head, (5, 2, 3), 4, most=3, hidden=8), torch.rand(6, 5, 2, 3)
 
 
 def test_the_columns_heads_counts_are_sums_over_cells():

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import nn
 
+from agents import pretraining
 from hsal_env import functional as F
 from hsal_env.config import EnvConfig
 from hsal_env.data import torchvision_import
@@ -24,7 +25,7 @@ from hsal_env.perception.activation import WEIGHTS_FOLDER, CompactResNet, load_c
 from hsal_env.perception.examples import Examples, fingerprint, label_counts, to_images
 from hsal_env.perception.feature_store import FeatureStore
 from hsal_env.perception.registry import activation_model, saliency_model
-from train import pretrain_perception as pretraining
+from train import pretrain_perception
 
 # --- activation and saliency models -----------------------------------------------------------------------------------
 
@@ -621,17 +622,17 @@ def test_accuracy_by_hand():
     [("multiset", [(1, 4), (1, 9), (10, 10)]), ("ten", [(10, 10)]), ("single", [(1, 1)] * 3)],
 )
 def test_what_is_learned_from_has_as_many_objects_as_it_says(objects, numbers):
-    args = pretraining.Args(objects=objects)
-    looks = pretraining.LOOKS[objects]
+    args = pretrain_perception.Args(objects=objects)
+    looks = pretrain_perception.LOOKS[objects]
     for look, (least, most) in zip(looks, numbers, strict=True):
-        labels = pretraining.stream(args, "train", "digits", look, seed=0).compose(range(100)).labels
+        labels = pretrain_perception.stream(args, "train", "digits", look, seed=0).compose(range(100)).labels
         found = (labels >= 0).sum(axis=1)
         assert (found.min(), found.max()) == (least, most)
     assert sum(share for _, share in looks.values()) == pytest.approx(1)
 
 
 def test_what_is_learned_from_is_laid_out_otherwise_than_the_environments_canvases():
-    ours = pretraining.stream(pretraining.Args(), "train", "digits", "plain", seed=0).compose(range(4))
+    ours = pretrain_perception.stream(pretrain_perception.Args(), "train", "digits", "plain", seed=0).compose(range(4))
     theirs = examples().compose(np.arange(4))
     assert ours.boxes.shape == theirs.boxes.shape
     assert (ours.boxes != theirs.boxes).any(axis=(1, 2)).all()

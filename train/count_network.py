@@ -3,9 +3,8 @@
     python train/count_network.py                  # three layers over the whole volume
     python train/count_network.py --head columns   # three layers over each column, the same for all, summed over cells
 
-``volume``: ``V`` flattened, to logits of each label's count 0..max_objects, cross-entropy. ``columns``: counts
-``lambda_c = sum_ij softplus(MLP(V_ij))_c``, negative Poisson log-likelihood, rounded at test.
-It sees the same features and canvases as the agents, ten times unless told otherwise, and writes the same metrics.json.
+The heads are described at :class:`agents.count_network.CountNetwork`. It sees the same features and canvases as the agents,
+ten times unless told otherwise, and writes the same metrics.json.
 """
 
 from __future__ import annotations
@@ -17,21 +16,18 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 import tyro
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, softplus
-from tqdm import tqdm
 
-from agents.evaluation import blind_guess, evaluation_config, scores_by_count
-from agents.report import format_table, resources, versions, without_paths, write
-from hsal_env import ENVIRONMENTS, multiset
+from hsal_env import ENVIRONMENTS
 from hsal_env.config import EnvConfig
 from hsal_env.errors import ConfigError, HSALError
-from hsal_env.perception.examples import Examples
+
+if TYPE_CHECKING:
+    from agents.count_network import CountNetwork
+    from hsal_env.perception.examples import Examples
 
 
 @dataclass
@@ -64,46 +60,6 @@ class Args:
     """where metrics.json goes"""
 
 
-class CountNetwork(nn.Module):
-    """Volume ``[B, D, H, W]`` to counts, by one of two heads.
-
-    Args:
-        head: ``"volume"`` or ``"columns"``.
-        shape: (D, H, W).
-        classes: C.
-        most: largest count.
-        hidden: units of both hidden layers.
-    """
-
-    def __init__(self, head: str, shape: tuple[int, int, int], classes: int, most: int, hidden: int) -> None:
-        super().__init__()
-        self.by_column, self.classes = head == "columns", classes
-        seen, told = (shape[0], classes) if self.by_column else (int(np.prod(shape)), classes * (most + 1))
-        last = nn.Linear(hidden, told)
-        if self.by_column:
-            nn.init.constant_(last.bias, -5.0)  # most columns hold nothing; from 0 on, all units die
-        self.layers = nn.Sequential(nn.Linear(seen, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), last)
-
-    def forward(self, volume: Tensor) -> Tensor:
-        """Expected counts ``[B, C]``, or logits of counts ``[B, C, most + 1]``."""
-        if self.by_column:
-            return softplus(self.layers(volume.permute(0, 2, 3, 1)).float()).sum(dim=(1, 2))
-        return self.layers(volume.flatten(1)).float().unflatten(1, (self.classes, -1))
-
-    def loss(self, volume: Tensor, counts: Tensor) -> Tensor:
-        """Mean over images."""
-        told = self(volume)
-        if self.by_column:
-            return (told - counts * (told + 1e-3).log()).sum(dim=1).mean()
-        return cross_entropy(told.flatten(0, 1), counts.flatten()) * self.classes
-
-    @torch.no_grad()
-    def predict(self, volume: Tensor) -> Tensor:
-        """Counts int64 ``[B, C]``."""
-        told = self(volume)
-        return told.round().long() if self.by_column else told.argmax(dim=-1)
-
-
 def main(args: Args) -> None:
     """Train, test, print and write.
 
@@ -111,6 +67,15 @@ def main(args: Args) -> None:
         ConfigError: an unknown id, or a number that is too small.
         CheckpointError: the output folder cannot be written.
     """
+    import torch
+    from tqdm import tqdm
+
+    from agents.count_network import CountNetwork
+    from agents.evaluation import blind_guess, evaluation_config, scores_by_count
+    from agents.report import format_table, resources, versions, without_paths, write
+    from hsal_env import multiset
+    from hsal_env.perception.examples import Examples
+
     if args.env_id not in ENVIRONMENTS:
         raise ConfigError(f"Unknown env id {args.env_id!r}. Expected one of {', '.join(ENVIRONMENTS)}.")
     if min(args.passes, args.batch_size, args.test_episodes, args.hidden) < 1 or args.num_examples < args.batch_size:

@@ -4,15 +4,8 @@
     python train/pretrain_perception.py --objects ten --init compact.pt --passes 16 --learning-rate 3e-3 --output compact-ten.pt
     python train/pretrain_perception.py --objects single --passes 8 --output compact-single.pt  # as in the paper
 
-Each cell of the volume counts: how much, by its saliency ``s_ij = sum_c V_cij**2 / D``; what, by a linear classifier of
-its column. The image's counts ``n_c`` are learned from their expectation
-
-    lambda_c = sum_ij s_ij softmax(W V_ij)_c,    loss = sum_c (lambda_c - n_c log(lambda_c + 0.001)) / sqrt(sum_c n_c)
-
-the negative log-likelihood of Poisson counts, plus ``sharp_coef sum_ij s_ij |1 - s_ij|``: an object is one cell of height 1,
-not two of 1/2, so that an agent that visits the peaks of the map meets each object once.
-
-The output is a weights file for ``hsal_env/perception/weights`` and, beside it, a JSON of arguments and accuracies.
+The objective is described in :mod:`agents.pretraining`. The output is a weights file for ``hsal_env/perception/weights`` and,
+beside it, a JSON of arguments and accuracies.
 """
 
 from __future__ import annotations
@@ -26,19 +19,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 import tyro
-from torch import Tensor, nn
-from torch.nn.functional import affine_grid, grid_sample, interpolate, one_hot
-from tqdm import tqdm
 
-from agents.report import versions
-from hsal_env import functional as F
 from hsal_env.data import CanvasConfig, Canvases, load_glyphs
 from hsal_env.errors import ConfigError, HSALError
 from hsal_env.files import replacing
-from hsal_env.perception.activation import CompactResNet, load_compact
-from hsal_env.perception.examples import label_counts, to_images
 
 _TEN = CanvasConfig("multiset", 10, 10, 20, 20)
 LOOKS = {
@@ -89,81 +74,11 @@ class Args:
     """where MNIST lies"""
 
 
-class Pretrainer(nn.Module):
-    """The activation model under a linear classifier of its columns."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.model = CompactResNet()
-        self.classifier = nn.Linear(self.model.channels, 10)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """``[B, 1, h_px, w_px]`` to saliency per channel ``[B, H, W]`` and log-probabilities ``[B, H, W, 10]``."""
-        volume = self.model(images).float()
-        log_probs = self.classifier(volume.permute(0, 2, 3, 1)).float().log_softmax(dim=-1)
-        return F.sum_of_squares(volume) / self.model.channels, log_probs
-
-
-def counting_loss(saliency: Tensor, log_probs: Tensor, counts: Tensor, sharp_coef: float) -> Tensor:
-    """The objective in the head of this file, a mean over images.
-
-    Args:
-        saliency: s ``[B, H, W]``.
-        log_probs: ``[B, H, W, C]``.
-        counts: n ``[B, C]``.
-        sharp_coef: weight of the second term.
-    """
-    expected = expected_counts(saliency, log_probs)
-    poisson = (expected - counts * (expected + 1e-3).log()).sum(dim=1) / counts.sum(dim=1).sqrt()
-    between = (saliency * (1 - saliency).abs()).sum(dim=(1, 2))
-    return (poisson + sharp_coef * between).mean()
-
-
-def expected_counts(saliency: Tensor, log_probs: Tensor) -> Tensor:
-    """``lambda_c = sum_ij s_ij p_ij(c)``, ``[B, C]``."""
-    return (saliency[..., None] * log_probs.exp()).sum(dim=(1, 2))
-
-
-def warped(images: Tensor, warp_px: float) -> Tensor:
-    """Displace the pixels of each image ``[B, C, h_px, w_px]`` smoothly, by a random amplitude of up to ``warp_px``.
-
-    Normal displacements at 5x5 points, interpolated bicubically: strokes bend, turn and stretch a little.
-    """
-    lanes, size_px = len(images), images.shape[-1]
-    amplitude = torch.rand(lanes, 1, 1, 1) * warp_px * 2 / size_px  # grid_sample measures in half images
-    bend = interpolate(torch.randn(lanes, 2, 5, 5) * amplitude, images.shape[2:], mode="bicubic", align_corners=True)
-    still = affine_grid(torch.eye(2, 3).expand(lanes, 2, 3), list(images.shape), align_corners=False)
-    return grid_sample(images, still + bend.permute(0, 2, 3, 1), align_corners=False)
-
-
 def stream(args: Args, split: str, source: str, look: str, seed: int) -> Canvases:
     """Canvases of a source, split and look."""
     looks = LOOKS[args.objects]
     glyphs = load_glyphs(source, split, args.data_root)
     return Canvases(glyphs, looks[look][0], seed=seed, stream=10 + list(looks).index(look))
-
-
-@torch.no_grad()
-def accuracy(net: Pretrainer, canvases: Canvases, count: int = 10_000) -> dict[str, float]:
-    """On held-out canvases.
-
-    Returns:
-        ``counts``: share whose rounded expected counts are right; ``peaks``: share whose cells above half the highest,
-        each named by its classifier, are the multiset.
-    """
-    net.eval()
-    right = np.zeros(2)
-    for start in range(0, count, 500):
-        batch = canvases.compose(range(start, min(start + 500, count)))
-        true = torch.from_numpy(label_counts(batch.labels))
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            saliency, log_probs = net(to_images(batch.images, net.model.in_channels))
-        named = one_hot(log_probs.argmax(dim=-1), true.shape[1])
-        peaks = (named * (F.normalise(saliency) > 0.5)[..., None]).sum(dim=(1, 2))
-        for which, found in enumerate((expected_counts(saliency, log_probs).round(), peaks)):
-            right[which] += int((found == true).all(dim=1).sum())
-    net.train()
-    return dict(zip(("counts", "peaks"), (right / count).round(4).tolist(), strict=True))
 
 
 def main(args: Args) -> None:
@@ -173,6 +88,15 @@ def main(args: Args) -> None:
         ConfigError: fewer than one pass, one canvas a batch, or one batch a pass.
         CheckpointError: ``init`` is not weights of the compact model.
     """
+    import torch
+    from torch import nn
+    from tqdm import tqdm
+
+    from agents import pretraining
+    from agents.report import versions
+    from hsal_env.perception.activation import load_compact
+    from hsal_env.perception.examples import label_counts, to_images
+
     if args.passes < 1 or not 1 <= args.batch_size <= args.num_canvases:
         raise ConfigError(
             "Expected passes of at least 1 and 1 <= batch_size <= num_canvases; got "
@@ -180,7 +104,7 @@ def main(args: Args) -> None:
         )
     torch.manual_seed(args.seed)
     rng = np.random.default_rng(args.seed)
-    net = Pretrainer()
+    net = pretraining.Pretrainer()
     if args.init:
         net.model = load_compact(args.init)
     optimiser = torch.optim.AdamW(net.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay)
@@ -206,22 +130,23 @@ def main(args: Args) -> None:
             images = to_images(np.concatenate([part.images for part in parts]), net.model.in_channels)
             counts = torch.from_numpy(np.concatenate([label_counts(part.labels) for part in parts])).float()
             with torch.autocast("cpu", dtype=torch.bfloat16):
-                saliency, log_probs = net(warped(images, args.warp_px))
-            loss = counting_loss(saliency, log_probs, counts, args.sharp_coef)
+                saliency, log_probs = net(pretraining.warped(images, args.warp_px))
+            loss = pretraining.counting_loss(saliency, log_probs, counts, args.sharp_coef)
             optimiser.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(net.parameters(), 1.0)
             optimiser.step()
             schedule.step()
         val = {
-            source: accuracy(net, stream(args, "val", source, next(iter(looks)), seed=99), 2_000) for source in sources
+            source: pretraining.accuracy(net, stream(args, "val", source, next(iter(looks)), seed=99), 2_000)
+            for source in sources
         }
         tqdm.write(f"pass {epoch + 1}: loss {loss.item():.4f}, validation {val}, {time.perf_counter() - start:.0f} s")
         with replacing(args.output) as path:
             torch.save(net.model.state_dict(), path)
     results = {
         "test": {
-            source: {look: accuracy(net, stream(args, "test", source, look, seed=99)) for look in looks}
+            source: {look: pretraining.accuracy(net, stream(args, "test", source, look, seed=99)) for look in looks}
             for source in sources
         },
         "seconds": time.perf_counter() - start,

@@ -22,7 +22,8 @@ from hsal_env.errors import ConfigError, DataError
 from hsal_env.perception.feature_store import FeatureStore, Record
 from hsal_env.perception.registry import activation_model, model_name, saliency_model
 
-_ENCODE_BATCH = 64
+_ENCODE_BATCH = 64  # a convolution may round otherwise in another batch
+_COMPOSE_BATCH = 4 * _ENCODE_BATCH  # composing is the quicker, the more at once
 
 
 def to_images(canvases: np.ndarray, channels: int) -> Tensor:
@@ -35,7 +36,7 @@ def to_images(canvases: np.ndarray, channels: int) -> Tensor:
     Raises:
         DataError: colour for a model that reads another number of channels.
     """
-    pixels = torch.from_numpy(canvases).float() / 255
+    pixels = torch.from_numpy(canvases).float().div_(255)
     if pixels.dim() == 3:
         return pixels[:, None].expand(-1, channels, -1, -1)
     if channels != 3:
@@ -167,15 +168,14 @@ class Examples:
         return FeatureStore.open(cache_folder() / "features" / key, lambda: self._encode_all(progress), len(self))
 
     def _encode_all(self, progress: bool) -> Iterator[Record]:
-        for start in tqdm(
-            range(0, len(self), _ENCODE_BATCH),
-            desc=f"features, {self.config.split}",
-            disable=not progress,
-            mininterval=1,
-        ):
-            batch = self.canvases.compose(range(start, min(start + _ENCODE_BATCH, len(self))))
-            columns = self.encode(batch.images).permute(0, 2, 3, 1)  # [B, H, W, D]
-            yield {"volume": columns.numpy(), "labels": batch.labels}
+        with tqdm(total=len(self), desc=f"features, {self.config.split}", disable=not progress, mininterval=1) as bar:
+            for start in range(0, len(self), _COMPOSE_BATCH):
+                composed = self.canvases.compose(range(start, min(start + _COMPOSE_BATCH, len(self))))
+                for first in range(0, len(composed.images), _ENCODE_BATCH):
+                    part = slice(first, first + _ENCODE_BATCH)
+                    columns = self.encode(composed.images[part]).permute(0, 2, 3, 1)  # [B, H, W, D]
+                    yield {"volume": columns.numpy(), "labels": composed.labels[part]}
+                    bar.update(len(columns))
 
 
 def _canvases(config: EnvConfig) -> CanvasSource:

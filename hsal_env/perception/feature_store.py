@@ -3,18 +3,24 @@
 Written under a temporary name and renamed when whole, so an interrupted writer leaves nothing behind that a reader
 would take, and of two concurrent writers one wins. Opening checks every array against the checksum in ``store.json``;
 a damaged or cut-off store is deleted and computed again, with a warning.
+
+Memory stays bounded however large a store is: the writer appends to plain files, and a reader lets go of the pages it has
+touched once they may exceed ``_RESIDENT_BYTES``. A store smaller than that stays mapped, and is the quicker to read.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import mmap
 import os
 import shutil
 import warnings
 import zlib
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -22,6 +28,8 @@ from hsal_env.errors import DataError
 from hsal_env.files import creating_folder
 
 _CHUNK_BYTES = 1 << 24
+_RESIDENT_BYTES = 1 << 30  # above the default store's 0.8 GB
+_FAULT_BYTES = 1 << 16  # what Linux maps around a page that is touched
 _checked: set[Path] = set()  # stores whose checksums this process has verified or written
 
 Record = dict[str, np.ndarray]
@@ -38,6 +46,8 @@ class FeatureStore:
 
     def _map(self) -> None:
         self._arrays = {name: np.load(self.folder / f"{name}.npy", mmap_mode="r") for name in self.meta["arrays"]}
+        self._bounded = sum(array.nbytes for array in self._arrays.values()) > _RESIDENT_BYTES
+        self._resident = 0  # bytes that reading may have mapped, at most
 
     @classmethod
     def open(cls, folder: Path, batches: Callable[[], Iterable[Record]], length: int) -> FeatureStore:
@@ -78,24 +88,23 @@ class FeatureStore:
 
     @staticmethod
     def _write(folder: Path, batches: Iterable[Record], length: int) -> None:
-        arrays: dict[str, np.memmap] = {}
+        files: dict[str, BinaryIO] = {}
         sums: dict[str, int] = {}
         filled = 0
-        for batch in batches:
-            if filled + len(next(iter(batch.values()))) > length:
-                raise DataError(f"Expected {length} examples for the feature store; got more.")
-            for name, values in batch.items():
-                if name not in arrays:
-                    shape = (length, *values.shape[1:])
-                    arrays[name] = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", values.dtype, shape)
-                    _reserve(folder / f"{name}.npy")
-                arrays[name][filled : filled + len(values)] = values
-                sums[name] = zlib.crc32(values.tobytes(), sums.get(name, 0))
-            filled += len(next(iter(batch.values())))
+        with ExitStack() as opened:
+            for batch in batches:
+                if filled + len(next(iter(batch.values()))) > length:
+                    raise DataError(f"Expected {length} examples for the feature store; got more.")
+                for name, values in batch.items():
+                    if name not in files:
+                        files[name] = opened.enter_context((folder / f"{name}.npy").open("wb"))
+                        _begin(files[name], (length, *values.shape[1:]), values.dtype)
+                    plain = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+                    files[name].write(plain.data)
+                    sums[name] = zlib.crc32(plain.data, sums.get(name, 0))
+                filled += len(next(iter(batch.values())))
         if filled != length:
             raise DataError(f"Expected {length} examples for the feature store; got {filled}.")
-        for array in arrays.values():
-            array.flush()
         (folder / "store.json").write_text(json.dumps({"length": length, "arrays": sums}))
 
     def check(self, length: int) -> None:
@@ -110,13 +119,27 @@ class FeatureStore:
             flat = self._arrays[name].reshape(-1).view(np.uint8)
             total = 0
             for start in range(0, len(flat), _CHUNK_BYTES):
-                total = zlib.crc32(flat[start : start + _CHUNK_BYTES].tobytes(), total)
+                chunk = flat[start : start + _CHUNK_BYTES]
+                total = zlib.crc32(chunk.data, total)
+                self._touched(len(chunk))
             if total != expected or len(self._arrays[name]) != length:
                 raise ValueError(f"{name}.npy does not match its checksum")
 
     def read(self, indices: np.ndarray | list[int], *names: str) -> Record:
         """Copies of the rows at ``indices`` of the arrays ``names``."""
-        return {name: self._arrays[name][indices] for name in names}
+        rows = {name: self._arrays[name][indices] for name in names}
+        if self._bounded:
+            self._touched(sum(values.nbytes + len(indices) * _FAULT_BYTES for values in rows.values()))
+        return rows
+
+    def _touched(self, count: int) -> None:
+        """Count mapped bytes, and unmap them all when they are too many: the files' pages stay in the system's cache."""
+        self._resident += count
+        if self._resident > _RESIDENT_BYTES:
+            self._resident = 0
+            for array in self._arrays.values():
+                if hasattr(mmap, "MADV_DONTNEED") and isinstance(array.base, mmap.mmap):  # not on Windows
+                    array.base.madvise(mmap.MADV_DONTNEED)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder, "meta": self.meta}  # a pickled memory map would be a copy of the file
@@ -126,8 +149,10 @@ class FeatureStore:
         self._map()
 
 
-def _reserve(path: Path) -> None:
-    """Take the disk space now: writing to a sparse memory map on a full disk kills the process instead of raising."""
+def _begin(file: BinaryIO, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    """Write the head of a ``.npy`` file and take its disk space at once: a full disk is said before minutes of work."""
+    head = {"shape": shape, "fortran_order": False, "descr": np.lib.format.dtype_to_descr(dtype)}
+    np.lib.format.write_array_header_1_0(file, head)
     if hasattr(os, "posix_fallocate"):
-        with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        file.flush()
+        os.posix_fallocate(file.fileno(), 0, file.tell() + dtype.itemsize * math.prod(shape))

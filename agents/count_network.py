@@ -1,0 +1,51 @@
+"""A rival without attention: a supervised network that reads the ten counts off the activation volume at once."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, softplus
+
+
+class CountNetwork(nn.Module):
+    """Volume ``[B, D, H, W]`` to counts, by one of two heads.
+
+    ``volume``: V flattened, to logits of each label's count 0..most, cross-entropy. ``columns``: counts
+    ``lambda_c = sum_ij softplus(MLP(V_ij))_c``, negative Poisson log-likelihood, rounded at test.
+
+    Args:
+        head: ``"volume"`` or ``"columns"``.
+        shape: (D, H, W).
+        classes: C.
+        most: largest count.
+        hidden: units of both hidden layers.
+    """
+
+    def __init__(self, head: str, shape: tuple[int, int, int], classes: int, most: int, hidden: int) -> None:
+        super().__init__()
+        self.by_column, self.classes = head == "columns", classes
+        seen, told = (shape[0], classes) if self.by_column else (int(np.prod(shape)), classes * (most + 1))
+        last = nn.Linear(hidden, told)
+        if self.by_column:
+            nn.init.constant_(last.bias, -5.0)  # most columns hold nothing; from 0 on, all units die
+        self.layers = nn.Sequential(nn.Linear(seen, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), last)
+
+    def forward(self, volume: Tensor) -> Tensor:
+        """Expected counts ``[B, C]``, or logits of counts ``[B, C, most + 1]``."""
+        if self.by_column:
+            return softplus(self.layers(volume.permute(0, 2, 3, 1)).float()).sum(dim=(1, 2))
+        return self.layers(volume.flatten(1)).float().unflatten(1, (self.classes, -1))
+
+    def loss(self, volume: Tensor, counts: Tensor) -> Tensor:
+        """Mean over images."""
+        told = self(volume)
+        if self.by_column:
+            return (told - counts * (told + 1e-3).log()).sum(dim=1).mean()
+        return cross_entropy(told.flatten(0, 1), counts.flatten()) * self.classes
+
+    @torch.no_grad()
+    def predict(self, volume: Tensor) -> Tensor:
+        """Counts int64 ``[B, C]``."""
+        told = self(volume)
+        return told.round().long() if self.by_column else told.argmax(dim=-1)
