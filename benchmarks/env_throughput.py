@@ -17,7 +17,6 @@ actions are drawn beforehand, for CartPole too.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import time
@@ -25,6 +24,8 @@ from collections.abc import Callable
 from itertools import cycle
 from pathlib import Path
 from typing import Any
+
+from measuring import write_numbers
 
 ENV_ID = "HSAL-DigitsMultiset-v0"
 CONFIG = {"num_examples": 10_000, "features": "store", "include_image": False}
@@ -138,11 +139,7 @@ def main() -> None:
     print(f"decisions/s, {args.threads} thread(s), median of {args.turns} turns (least to most)")
     for name, found in rates.items():
         print(f"  {name:<22} {statistics.median(found):>12,.0f}   ({min(found):,.0f} to {max(found):,.0f})")
-    if args.json:
-        from hsal_env.files import replacing
-
-        with replacing(args.json) as path:
-            path.write_text(json.dumps({name: statistics.median(found) for name, found in rates.items()}) + "\n")
+    write_numbers(args.json, {name: statistics.median(found) for name, found in rates.items()})
 
 
 if __name__ == "__main__":
