@@ -16,13 +16,14 @@ Plays HSAL-DigitsMultiset-v0 (no network needed), features in the store. One thr
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
+
+from measuring import write_numbers
 
 CONFIG = {"source": "digits", "num_examples": 10_000, "features": "store", "protocol": "teacher"}
 _PRODUCTS = 40  # of the controller's shape, in a turn
@@ -80,7 +81,6 @@ def main() -> None:
     from agents.learner import Learner
     from agents.protocol import World, build_agent
     from hsal_env.config import EnvConfig
-    from hsal_env.files import replacing
 
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
@@ -141,9 +141,7 @@ def main() -> None:
             if value < 2
             else f"  {name.replace('_', ' '):<30} {value:8,.0f}"
         )
-    if args.json:
-        with replacing(args.json) as path:
-            path.write_text(json.dumps(results) + "\n")
+    write_numbers(args.json, results)
 
 
 if __name__ == "__main__":
