@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from measuring import ratio, taking_turns, write_numbers
 
@@ -63,16 +64,12 @@ def main() -> None:
             return CanvasBatch(*(part[rows] for part in composed))
 
     def fill() -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            os.environ["HSAL_CACHE"] = folder
+        with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, HSAL_CACHE=folder):
             Examples(config, progress=False)
 
     def fill_given() -> None:
-        canvases_of, examples._canvases = examples._canvases, lambda _: Given()
-        try:
+        with mock.patch.object(examples, "_canvases", lambda _: Given()):
             fill()
-        finally:
-            examples._canvases = canvases_of
 
     def bare(size: int, dtype: str, layout: str) -> Callable[[], None]:
         network = model if layout == "channels_last" else contiguous
@@ -91,22 +88,14 @@ def main() -> None:
         for dtype in ("float32", "bfloat16")
         for layout in ("channels_last", "contiguous")
     ]
-    cache, runs = os.environ.get("HSAL_CACHE"), {}
-    for size, dtype, layout in grid:
-        runs[f"bare, {dtype}, {layout}, {size}"] = bare(size, dtype, layout)
+    runs = {f"bare, {dtype}, {layout}, {size}": bare(size, dtype, layout) for size, dtype, layout in grid}
     # a first look at the grid, so that the turns are spent on what may be best
     first = taking_turns(runs, 1)
     stored = "bfloat16" if native_bfloat16() else "float32"
     best = sorted(runs, key=lambda name: first[name])[:3]
     best_stored = sorted((name for name in runs if stored in name), key=lambda name: first[name])[:3]
     shortlist = {name: runs[name] for name in dict.fromkeys([*best, *best_stored])}
-    try:
-        seconds = taking_turns({"store": fill, "store, given canvases": fill_given, **shortlist}, args.turns)
-    finally:
-        if cache is None:
-            del os.environ["HSAL_CACHE"]
-        else:
-            os.environ["HSAL_CACHE"] = cache
+    seconds = taking_turns({"store": fill, "store, given canvases": fill_given, **shortlist}, args.turns)
     medians = {name: statistics.median(taken) for name, taken in seconds.items()}
     rivals = {
         "best": min(shortlist, key=medians.__getitem__),

@@ -11,26 +11,23 @@ worst case), and with one that has learned for a minute, as in all but the begin
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import time
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from stable_baselines3 import PPO
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from measuring import ratio, taking_turns, write_numbers
 
-from agents.sb3 import HSALVecEnv
-from hsal_env.env import HSALEnv
-from hsal_env.files import replacing
+if TYPE_CHECKING:
+    from stable_baselines3.common.vec_env import VecEnv
 
-CONFIG = {"source": "digits", "num_examples": 2_000, "features": "store", "action_mode": "flat"}
+CONFIG: dict[str, Any] = {"source": "digits", "num_examples": 2_000, "features": "store", "action_mode": "flat"}
 
 
 def collector(env: VecEnv, steps: int, weights: Any) -> Any:
     """Something that collects ``steps`` steps of every environment with the policy ``weights``."""
+    from stable_baselines3 import PPO
+
     model = PPO("MultiInputPolicy", env, n_steps=steps, batch_size=steps * env.num_envs, seed=0)
     model.policy.load_state_dict(weights)
     _, callback = model._setup_learn(1)
@@ -41,16 +38,9 @@ def collector(env: VecEnv, steps: int, weights: Any) -> Any:
 def side_by_side(envs: dict[str, VecEnv], steps: int, turns: int, weights: Any) -> dict[str, float]:
     """Median frames/s of each, and the median ratio of a turn's two times."""
     collect = {name: collector(env, steps, weights) for name, env in envs.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in envs}
-    for turn in range(turns + 1):
-        for name, run in collect.items():
-            start = time.perf_counter()
-            run()
-            if turn:  # the first is a warm-up
-                seconds[name].append(time.perf_counter() - start)
+    seconds = taking_turns(collect, turns)
     rates = {name: env.num_envs * steps / statistics.median(seconds[name]) for name, env in envs.items()}
-    ratio = statistics.median(b / a for a, b in zip(seconds["HSALVecEnv"], seconds["DummyVecEnv"], strict=True))
-    return {**rates, "ratio": ratio}
+    return {**rates, "ratio": ratio(seconds["HSALVecEnv"], seconds["DummyVecEnv"])}
 
 
 def main() -> None:
@@ -62,6 +52,13 @@ def main() -> None:
     parser.add_argument("--learn", type=int, default=100_000, help="steps of learning before the second measurement")
     parser.add_argument("--json", type=Path, help="where the numbers go")
     args = parser.parse_args()
+    import torch
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.vec_env import DummyVecEnv
+
+    from agents.sb3 import HSALVecEnv
+    from hsal_env.env import HSALEnv
+
     envs = {
         "HSALVecEnv": HSALVecEnv("HSAL-DigitsMultiset-v0", args.num_envs, **CONFIG),
         "DummyVecEnv": DummyVecEnv([partial(HSALEnv, task="multiset", **CONFIG)] * args.num_envs),
@@ -73,9 +70,7 @@ def main() -> None:
     print(f"{args.num_envs} environments, {torch.get_num_threads()} threads, median of {args.turns} turns, frames/s")
     for name, found in results.items():
         print(f"  {name:<10}" + "".join(f"{key:>12} {value:8,.{int(key == 'ratio')}f}" for key, value in found.items()))
-    if args.json:
-        with replacing(args.json) as path:
-            path.write_text(json.dumps({"num_envs": args.num_envs, **results}) + "\n")
+    write_numbers(args.json, {"num_envs": args.num_envs, **results})
 
 
 if __name__ == "__main__":
