@@ -129,7 +129,7 @@ class ActorCritic(nn.Module):
         greedy = deterministic and not (name == "location" and self.config.location_policy == "uniform")
         chosen = log_probs.argmax(1) if greedy else sample(log_probs.exp(), generator)
         log_prob = log_probs.gather(1, chosen[:, None]).squeeze(1)
-        return Decision({name: chosen}, log_prob, self.controller.values(controller_state), state)
+        return Decision({name: chosen}, log_prob, self.controller.values(controller_state), state, log_probs)
 
     def attend(self, saliency: Tensor, last_label: Tensor, state: AgentState) -> tuple[Tensor, AgentState]:
         """The meta-controller's step: raw attention ``[B, 4K]``; a reset controller state (C1) unless it is carried."""

@@ -100,7 +100,7 @@ def record(agent: Any, config: EnvConfig, indices: np.ndarray) -> list[tuple[np.
         locations: list[torch.Tensor] = []
         for phase in range(env.simulation.rules.option_length):
             before = env.state
-            action, log_prob, _, state = agent.act(observation, state, True, generator)
+            action, log_prob, _, state, *_ = agent.act(observation, state, True, generator)
             if 0 < phase < env.simulation.rules.option_length - 1:
                 locations.append(action["location"])
             observation, reward, terminated, truncated, _ = env.step(action)

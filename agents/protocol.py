@@ -56,12 +56,14 @@ class Decision(NamedTuple):
         log_prob: of the location or label ``[B]``; 0 for attention, which is deterministic.
         value: state-value estimate ``[B]``; 0 for attention.
         state: the recurrent state to pass to the next call.
+        log_probs: of every location or label ``[B, n]``, for traces, where all lanes are in one phase; None: not said.
     """
 
     action: dict[str, Tensor]
     log_prob: Tensor
     value: Tensor
     state: Any
+    log_probs: Tensor | None = None
 
 
 @runtime_checkable

@@ -118,7 +118,7 @@ def collect(
         scores: dict[str, list[Tensor]] = {"rewards": [], "log_probs": [], "values": []}
         rows["live"].append(~ended)
         for phase in range(option_length):
-            action, log_prob, value, agent_state = agent.act(observation, agent_state, deterministic, generator)
+            action, log_prob, value, agent_state, *_ = agent.act(observation, agent_state, deterministic, generator)
             if forced_labels is not None and phase == option_length - 1:
                 action = {**action, "label": forced_labels[len(rows["labels"])]}
             observation, reward, terminated, truncated, _ = env.step(action)

@@ -28,7 +28,7 @@ from typing import Any
 from measuring import write_numbers
 
 ENV_ID = "HSAL-DigitsMultiset-v0"
-CONFIG = {"num_examples": 10_000, "features": "store", "include_image": False}
+CONFIG: dict[str, Any] = {"num_examples": 10_000, "features": "store", "include_image": False}
 _DRAWN = 64  # batches of random actions, taken in turn
 
 

@@ -25,7 +25,7 @@ from typing import Any
 
 from measuring import write_numbers
 
-CONFIG = {"source": "digits", "num_examples": 10_000, "features": "store", "protocol": "teacher"}
+CONFIG: dict[str, Any] = {"source": "digits", "num_examples": 10_000, "features": "store", "protocol": "teacher"}
 _PRODUCTS = 40  # of the controller's shape, in a turn
 
 

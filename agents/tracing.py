@@ -1,0 +1,84 @@
+"""Record episodes of an agent: everything it saw, did and said, decision by decision."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, overload
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agents.evaluation import make_env
+from hsal_env.config import EnvConfig
+from hsal_env.spaces import ATTENTION_SCALE
+from hsal_env.trace import Recorder, Scores, Trace
+
+
+@overload
+def record(agent: Any, env: Any, index: int, deterministic: bool = True, seed: int = 0) -> Trace: ...
+@overload
+def record(
+    agent: Any, env: Any, index: Sequence[int] | np.ndarray, deterministic: bool = True, seed: int = 0
+) -> list[Trace]: ...
+@torch.no_grad()
+def record(agent: Any, env: Any, index: Any, deterministic: bool = True, seed: int = 0) -> Trace | list[Trace]:
+    """Play one episode on each canvas and trace it.
+
+    Args:
+        agent: see :class:`agents.protocol.Agent`, on the CPU.
+        env: an environment (single or vector, wrapped or not), whose canvases and rules are taken, or an :class:`EnvConfig`.
+        index: which canvas, or several.
+        deterministic: take the most probable actions.
+        seed: of the samples, otherwise.
+
+    Returns:
+        A trace; a list of them for several canvases.
+
+    Raises:
+        DataError: an index is outside the split.
+    """
+    config = env if isinstance(env, EnvConfig) else env.unwrapped.simulation.config
+    indices = np.atleast_1d(np.asarray(index))
+    lanes = make_env(config, len(indices))
+    generator = torch.Generator().manual_seed(seed)
+    observation, _ = lanes.reset(options={"index": indices})
+    state = agent.initial(len(indices))
+    recorder = Recorder(lanes.simulation.rules, config.classes, lanes.state)
+    ends = np.full((2, len(indices)), -1)  # terminated, truncated after so many decisions
+    blank = torch.zeros(len(indices), 4 * config.components)
+    decisions = 0
+    while (ends.max(0) < 0).any():
+        decision = agent.act(observation, state, deterministic, generator)
+        observation, _, terminated, truncated, _ = lanes.step(decision.action)
+        state, decisions = decision.state, decisions + 1
+        attention = decision.action.get("attention")
+        recorder.add(
+            lanes.state,
+            Scores(
+                attention=blank if attention is None else attention * ATTENTION_SCALE,
+                log_prob=decision.log_prob,
+                value=decision.value,
+                log_probs=decision.log_probs,
+                states=_named(state),
+            ),
+        )
+        for which, flags in enumerate((terminated, truncated)):
+            ends[which, (ends.max(0) < 0) & flags.numpy()] = decisions
+    canvases = lanes.simulation.examples.compose(indices)
+    traces = [
+        recorder.trace(
+            lane, canvases.images[lane], canvases.labels[lane], canvases.boxes[lane], lanes.simulation.examples.source,
+            decisions=int(ends[:, lane].max()), terminated=bool(ends[0, lane] >= 0), truncated=bool(ends[1, lane] >= 0),
+        )
+        for lane in range(len(indices))
+    ]  # fmt: skip
+    return traces if np.ndim(index) else traces[0]
+
+
+def _named(state: Any) -> dict[str, Tensor]:
+    """The parts ``[B, ...]`` of an agent's recurrent state: by their names, or as ``state``, ``state_0``, ..."""
+    if isinstance(state, Tensor):
+        return {"state": state}
+    names = getattr(state, "_fields", [f"state_{i}" for i in range(len(state))])
+    return {name: part for name, part in zip(names, state, strict=True) if isinstance(part, Tensor)}
