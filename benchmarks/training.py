@@ -84,7 +84,7 @@ def main() -> None:
 
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    env = make_env(EnvConfig(components=args.components, **CONFIG), args.batch_size)  # type: ignore[arg-type]
+    env = make_env(EnvConfig(components=args.components, **CONFIG), args.batch_size)
     agent = build_agent("hsal", World.of(env.simulation.examples), AgentConfig())
     learner = Learner(agent, LearnerConfig(batch_size=args.batch_size), num_updates=1_000)
     order = np.random.default_rng(0)
