@@ -267,6 +267,7 @@ _AXES = {
     "map": "cells of the map",
     "objects": "objects in an image",
     "canvases": "canvases in the store",
+    "pooled canvases": "canvases in the store, without model",
 }
 
 
