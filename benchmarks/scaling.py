@@ -2,11 +2,12 @@
 
     python benchmarks/scaling.py --quick
     python benchmarks/scaling.py --json FILE --plot benchmarks/scaling.png
-    python benchmarks/scaling.py --rows canvases --canvases 1000000 --folder DIR   # 13 GB on disk, and half an hour
+    python benchmarks/scaling.py --rows canvases --canvases 1000000 --folder DIR            # 13 GB on disk, and half an hour
+    python benchmarks/scaling.py --rows canvases --canvases 1000000 --folder DIR --pooled   # 13 GB, a few minutes: no model
 
-Every point runs in a process of its own, whose peak memory is therefore its own. Beside each point stands what the point
-before it, multiplied by the growth, would cost: ``growth`` is the exponent between two points, 1 where cost is proportional,
-below 1 where it grows more slowly. One thread. Rows:
+Every point runs in a process of its own, whose peak memory is therefore its own. What stands beside a point is the smaller one
+before it: ``growth`` is the exponent of cost between two sizes, 1 where it is proportional, below 1 where it grows more
+slowly. One thread. Rows:
 
 - ``lanes``: seconds of a step of the native vector environment (torch output, uniformly random policy, lanes that ended begin
   anew), and of a training update (REINFORCE, the paper's sizes), each for all lanes together;
@@ -34,7 +35,9 @@ from typing import Any
 from measuring import write_numbers
 
 ROOT = Path(__file__).parents[1]
-ROWS = ("lanes", "map", "objects", "canvases")
+ROWS = ("lanes", "map", "objects", "canvases", "pooled canvases")
+EXAMPLES = 2_000
+"""Canvases in the store, but in the row that grows it."""
 _BYTES_PER_CANVAS = 12_600
 
 
@@ -75,7 +78,7 @@ def vector_env(lanes: int, **config: Any) -> Any:
     """The environment whose steps are measured: features stored, so that a new episode composes nothing."""
     from hsal_env.vector_env import HSALVectorEnv
 
-    plain = {"features": "store", "include_image": False, "num_examples": 2_000, "source": "digits"}
+    plain = {"features": "store", "include_image": False, "num_examples": EXAMPLES, "source": "digits"}
     return HSALVectorEnv(lanes, output="torch", **{**plain, **config})
 
 
@@ -93,7 +96,9 @@ def of_lanes(lanes: int, seconds: float) -> dict[str, float]:
     numbers = {"step_seconds": step_seconds(vector_env(lanes), lanes, seconds)}
     numbers["microseconds_per_decision"] = numbers["step_seconds"] / lanes * 1e6
     numbers["env_peak_megabytes"] = peak_megabytes()
-    training = EnvConfig(source="digits", num_examples=2_000, features="store", protocol="teacher", include_image=False)
+    training = EnvConfig(
+        source="digits", num_examples=EXAMPLES, features="store", protocol="teacher", include_image=False
+    )
     env = make_env(training, lanes)
     agent = ActorCritic(World.of(env.simulation.examples), AgentConfig())
     learner = Learner(agent, LearnerConfig(batch_size=lanes), num_updates=1_000)
@@ -107,14 +112,11 @@ def of_lanes(lanes: int, seconds: float) -> dict[str, float]:
     return {**numbers, "update_seconds": statistics.median(taken[1:]), "peak_megabytes": peak_megabytes()}
 
 
-def of_map(cells: int, seconds: float) -> dict[str, float]:
-    """A point of ``map``: a map of ``cells`` by ``cells``."""
-    import torch
-    from torch import Tensor, nn
+def pooled(cells: int) -> Any:
+    """An activation model that costs nothing: the mean brightness of ``cells`` by ``cells`` squares, in 128 channels."""
+    from torch import Tensor, linspace, nn
 
     class Pooled(nn.Module):
-        """The mean brightness of squares, in 128 channels: what counts here is the size of the volume."""
-
         in_channels, channels = 1, 128
 
         def __init__(self) -> None:
@@ -123,11 +125,16 @@ def of_map(cells: int, seconds: float) -> dict[str, float]:
 
         def forward(self, images: Tensor) -> Tensor:
             """``[B, 1, h_px, w_px]`` to ``[B, 128, cells, cells]``."""
-            pooled = nn.functional.adaptive_avg_pool2d(images, self.cells)
-            return pooled * torch.linspace(0, 1, self.channels)[:, None, None]
+            means = nn.functional.adaptive_avg_pool2d(images, self.cells)
+            return means * linspace(0, 1, self.channels)[:, None, None]
 
+    return Pooled()
+
+
+def of_map(cells: int, seconds: float) -> dict[str, float]:
+    """A point of ``map``: a map of ``cells`` by ``cells``."""
     lanes = 64
-    env = vector_env(lanes, activation=Pooled(), num_examples=500)
+    env = vector_env(lanes, activation=pooled(cells), num_examples=min(EXAMPLES, 500))
     return per_decision(env, lanes, seconds)
 
 
@@ -144,7 +151,12 @@ def per_decision(env: Any, lanes: int, seconds: float) -> dict[str, float]:
     return {"step_seconds": step, "microseconds_per_decision": step / lanes * 1e6, "peak_megabytes": peak_megabytes()}
 
 
-def of_canvases(count: int, seconds: float) -> dict[str, float]:
+def of_pooled_canvases(count: int, seconds: float) -> dict[str, float]:
+    """A point of ``canvases`` whose activation model costs nothing, so that what is measured is the store."""
+    return of_canvases(count, seconds, activation=pooled(7))
+
+
+def of_canvases(count: int, seconds: float, **config: Any) -> dict[str, float]:
     """A point of ``canvases``: fills the store, or, where it is there, opens and reads it and draws an order."""
     import numpy as np
 
@@ -154,7 +166,7 @@ def of_canvases(count: int, seconds: float) -> dict[str, float]:
     load_glyphs("digits", "train")
     fresh = not (cache_folder() / "features").exists()
     start = time.perf_counter()
-    env = vector_env(64, num_examples=count)
+    env = vector_env(64, num_examples=count, **config)
     opened = time.perf_counter() - start
     env.reset(seed=0)
     order = np.random.default_rng(0).permutation(count)
@@ -174,7 +186,13 @@ def of_canvases(count: int, seconds: float) -> dict[str, float]:
     }
 
 
-POINTS = {"lanes": of_lanes, "map": of_map, "objects": of_objects, "canvases": of_canvases}
+POINTS = {
+    "lanes": of_lanes,
+    "map": of_map,
+    "objects": of_objects,
+    "canvases": of_canvases,
+    "pooled canvases": of_pooled_canvases,
+}
 
 
 # --- all points -------------------------------------------------------------------------------------------------------
@@ -200,7 +218,7 @@ def measured(row: str, size: int, seconds: float, folder: Path) -> dict[str, flo
     Raises:
         SystemExit: it failed, or the disk is too small.
     """
-    if row != "canvases":
+    if "canvases" not in row:
         in_a_process(row, size, 0.0, folder)  # fills the store, so that memory and time are those of later runs
         return in_a_process(row, size, seconds, folder)
     needed, free = 1.1 * size * _BYTES_PER_CANVAS, shutil.disk_usage(folder).free
@@ -242,12 +260,14 @@ PLOTTED = {
     "map": ("step_seconds", "peak_megabytes"),
     "objects": ("step_seconds", "peak_megabytes"),
     "canvases": ("fill_seconds", "open_seconds", "read_256_microseconds", "peak_megabytes"),
+    "pooled canvases": ("fill_seconds", "open_seconds", "read_256_microseconds", "peak_megabytes"),
 }
 _AXES = {
     "lanes": "lanes",
     "map": "cells of the map",
     "objects": "objects in an image",
     "canvases": "canvases in the store",
+    "pooled canvases": "canvases in the store, without model",
 }
 
 
@@ -283,11 +303,12 @@ def main() -> None:
     """Measure, print, draw."""
     parser = argparse.ArgumentParser(description="Time and memory as lanes, map, objects and canvases grow.")
     add = parser.add_argument
-    add("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    add("--rows", nargs="+", choices=ROWS[:4], default=list(ROWS[:4]))
     add("--lanes", type=int, nargs="+", default=[1, 10, 100, 1_000, 10_000])
     add("--map", type=int, nargs="+", default=[7, 14, 28], help="side of the map in cells")
     add("--objects", type=int, nargs="+", default=[1, 2, 4, 7, 10])
     add("--canvases", type=int, nargs="+", default=[10_000, 100_000], help="a million takes 13 GB and half an hour")
+    add("--pooled", action="store_true", help="encode canvases by a model that costs nothing; a row of its own")
     add("--seconds", type=float, default=5.0, help="of measuring, at least, at each point")
     add("--quick", action="store_true", help="two small points in each row")
     add("--folder", type=Path, help="where stores are written for a while; default: the system's temporary folder")
@@ -298,11 +319,13 @@ def main() -> None:
     if args.point:
         print(json.dumps(POINTS[args.point[0]](int(args.point[1]), args.seconds)))
         return
+    canvases = "pooled canvases" if args.pooled else "canvases"
     sizes: dict[str, list[int]] = {row: sorted(getattr(args, row)) for row in args.rows}
     if args.quick:
         args.seconds = 0.2
         few = {"lanes": [1, 32], "map": [7, 14], "objects": [1, 4], "canvases": [500, 1_000]}
         sizes = {row: few[row] for row in args.rows}
+    sizes = {canvases if row == "canvases" else row: chosen for row, chosen in sizes.items()}
     if args.folder:
         args.folder.mkdir(parents=True, exist_ok=True)
     earlier: dict[str, Any] = {}

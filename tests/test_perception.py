@@ -477,6 +477,60 @@ def test_a_stores_rows_are_copies(tmp_path):
     assert_whole(store)
 
 
+@pytest.fixture
+def unmapped(monkeypatch):
+    """Every array is read from its file, as in a store of more than 1 GB."""
+    if not hasattr(os, "preadv"):
+        pytest.skip("arrays are mapped here, however large")
+    monkeypatch.setattr(feature_store, "_MAPPED_BYTES", 0)
+
+
+def test_a_large_store_reads_what_a_mapped_one_does(tmp_path, unmapped):
+    store = FeatureStore.open(tmp_path / "store", batches, 10)
+    for read in (store, pickle.loads(pickle.dumps(store))):
+        assert_whole(read)
+        assert read.read([], "values")["values"].shape == (0, 2, 2)
+        rows = read.read(np.array([4, 4, 0]), "values")["values"]
+        np.testing.assert_array_equal(rows, VALUES[[4, 4, 0]])
+        assert rows.dtype == VALUES.dtype
+
+
+@pytest.mark.parametrize("row", [-1, 10])
+def test_a_large_store_has_no_other_rows(tmp_path, unmapped, row):
+    store = FeatureStore.open(tmp_path / "store", batches, 10)
+    with pytest.raises(IndexError, match=rf"rows in 0\.\.9; got {row}"):
+        store.read([0, row], "values")
+
+
+def test_a_large_store_that_is_cut_off_while_in_use_is_an_error(tmp_path, unmapped):
+    store = FeatureStore.open(tmp_path / "store", batches, 10)
+    os.truncate(tmp_path / "store" / "values.npy", 200)
+    with pytest.raises(DataError, match=r"values\.npy was cut off while it was in use; delete"):
+        store.read([9], "values")
+
+
+def test_a_large_store_closes_its_files(tmp_path, unmapped):
+    store = FeatureStore.open(tmp_path / "store", batches, 10)
+    descriptors = list(store._files.values())
+    assert len(descriptors) == 2
+    del store
+    for descriptor in descriptors:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(descriptor)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_process_reads_a_large_store_on_its_own(tmp_path, unmapped):
+    store = FeatureStore.open(tmp_path / "store", batches, 10)
+    child = os.fork()
+    if child == 0:  # no assertion may leave this process
+        same = all((store.read([i], "values")["values"] == VALUES[[i]]).all() for i in range(10))
+        os._exit(0 if same else 1)
+    for i in reversed(range(10)):
+        np.testing.assert_array_equal(store.read([i], "values")["values"], VALUES[[i]])
+    assert os.waitpid(child, 0)[1] == 0
+
+
 # --- pretraining ------------------------------------------------------------------------------------------------------
 
 

@@ -4,18 +4,18 @@ Written under a temporary name and renamed when whole, so an interrupted writer 
 would take, and of two concurrent writers one wins. Opening checks every array against the checksum in ``store.json``;
 a damaged or cut-off store is deleted and computed again, with a warning.
 
-Memory stays bounded however large a store is: the writer appends to plain files, and a reader lets go of the pages it has
-touched once they may exceed ``_RESIDENT_BYTES``. A store smaller than that stays mapped, and is the quicker to read.
+Memory stays bounded however large a store is: the writer appends to plain files, checksums are taken a chunk at a time, and
+an array of more than ``_MAPPED_BYTES`` is read from its file instead of a memory map, whose pages would stay in the process.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import mmap
 import os
 import shutil
 import warnings
+import weakref
 import zlib
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -27,9 +27,8 @@ import numpy as np
 from hsal_env.errors import DataError
 from hsal_env.files import creating_folder
 
-_CHUNK_BYTES = 1 << 24
-_RESIDENT_BYTES = 1 << 30  # above the default store's 0.8 GB
-_FAULT_BYTES = 1 << 16  # what Linux maps around a page that is touched
+_CHUNK_BYTES = 1 << 20
+_MAPPED_BYTES = 1 << 30  # above the default store's 0.8 GB; of what has been touched, a map reads rows twice as fast
 _checked: set[Path] = set()  # stores whose checksums this process has verified or written
 
 Record = dict[str, np.ndarray]
@@ -45,9 +44,14 @@ class FeatureStore:
         self._map()
 
     def _map(self) -> None:
-        self._arrays = {name: np.load(self.folder / f"{name}.npy", mmap_mode="r") for name in self.meta["arrays"]}
-        self._bounded = sum(array.nbytes for array in self._arrays.values()) > _RESIDENT_BYTES
-        self._resident = 0  # bytes that reading may have mapped, at most
+        self._arrays: dict[str, np.memmap[Any, Any]] = {
+            name: np.load(self.folder / f"{name}.npy", mmap_mode="r") for name in self.meta["arrays"]
+        }
+        self._files: dict[str, int] = {}  # descriptors of what is not read through its map
+        for name, array in self._arrays.items():
+            if array.nbytes > _MAPPED_BYTES and hasattr(os, "preadv"):  # not on Windows
+                self._files[name] = os.open(self.folder / f"{name}.npy", os.O_RDONLY)
+                weakref.finalize(self, os.close, self._files[name])
 
     @classmethod
     def open(cls, folder: Path, batches: Callable[[], Iterable[Record]], length: int) -> FeatureStore:
@@ -116,30 +120,31 @@ class FeatureStore:
         if self.meta["length"] != length:
             raise ValueError(f"expected {length} examples, it holds {self.meta['length']}")
         for name, expected in self.meta["arrays"].items():
-            flat = self._arrays[name].reshape(-1).view(np.uint8)
-            total = 0
-            for start in range(0, len(flat), _CHUNK_BYTES):
-                chunk = flat[start : start + _CHUNK_BYTES]
-                total = zlib.crc32(chunk.data, total)
-                self._touched(len(chunk))
+            total, chunk = 0, bytearray(_CHUNK_BYTES)
+            with (self.folder / f"{name}.npy").open("rb", buffering=0) as file:
+                file.seek(self._arrays[name].offset)
+                while count := file.readinto(chunk):
+                    total = zlib.crc32(memoryview(chunk)[:count], total)
             if total != expected or len(self._arrays[name]) != length:
                 raise ValueError(f"{name}.npy does not match its checksum")
 
     def read(self, indices: np.ndarray | list[int], *names: str) -> Record:
         """Copies of the rows at ``indices`` of the arrays ``names``."""
-        rows = {name: self._arrays[name][indices] for name in names}
-        if self._bounded:
-            self._touched(sum(values.nbytes + len(indices) * _FAULT_BYTES for values in rows.values()))
-        return rows
+        return {
+            name: self._from_file(name, indices) if name in self._files else self._arrays[name][indices]
+            for name in names
+        }
 
-    def _touched(self, count: int) -> None:
-        """Count mapped bytes, and unmap them all when they are too many: the files' pages stay in the system's cache."""
-        self._resident += count
-        if self._resident > _RESIDENT_BYTES:
-            self._resident = 0
-            for array in self._arrays.values():
-                if hasattr(mmap, "MADV_DONTNEED") and isinstance(array.base, mmap.mmap):  # not on Windows
-                    array.base.madvise(mmap.MADV_DONTNEED)
+    def _from_file(self, name: str, indices: np.ndarray | list[int]) -> np.ndarray:
+        array, file = self._arrays[name], self._files[name]
+        rows = np.empty((len(indices), *array.shape[1:]), array.dtype)
+        row_bytes = array.nbytes // len(array)
+        for index, row in zip(indices, rows.reshape(-1).view(np.uint8).reshape(len(rows), row_bytes), strict=True):
+            if not 0 <= index < len(array):
+                raise IndexError(f"Expected rows in 0..{len(array) - 1}; got {index}.")
+            if os.preadv(file, [row.data], array.offset + int(index) * row_bytes) != row_bytes:
+                raise DataError(f"{self.folder / name}.npy was cut off while it was in use; delete {self.folder}.")
+        return rows
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder, "meta": self.meta}  # a pickled memory map would be a copy of the file
