@@ -147,7 +147,8 @@ def look(state: State, location: Tensor, rules: Rules) -> Outcome:
     reward = F.location_rewards(state.priority).gather(1, at).squeeze(1)
     phase = common_phase(state.phase)
     if phase is None:
-        slot = one_hot(state.phase - 1, rules.glimpses).bool().to(at.device)  # [B, k]
+        which = state.phase.clamp(1, rules.glimpses) - 1  # lanes of another phase are not taken from here
+        slot = one_hot(which, rules.glimpses).bool().to(at.device)  # [B, k]
         locations = torch.where(slot, at, state.locations)
     else:
         locations = torch.cat([state.locations[:, : phase - 1], at, state.locations[:, phase:]], dim=1)
@@ -233,8 +234,7 @@ def _decide(phase: int, state: State, action: Action, rules: Rules) -> Outcome:
     if phase == rules.glimpses + 1:
         return name(state, action.label, rules)
     if phase:
-        here = state.phase.clamp(1, rules.glimpses)  # lanes of another phase are not taken from here
-        return look(state._replace(phase=here), action.location, rules)
+        return look(state, action.location, rules)
     nothing = torch.zeros_like(state.returns[:, 0])
     never = nothing.bool()
     return Outcome(attend(state, action.attention, rules), nothing, never, never)
@@ -242,8 +242,10 @@ def _decide(phase: int, state: State, action: Action, rules: Rules) -> Outcome:
 
 def common_phase(phase: Tensor) -> int | None:
     """The phase that all lanes are in; None if they differ."""
+    if phase.numel() == 1:
+        return int(phase)
     first = int(phase[0])
-    return first if len(phase) == 1 or bool((phase == first).all()) else None
+    return first if bool((phase == first).all()) else None
 
 
 def _forbid(forbidden: Tensor, state: State, outcome: Outcome, rules: Rules) -> Outcome:

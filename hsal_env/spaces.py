@@ -276,7 +276,8 @@ def read_discrete(given: dict[str, Any], name: str, bound: int, like: Tensor, re
             f"Expected integer {name} of shape {tuple(like.shape)}; got {value.dtype} of {tuple(value.shape)}."
         )
     value = value.long()
-    if like.is_cpu and not 0 <= int(value.min()) <= int(value.max()) < bound:
+    least, most = value.aminmax()
+    if like.is_cpu and not 0 <= int(least) <= int(most) < bound:
         outside = ((value < 0) | (value >= bound)) & read
         if bool(outside.any()):
             raise ActionError(f"Expected {name} in 0..{bound - 1}; got {int(value[outside][0])}.")
