@@ -182,7 +182,9 @@ class _Panel(NamedTuple):
             for (low, high), side in zip(_cells_extent(trace), trace.image.shape, strict=False)
         )
         scale = _PANEL / max(high_row - low_row, high_col - low_col)
-        spare_row, spare_col = ((_PANEL / scale - (high - low)) / 2 for low, high in ((low_row, high_row), (low_col, high_col)))
+        spare_row, spare_col = (
+            (_PANEL / scale - (high - low)) / 2 for low, high in ((low_row, high_row), (low_col, high_col))
+        )
         return cls(left, top, scale, (low_row - spare_row, low_col - spare_col), trace)
 
     def at(self, row: Any, col: Any) -> tuple[Any, Any]:
@@ -190,7 +192,9 @@ class _Panel(NamedTuple):
         return self.left + (col - self.origin[1]) * self.scale, self.top + (row - self.origin[0]) * self.scale
 
     def frame(self, axes: Axes, colour: str) -> None:
-        axes.add_patch(Rectangle((self.left, self.top), _PANEL, _PANEL, facecolor="none", edgecolor=colour, linewidth=0.8))
+        axes.add_patch(
+            Rectangle((self.left, self.top), _PANEL, _PANEL, facecolor="none", edgecolor=colour, linewidth=0.8)
+        )
 
     def _show(self, axes: Axes, pixels: np.ndarray, extent: Any, **looks: Any) -> None:
         (top, bottom), (left, right) = extent
