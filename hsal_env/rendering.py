@@ -126,7 +126,7 @@ def _draw_title(sheet: _Sheet, trace: Trace, until: int) -> None:
     ended = until == len(trace.phase) and (trace.terminated or trace.truncated)
     verdict = [f"   {_TICK if trace.exact_match else _CROSS}"] if ended else []
     title = "".join([f"true {true}   predicted {_braces(predicted)}", *verdict])
-    looks = {"color": _GREEN if trace.exact_match else _VERMILLION} if ended else {}
+    looks: dict[str, Any] = {"color": _GREEN if trace.exact_match else _VERMILLION} if ended else {}
     sheet.text(8, 8, title, sheet.width - 16, size=10, weight="bold", **looks)
 
 
@@ -145,7 +145,7 @@ def _draw_meta_step(sheet: _Sheet, trace: Trace, begun: np.ndarray, panels: Sequ
     right = bool(trace.right[last])
     middle, foot = panels[0].left + _PANEL // 2, _TOP + 3 * _PITCH
     words = "stop" if label == trace.num_classes else str(label)
-    looks = {"color": _GREEN if right else _VERMILLION, "ha": "center"}
+    looks: dict[str, Any] = {"color": _GREEN if right else _VERMILLION, "ha": "center"}
     sheet.text(middle, foot - 4, f"{words} {_TICK if right else _CROSS}", size=11, weight="bold", **looks)
     if np.isfinite(trace.log_prob[last]):
         sheet.text(middle, foot + 26, f"{np.exp(trace.log_prob[last]):.2f}", size=7.5, **looks)

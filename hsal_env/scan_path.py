@@ -106,7 +106,8 @@ def _inside(trace: Trace) -> np.ndarray:
     rows, columns = trace.map_size
     centres = trace.grid.centres(np.arange(rows * columns), columns)  # [H W, 2]
     corner, size = trace.boxes[:, None, :2], trace.boxes[:, None, 2:]
-    return ((corner <= centres) & (centres < corner + size)).all(axis=2)
+    within: np.ndarray = (corner <= centres) & (centres < corner + size)
+    return within.all(axis=2)
 
 
 def _saccades(path: np.ndarray, trace: Trace, step: Sequence[float]) -> tuple[float, float]:

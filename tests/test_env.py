@@ -796,10 +796,10 @@ def test_a_window_is_redrawn_by_itself_until_it_is_closed(monkeypatch):
 def test_without_a_display_there_is_no_window(monkeypatch):
     monkeypatch.delenv("MPLBACKEND")
     with pytest.raises(
-        ConfigError, match="render_mode='human' opens a window.*no display.*Use render_mode='rgb_array'"
+        ConfigError, match=r"render_mode='human' opens a window.*no display.*Use render_mode='rgb_array'"
     ):
         single(render_mode="human")
-    with pytest.raises(ConfigError, match="'rgb_array'; got 'human'. A window shows a single environment"):
+    with pytest.raises(ConfigError, match=r"'rgb_array'; got 'human'\. A window shows a single environment"):
         vector(2, render_mode="human")
 
 

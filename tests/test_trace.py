@@ -84,7 +84,8 @@ def test_the_fields_of_a_trace_agree_with_each_other_and_with_the_equations(trac
             remaining = np.maximum(remaining - np.eye(11, 10, dtype=int)[label], 0)
         assert (trace.boxes >= 0).all()
         assert len(trace.boxes) == len(trace.labels)
-        assert set(trace.states) and all(len(part) == count for part in trace.states.values())
+        assert set(trace.states)
+        assert all(len(part) == count for part in trace.states.values())
 
 
 def test_an_episode_is_the_same_alone_and_among_others(agent, traces):
