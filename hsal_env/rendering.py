@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
@@ -56,6 +57,10 @@ def draw_trace(trace: Trace, until: int | None = None, columns: int | None = Non
     Raises:
         DataError: a trace whose parts do not fit each other, or ``until`` or ``columns`` outside its range.
     """
+    return _sheet_of(trace, until, columns).pixels()
+
+
+def _sheet_of(trace: Trace, until: int | None = None, columns: int | None = None) -> _Sheet:
     _check(trace)
     decisions = len(trace.phase)
     until = decisions if until is None else until
@@ -87,7 +92,7 @@ def draw_trace(trace: Trace, until: int | None = None, columns: int | None = Non
         elif _is_next(trace, until, column):
             panels[0].map(sheet.axes, trace.saliency[until] if until < decisions else trace.saliency_left)
             panels[2].image(sheet.axes, trace.image)
-    return sheet.pixels()
+    return sheet
 
 
 def draw_traces(traces: Sequence[Trace]) -> np.ndarray:
@@ -108,7 +113,7 @@ def draw_traces(traces: Sequence[Trace]) -> np.ndarray:
 
 
 def save_picture(picture: np.ndarray, path: Path) -> None:
-    """Write ``picture``, RGB uint8 ``[h, w, 3]``, as a PNG file, or as PDF where ``path`` says so; never half a file.
+    """Write ``picture``, RGB uint8 ``[h, w, 3]``, as a PNG file; ``path`` never holds half of one.
 
     Raises:
         DataError: a picture of another dtype or shape; nothing is written.
@@ -118,6 +123,23 @@ def save_picture(picture: np.ndarray, path: Path) -> None:
         raise DataError(f"Expected a picture uint8 [h, w, 3]; got {picture.dtype} {list(picture.shape)}.")
     with replacing(path) as temporary:
         Image.fromarray(picture).save(temporary, format="PNG")
+
+
+@style.context("default")
+def save_pdf(traces: Sequence[Trace], path: Path) -> None:
+    """Write the pictures of :func:`draw_trace` as vector graphics, a page each; ``path`` never holds half a file.
+
+    Raises:
+        DataError: no traces, or one that :func:`draw_trace` refuses; nothing is written.
+        OSError: the file cannot be written; what was at ``path`` is still there.
+    """
+    if not traces:
+        raise DataError("Expected at least one trace to draw; got none.")
+    sheets = [_sheet_of(trace) for trace in traces]
+    undated = {"CreationDate": None}  # the same traces, the same bytes
+    with replacing(path) as temporary, PdfPages(temporary, metadata=undated) as pages:
+        for sheet in sheets:
+            pages.savefig(sheet.finished())
 
 
 def _draw_title(sheet: _Sheet, trace: Trace, until: int) -> None:
@@ -271,9 +293,14 @@ class _Sheet:
         self.text(left + 13, top - 2, "1", size=7)
         self.text(left + 13, top + height + 2, "0", size=7, va="bottom")
 
+    def finished(self) -> Figure:
+        """The figure, measured in px again, whatever was drawn on it."""
+        self.axes.set(xlim=(0, self.width), ylim=(self.height, 0))
+        return self._figure
+
     def pixels(self) -> np.ndarray:
         """RGB uint8 ``[height, width, 3]``."""
-        self.axes.set(xlim=(0, self.width), ylim=(self.height, 0))
+        self.finished()
         self._canvas.draw()
         return np.array(self._canvas.buffer_rgba())[..., :3].copy()
 
