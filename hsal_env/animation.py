@@ -16,7 +16,7 @@ from hsal_env.trace import Trace
 
 _TICK_SECONDS = 0.5
 _AT_END, _AT_LAST_END = 4, 8  # ticks that a finished episode is shown, and the last one
-_COLOURS = 128
+_COLOURS = 256
 
 
 class Frame(NamedTuple):
@@ -63,12 +63,30 @@ def save_animation(shown: Sequence[Frame], path: Path) -> None:
 
 
 def _write_gif(shown: Sequence[Frame], path: Path) -> None:
-    # one palette for all, from the frames that are held, so that nothing flickers and only what changes is stored
-    held = np.concatenate([frame.picture for frame in shown if frame.ticks > 1] or [shown[0].picture])
-    palette = Image.fromarray(held).quantize(_COLOURS, dither=Image.Dither.NONE)
-    images = [Image.fromarray(frame.picture).quantize(palette=palette, dither=Image.Dither.NONE) for frame in shown]
+    # one palette for all, so that nothing flickers and only what changes is stored: the commonest colours as they are,
+    # above all black and white, and a choice of the others
+    packed = [_packed(frame.picture) for frame in shown]
+    parts = [np.unique(part, return_counts=True) for part in packed]
+    colours, which = np.unique(np.concatenate([part[0] for part in parts]), return_inverse=True)
+    counts = np.bincount(which, weights=np.concatenate([part[1] for part in parts]))
+    choice = Image.fromarray(shown[-1].picture).quantize(_COLOURS // 2, dither=Image.Dither.NONE).convert("RGB")
+    commonest = colours[np.argsort(-counts, kind="stable")[: _COLOURS // 2]]
+    palette = np.unique(np.concatenate([commonest, np.unique(_packed(np.asarray(choice)))]))
+    nearest = ((_unpacked(colours)[:, None] - _unpacked(palette)) ** 2).sum(axis=2).argmin(axis=1).astype(np.uint8)
+    images = [Image.fromarray(nearest[np.searchsorted(colours, part)]) for part in packed]
+    for image in images:
+        image.putpalette(_unpacked(palette).astype(np.uint8).tobytes())
     durations = [int(1_000 * _TICK_SECONDS * frame.ticks) for frame in shown]  # ms
     images[0].save(path, format="GIF", save_all=True, append_images=images[1:], duration=durations, loop=0)
+
+
+def _packed(picture: np.ndarray) -> np.ndarray:
+    """Red, green and blue in one number."""
+    return picture.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
+
+
+def _unpacked(colours: np.ndarray) -> np.ndarray:
+    return np.stack([colours >> 16, colours >> 8 & 255, colours & 255], axis=1)
 
 
 def _write_mp4(shown: Sequence[Frame], path: Path) -> None:

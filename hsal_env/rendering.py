@@ -73,7 +73,7 @@ def _sheet_of(trace: Trace, until: int | None = None, columns: int | None = None
     sheet = _Sheet(foot + _FOOT, max(right + _RIGHT, _LEAST_WIDTH))
     _draw_title(sheet, trace, until)
     tops = [_TOP + row * _PITCH for row in range(3)]
-    for top, words in zip(tops, ("saliency S,\nmask M\n(contours)", "priority P", "glimpses"), strict=True):
+    for top, words in zip(tops, ("saliency S,\nmask M\n(contours)", "priority P", "image and\nglimpses"), strict=True):
         sheet.text(8, top + _PANEL // 2, words, size=8, va="center")
     for top in tops[:2]:
         sheet.colour_bar(right, top, _PANEL)

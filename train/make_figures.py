@@ -56,6 +56,7 @@ def main(args: Args) -> None:
     import numpy as np
 
     from agents import load
+    from agents.evaluation import evaluation_config
     from agents.tracing import record
     from hsal_env.animation import frames, save_animation
     from hsal_env.errors import ConfigError
@@ -65,8 +66,8 @@ def main(args: Args) -> None:
     if not args.index or not args.format:
         raise ConfigError("Expected at least one canvas after --index and one format after --format; got none.")
     loaded = load(args.agent)
-    env = dataclasses.replace(loaded.env_on(args.split, args.source, args.data_root, args.images), seed=args.seed)
-    config = dataclasses.replace(env, protocol="free", features="lazy", action_mode="native")
+    env = loaded.env_on(args.split, args.source, args.data_root, args.images)
+    config = dataclasses.replace(evaluation_config(env, args.split, 1, args.seed), num_examples=None, features="lazy")
     traces = record(loaded.agent, config, np.array(args.index))
     writers = {
         "png": lambda path: save_picture(draw_traces(traces), path),
