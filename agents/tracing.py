@@ -11,8 +11,9 @@ from torch import Tensor
 
 from agents.evaluation import make_env
 from hsal_env.config import EnvConfig
+from hsal_env.recorder import Recorder, Scores
 from hsal_env.spaces import ATTENTION_SCALE
-from hsal_env.trace import Recorder, Scores, Trace
+from hsal_env.trace import Trace
 
 
 @overload
@@ -45,13 +46,12 @@ def record(agent: Any, env: Any, index: Any, deterministic: bool = True, seed: i
     observation, _ = lanes.reset(options={"index": indices})
     state = agent.initial(len(indices))
     recorder = Recorder(lanes.simulation.rules, config.classes, lanes.state)
-    ends = np.full((2, len(indices)), -1)  # terminated, truncated after so many decisions
+    ended = torch.zeros(len(indices), dtype=torch.bool)
     blank = torch.zeros(len(indices), 4 * config.components)
-    decisions = 0
-    while (ends.max(0) < 0).any():
+    while not bool(ended.all()):
         decision = agent.act(observation, state, deterministic, generator)
         observation, _, terminated, truncated, _ = lanes.step(decision.action)
-        state, decisions = decision.state, decisions + 1
+        state = decision.state
         attention = decision.action.get("attention")
         recorder.add(
             lanes.state,
@@ -63,16 +63,9 @@ def record(agent: Any, env: Any, index: Any, deterministic: bool = True, seed: i
                 states=_named(state),
             ),
         )
-        for which, flags in enumerate((terminated, truncated)):
-            ends[which, (ends.max(0) < 0) & flags.numpy()] = decisions
-    canvases = lanes.simulation.examples.compose(indices)
-    traces = [
-        recorder.trace(
-            lane, canvases.images[lane], canvases.labels[lane], canvases.boxes[lane], lanes.simulation.examples.source,
-            decisions=int(ends[:, lane].max()), terminated=bool(ends[0, lane] >= 0), truncated=bool(ends[1, lane] >= 0),
-        )
-        for lane in range(len(indices))
-    ]  # fmt: skip
+        recorder.end(terminated, truncated)
+        ended = terminated | truncated  # held until the next reset
+    traces = lanes.simulation.traces(recorder, indices)
     return traces if np.ndim(index) else traces[0]
 
 
