@@ -11,10 +11,11 @@ slowly. One thread. Rows:
 
 - ``lanes``: seconds of a step of the native vector environment (torch output, uniformly random policy, lanes that ended begin
   anew), and of a training update (REINFORCE, the paper's sizes), each for all lanes together;
-- ``map``: the same step with 64 lanes, for maps of 7x7, 14x14 and 28x28 cells by an activation model of stride 16, 8 or 4;
+- ``map``: the same step with 64 lanes, for maps of 7x7, 14x14 and 28x28 cells by an activation model that only averages squares;
 - ``objects``: the same step with 64 lanes, for canvases of exactly 1 to 10 objects of 20 px;
 - ``canvases``: seconds of filling the feature store and of opening it in another process, checksums and all, and processor
-  seconds of both, without waiting for a disk or for other processes; megabytes on disk; microseconds of reading 256 random examples; peak memory of all of it.
+  seconds of both, without waiting for a disk or for other processes; megabytes on disk; microseconds of
+  loading 256 random examples; peak memory of either process. With ``--pooled`` a model that costs nothing encodes them.
 """
 
 from __future__ import annotations
