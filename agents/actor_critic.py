@@ -16,6 +16,7 @@ from agents.sampling import sample
 from agents.trajectory import Evaluation, Trajectory
 from hsal_env import dynamics
 from hsal_env import functional as F
+from hsal_env.perception.examples import native_bfloat16
 from hsal_env.policies import winner_take_all
 from hsal_env.spaces import ATTENTION_SCALE
 
@@ -202,11 +203,8 @@ class ActorCritic(nn.Module):
 
 
 def has_matrix_unit(device: str) -> bool:
-    """Whether bfloat16 matrices are multiplied faster than float32 ones: an accelerator, or a CPU with AMX.
-
-    A CPU that has AVX512-BF16 alone was measured at half of its float32 rate.
-    """
-    return device != "cpu" or bool(torch.cpu._is_amx_tile_supported())
+    """Whether bfloat16 matrices are multiplied faster than float32 ones: an accelerator, or a CPU with AMX."""
+    return device != "cpu" or native_bfloat16()
 
 
 def _assembled(parts: list[Tensor], shape: tuple[int, ...], back: Tensor) -> Tensor:
