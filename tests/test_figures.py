@@ -42,7 +42,7 @@ def test_a_gif_shows_the_frames_for_their_time_without_end(tmp_path):
             film.seek(number)
             assert film.info["duration"] == 500 * frame.ticks
             seen = np.asarray(film.convert("RGB")).astype(int)
-            assert np.abs(seen - frame.picture).max() < 64  # 256 colours
+            assert (np.abs(seen - frame.picture) > 48).mean() < 1e-3  # 256 colours
             assert np.abs(seen - frame.picture).mean() < 1
             white = (frame.picture == 255).all(axis=2)
             assert (seen[white] == 255).all()
