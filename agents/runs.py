@@ -5,17 +5,29 @@ from __future__ import annotations
 import csv
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from agents import BUNDLED_FOLDER, bundled
 from agents.paper import TABLE_1
 from hsal_env.config import OF_CANVASES
 from hsal_env.errors import DataError
 
+if TYPE_CHECKING:
+    from agents.checkpoint import Loaded
+    from hsal_env.config import EnvConfig
+
 SCORES = ("exact_match", "macro_f1", "micro_f1", "overall_precision", "overall_recall", "example_f1")
-_OF_TASK = (*OF_CANVASES, "max_objects", "source", "num_classes", "split", "seed")  # the canvases; other fields are rules
+_OF_TASK = (
+    *OF_CANVASES,
+    "max_objects",
+    "source",
+    "num_classes",
+    "split",
+    "seed",
+)  # the canvases; other fields are rules
 _OF_MACHINE = ("data_root", "images", "output_dir")
 _OF_TABLE = ("agent", "trained_on", "min_objects", "max_objects", "max_size_px", "split")  # of evaluate_agent.py --json
 
@@ -101,10 +113,10 @@ def gather(names: Sequence[str]) -> list[Run]:
                 f"No run {name!r}: expected the folder of a training run, a folder with seed-N in it, or a bundled "
                 f"agent's name ({', '.join(bundled())})."
             )
-        seeds = sorted(folder.glob("seed-*/"), key=lambda path: (len(path.name), path.name))
+        seeds = sorted(filter(Path.is_dir, folder.glob("seed-*")), key=lambda path: (len(path.name), path.name))
         runs += [read(path) for path in ([folder] if (folder / "metrics.json").exists() else seeds or [folder])]
     for number, run in enumerate(runs):
-        if any(run == other for other in runs[:number]):
+        if any(run.metrics == other.metrics and run.checkpoint == other.checkpoint for other in runs[:number]):
             raise DataError(f"Expected every run once; got {run.name} twice. Leave one out.")
     return runs
 
@@ -173,6 +185,35 @@ def group(runs: Sequence[Run]) -> list[list[Run]]:
         else:
             rows.append([run])
     return rows
+
+
+def names(rows: Sequence[Sequence[Run]]) -> list[str]:
+    """A name for each row: that of its folder where this tells it from the others, else those of its runs."""
+    found = [list(dict.fromkeys(run.row for run in row)) for row in rows]
+    often = Counter(name for row in found for name in row)
+    return [
+        f"{part[0]} (bundled)" if not row[0].metrics
+        else ", ".join(part if all(often[name] == 1 for name in part) else [run.name for run in row])
+        for part, row in zip(found, rows, strict=True)
+    ]  # fmt: skip
+
+
+def of_bundled(run: Run, loaded: Loaded, env: EnvConfig, episodes: int) -> Run:
+    """A bundled agent's run, whose agent is ``loaded``, with scores on so many test canvases of ``env``."""
+    from agents import checkpoint
+    from agents.evaluation import blind_guess, evaluate, evaluation_config  # torch: not before it is needed
+
+    assert run.checkpoint
+    config = evaluation_config(env, "test", episodes)
+    settings = checkpoint.read(run.checkpoint)["run"]
+    metrics = {
+        "source": env.source,
+        "episodes": episodes,
+        "test": evaluate(loaded.agent, config),
+        "blind_guess": blind_guess(env, config),
+        "config": {name: settings[name] for name in ("env", "agent_name", "agent", "learner", "seed")},
+    }
+    return run._replace(metrics=metrics)
 
 
 def flat(tree: dict[str, Any], head: str = "") -> dict[str, Any]:

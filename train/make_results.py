@@ -168,8 +168,8 @@ def draw_figures(root: Path = ROOT) -> None:
     """The paper's figures 5 and 6 over our runs: results/figure5.png and results/figure6.png."""
     lines = []
     for name, (label, colour) in _CURVES.items():
-        for number, path in enumerate(sorted((root / "results" / name).glob("seed-*/"))):
-            run = runs.read(path)
+        for number, path in enumerate(sorted((root / "results" / name).glob("seed-*/metrics.json"))):
+            run = runs.read(path.parent)
             lines.append(curves.Curve(run.curve[1], run.progress, colour, None if number else label))
     for file, panels in (("figure5.png", curves.FIGURE_5), ("figure6.png", curves.FIGURE_6)):
         with replacing(root / "results" / file) as path:
