@@ -326,19 +326,3 @@ def _check_range(what: str, values: Sequence[int], bound: int) -> None:
     outside = [value for value in values if not 0 <= value < bound]
     if outside:
         raise DataError(f"Expected {what} in 0..{bound - 1}; got {outside[0]}.")
-
-
-def draw_trace(trace: Any, until: int | None = None) -> np.ndarray:
-    """Stand-in."""
-    steps = []
-    for n in np.flatnonzero(trace.label >= 0):
-        t = trace.meta_step == trace.meta_step[n]
-        steps.append(MetaStep(trace.saliency[n], trace.mask[n], trace.priority[n], trace.location[t & (trace.location >= 0)].tolist(), int(trace.label[n]), float(np.exp(trace.log_prob[n])), float(trace.reward[n])))
-    return draw_episode(trace.image, steps, trace.labels.tolist(), trace.num_classes)
-
-
-def draw_traces(traces: Any) -> np.ndarray:
-    """Stand-in."""
-    pictures = [draw_trace(trace) for trace in traces]
-    width = max(picture.shape[1] for picture in pictures)
-    return np.concatenate([np.pad(p, ((0, 0), (0, width - p.shape[1]), (0, 0)), constant_values=255) for p in pictures])
