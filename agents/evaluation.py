@@ -13,7 +13,6 @@ from tqdm import tqdm
 from agents.trajectory import collect
 from hsal_env import multiset
 from hsal_env.config import EnvConfig
-from hsal_env.rendering import MetaStep
 from hsal_env.vector_env import HSALVectorEnv
 
 _LANES = 500
@@ -85,38 +84,3 @@ def blind_guess(train: EnvConfig, test: EnvConfig) -> dict[str, float]:
         for config in (few, dataclasses.replace(test, features="lazy"))
     )
     return multiset.scores(np.broadcast_to(multiset.most_frequent(seen), true.shape), true)
-
-
-@torch.no_grad()
-def record(agent: Any, config: EnvConfig, indices: np.ndarray) -> list[tuple[np.ndarray, list[MetaStep], list[int]]]:
-    """Greedy episodes on the canvases ``indices``, for pictures: canvas, meta-steps, true labels of each."""
-    env = make_env(config, len(indices))
-    generator = torch.Generator().manual_seed(config.seed)
-    observation, _ = env.reset(options={"index": indices})
-    state = agent.initial(len(indices))
-    steps: list[list[MetaStep]] = [[] for _ in indices]
-    ended = torch.zeros(len(indices), dtype=torch.bool)
-    while not bool(ended.all()):
-        locations: list[torch.Tensor] = []
-        for phase in range(env.simulation.rules.option_length):
-            before = env.state
-            action, log_prob, _, state, *_ = agent.act(observation, state, True, generator)
-            if 0 < phase < env.simulation.rules.option_length - 1:
-                locations.append(action["location"])
-            observation, reward, terminated, truncated, _ = env.step(action)
-        for lane in (~ended).nonzero().squeeze(1).tolist():
-            steps[lane].append(
-                MetaStep(
-                    saliency=before.saliency[lane].numpy(),
-                    mask=before.mask[lane].numpy(),
-                    priority=before.priority[lane].numpy(),
-                    locations=[int(location[lane]) for location in locations],
-                    label=int(action["label"][lane]),
-                    probability=float(log_prob[lane].exp()),
-                    reward=float(reward[lane]),
-                )
-            )
-        ended = terminated | truncated
-    canvases = env.simulation.examples.compose(np.asarray(indices))
-    labels = [[label for label in row.tolist() if label >= 0] for row in canvases.labels]
-    return list(zip(canvases.images, steps, labels, strict=True))

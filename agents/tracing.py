@@ -11,8 +11,9 @@ from torch import Tensor
 
 from agents.evaluation import make_env
 from hsal_env.config import EnvConfig
+from hsal_env.recorder import Recorder, Scores
 from hsal_env.spaces import ATTENTION_SCALE
-from hsal_env.trace import Recorder, Scores, Trace
+from hsal_env.trace import Trace
 
 
 @overload
@@ -41,17 +42,17 @@ def record(agent: Any, env: Any, index: Any, deterministic: bool = True, seed: i
     config = env if isinstance(env, EnvConfig) else env.unwrapped.simulation.config
     indices = np.atleast_1d(np.asarray(index))
     lanes = make_env(config, len(indices))
+    examples = lanes.simulation.examples
     generator = torch.Generator().manual_seed(seed)
     observation, _ = lanes.reset(options={"index": indices})
     state = agent.initial(len(indices))
     recorder = Recorder(lanes.simulation.rules, config.classes, lanes.state)
-    ends = np.full((2, len(indices)), -1)  # terminated, truncated after so many decisions
+    ended = np.zeros((2, len(indices)), bool)  # terminated, truncated: DISABLED auto-reset holds the flags
     blank = torch.zeros(len(indices), 4 * config.components)
-    decisions = 0
-    while (ends.max(0) < 0).any():
+    while not ended.any(axis=0).all():
         decision = agent.act(observation, state, deterministic, generator)
         observation, _, terminated, truncated, _ = lanes.step(decision.action)
-        state, decisions = decision.state, decisions + 1
+        state = decision.state
         attention = decision.action.get("attention")
         recorder.add(
             lanes.state,
@@ -63,13 +64,13 @@ def record(agent: Any, env: Any, index: Any, deterministic: bool = True, seed: i
                 states=_named(state),
             ),
         )
-        for which, flags in enumerate((terminated, truncated)):
-            ends[which, (ends.max(0) < 0) & flags.numpy()] = decisions
-    canvases = lanes.simulation.examples.compose(indices)
+        ended = np.stack([terminated.numpy(), truncated.numpy()])
+        recorder.end(np.flatnonzero(ended.any(axis=0)))
+    canvases = examples.compose(indices)
     traces = [
         recorder.trace(
-            lane, canvases.images[lane], canvases.labels[lane], canvases.boxes[lane], lanes.simulation.examples.source,
-            decisions=int(ends[:, lane].max()), terminated=bool(ends[0, lane] >= 0), truncated=bool(ends[1, lane] >= 0),
+            lane, canvases.images[lane], canvases.labels[lane], canvases.boxes[lane], source=examples.source,
+            canvas_index=int(indices[lane]), grid=examples.grid, terminated=bool(ended[0, lane]), truncated=bool(ended[1, lane]),
         )
         for lane in range(len(indices))
     ]  # fmt: skip

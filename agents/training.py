@@ -18,15 +18,16 @@ from tqdm import tqdm
 from agents import checkpoint
 from agents.config import AgentConfig, LearnerConfig
 from agents.distributed import ALONE, Processes
-from agents.evaluation import blind_guess, evaluate, evaluation_config, make_env, record
+from agents.evaluation import blind_guess, evaluate, evaluation_config, make_env
 from agents.learner import Learner
 from agents.protocol import World, build_agent, find_agent
 from agents.report import comma_separated, format_table, resources, versions
+from agents.tracing import record
 from hsal_env.config import EnvConfig
 from hsal_env.errors import CheckpointError, ConfigError
 from hsal_env.files import replacing
 from hsal_env.perception.examples import Examples
-from hsal_env.rendering import draw_episodes, save_picture
+from hsal_env.rendering import draw_traces, save_picture
 
 _PICTURED_EPISODES = 4
 
@@ -187,7 +188,7 @@ class Run:
         }
         tqdm.write(format_table(results))
         pictured = np.arange(min(_PICTURED_EPISODES, config.size))
-        picture = draw_episodes(record(self.agent.cpu(), config, pictured), config.classes)
+        picture = draw_traces(record(self.agent.cpu(), config, pictured))
         self.agent.to(self.device)
         with self._writing(), replacing(self.folder / "metrics.json") as path:
             path.write_text(json.dumps(results, indent=2) + "\n")

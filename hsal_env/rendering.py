@@ -1,8 +1,8 @@
-"""Pictures of a state and, in the manner of the paper's figure 2, of whole episodes.
+"""Pictures of recorded episodes, in the manner of the paper's figures 2 and 12.
 
 Drawn through matplotlib's objects and in its default style, never through pyplot: a picture depends on its arguments
-alone, and no window, global figure or setting is touched. Maps are drawn over the whole canvas: of H x W cells, cell
-(r, c) covers a band of height / H by width / W px, and its centre is ((r + 1/2) height / H, (c + 1/2) width / W).
+alone, and no window, global figure or setting is touched. Cells lie where :class:`hsal_env.perception.grid.Grid` says, so a
+panel shows the image and, around it, as much as the outermost cells reach beyond it.
 """
 
 from __future__ import annotations
@@ -16,181 +16,99 @@ from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from PIL import Image
-from torch import Tensor
 
-from hsal_env.data.glyphs import NUM_CLASSES
-from hsal_env.dynamics import State
 from hsal_env.errors import DataError
 from hsal_env.files import replacing
+from hsal_env.trace import Trace
 
 _DPI = 128  # a power of two, so that px / dpi * dpi is exact
 _MAPS = "viridis"
 _ORANGE, _GREEN, _VERMILLION = "#E69F00", "#009E73", "#D55E00"  # Okabe and Ito's colours
+_TICK, _CROSS = "\u2713", "\u2717"
 _LONGEST_MULTISET = 12  # labels that are written out
 _CONTOURS = (0.25, 0.5, 0.75)  # of the mask's maximum
+_FINER = 8  # points per cell and side that contours are drawn through
 
-# px of draw_state
-_STATE_WIDTH, _STATE_HEIGHT = 1200, 330
-_STATE_LEFT, _STATE_TOP, _STATE_PANEL, _STATE_PITCH = 16, 82, 236, 296
-
-# px of draw_episode
-_EPISODE_LEFT, _EPISODE_TOP, _EPISODE_PANEL, _EPISODE_PITCH = 118, 54, 116, 124
-_EPISODE_RIGHT, _EPISODE_FOOT, _EPISODE_LEAST_WIDTH = 36, 52, 440
-
-
-class MetaStep(NamedTuple):
-    """One finished meta-step, as :func:`draw_episode` shows it.
-
-    Attributes:
-        saliency: S_t ``[H, W]`` in [0, 1], as it was before the meta-step's update.
-        mask: M_t ``[H, W]``, non-negative.
-        priority: P_t ``[H, W]`` in [0, 1].
-        locations: the glimpsed flat cells in order, each in 0..H W - 1.
-        label: 0..C - 1, or C = stop.
-        probability: of ``label`` under the policy, in [0, 1].
-        reward: of ``label``.
-    """
-
-    saliency: np.ndarray
-    mask: np.ndarray
-    priority: np.ndarray
-    locations: Sequence[int]
-    label: int
-    probability: float
-    reward: float
+# px
+_LEFT, _TOP, _PANEL, _PITCH = 92, 60, 140, 148
+_RIGHT, _FOOT, _LEAST_WIDTH = 34, 52, 440
 
 
 @style.context("default")
-def draw_state(canvas: np.ndarray, state: State, lane: int = 0) -> np.ndarray:
-    """Draw one lane: the image with this meta-step's numbered glimpses, S_t, M_t and P_t, and what is named and left.
-
-    S and P are coloured on the fixed scale [0, 1], M up to its own maximum. The title says which decision comes next;
-    a state does not know that its episode has ended, so after the last label that is "attend", or that stop was named.
-
-    Args:
-        canvas: the lane's image, uint8 ``[h_px, w_px]`` or ``[h_px, w_px, 3]``.
-        state: of any number of lanes.
-        lane: which of them.
-
-    Returns:
-        RGB uint8 ``[330, 1200, 3]``, whatever the state.
-
-    Raises:
-        DataError: a canvas of another dtype or shape, or maps of differing shapes.
-    """
-    maps = [_array(part, lane) for part in (state.saliency, state.mask, state.priority)]
-    map_size = _check(canvas, maps)
-    locations = _array(state.locations, lane).tolist()
-    phase, finished = int(state.phase[lane]), int(state.meta_step[lane])
-    named, remaining = _array(state.predicted, lane), _array(state.remaining, lane)
-    last = _label_in_words(int(state.last_label[lane]), classes=state.remaining.shape[1])
-
-    sheet = _Sheet(_STATE_HEIGHT, _STATE_WIDTH)
-    room = _STATE_WIDTH - 2 * _STATE_LEFT
-    title = f"meta-step {finished + 1}, next: {_phase_in_words(phase, glimpses=len(locations))}"
-    if phase == 0 and last == "stop":
-        title = f"meta-step {finished} ended with stop"
-    caption = f"named {_multiset(named)}     last label: {last}     remaining {_multiset(remaining)}"
-    sheet.text(_STATE_LEFT, 8, title, room, size=9, weight="bold")
-    sheet.text(_STATE_LEFT, 33, caption, room, size=8.5)
-
-    left = [_STATE_LEFT + panel * _STATE_PITCH for panel in range(4)]
-    image, *map_axes = (sheet.axes(x, _STATE_TOP, _STATE_PANEL, _STATE_PANEL) for x in left)
-    peak = float(maps[1].max())
-    names = ("image and glimpses", "saliency S", "mask M" if peak > 0 else "mask M: not placed yet", "priority P")
-    for x, panel_name in zip(left, names, strict=True):
-        sheet.text(x, _STATE_TOP - 22, panel_name, _STATE_PITCH, size=8)
-    _draw_image(image, canvas)
-    _draw_glimpses(image, canvas, map_size, locations, size=8.0)
-    for x, axes, values, top in zip(left[1:], map_axes, maps, (1.0, peak or 1.0, 1.0), strict=True):
-        _draw_map(axes, canvas, values, top)
-        sheet.colour_bar(x + _STATE_PANEL + 7, _STATE_TOP, _STATE_PANEL, top)
-    return sheet.pixels()
-
-
-@style.context("default")
-def draw_episode(
-    canvas: np.ndarray, steps: Sequence[MetaStep], true_labels: Sequence[int], num_classes: int = NUM_CLASSES
-) -> np.ndarray:
+def draw_trace(trace: Trace, until: int | None = None, columns: int | None = None) -> np.ndarray:
     """Draw an episode, one column per meta-step: S with M's contours, P, the glimpses, and the label that was named.
 
-    S and P are coloured on the fixed scale [0, 1]; the contours are at 1/4, 1/2 and 3/4 of the mask's maximum. The
-    label stands over its probability and reward, bluish green if the reward is positive, else vermillion.
+    S and P are coloured on the fixed scale [0, 1]; the contours are at 1/4, 1/2 and 3/4 of the mask's maximum. A glimpse is
+    the square of its cell, numbered in the order of looking, and dashed the receptive field. A label is green with a tick if
+    it was among the remaining ones (stop: if none was), else vermillion with a cross; under it its probability, where known.
 
     Args:
-        canvas: the image, uint8 ``[h_px, w_px]`` or ``[h_px, w_px, 3]``.
-        steps: at least one meta-step, in order.
-        true_labels: the image's labels in 0..C - 1, in any order.
-        num_classes: C.
+        trace: of an episode, or of its beginning.
+        until: show only its first so many decisions; None: all. The picture's size does not depend on it.
+        columns: leave room for so many meta-steps; None: as many as the trace has.
 
     Returns:
-        RGB uint8 ``[h, w, 3]``; h is constant, w grows with the number of meta-steps.
+        RGB uint8 ``[h, w, 3]``; h is constant, w grows with the number of columns.
 
     Raises:
-        DataError: a canvas of another dtype or shape, no steps, maps of differing shapes, or a location or label
-            outside its range.
+        DataError: a trace whose parts do not fit each other, or ``until`` or ``columns`` outside its range.
     """
-    map_size = _check(canvas, [values for step in steps for values in (step.saliency, step.mask, step.priority)])
-    _check_range("locations", [a for step in steps for a in step.locations], map_size[0] * map_size[1])
-    _check_range("labels", [step.label for step in steps], num_classes + 1)
-    _check_range("true labels", true_labels, num_classes)
+    _check(trace)
+    decisions = len(trace.phase)
+    until = decisions if until is None else until
+    columns = max(trace.meta_steps, 1) if columns is None else columns
+    if not 0 <= until <= decisions:
+        raise DataError(f"Expected until in 0..{decisions}, the number of decisions; got {until}.")
+    if columns < trace.meta_steps:
+        raise DataError(f"Expected at least {trace.meta_steps} columns, one per meta-step; got {columns}.")
+    foot, right = _TOP + 3 * _PITCH, _LEFT + columns * _PITCH
+    sheet = _Sheet(foot + _FOOT, max(right + _RIGHT, _LEAST_WIDTH))
+    _draw_title(sheet, trace, until)
+    tops = [_TOP + row * _PITCH for row in range(3)]
+    for top, words in zip(tops, ("saliency S,\nmask M\n(contours)", "priority P", "glimpses"), strict=True):
+        sheet.text(8, top + _PANEL // 2, words, size=8, va="center")
+    for top in tops[:2]:
+        sheet.colour_bar(right, top, _PANEL)
+    for words, top, size in (("meta-step", _TOP - 21, 8), ("label", foot + 1, 8), ("probability", foot + 26, 7.5)):
+        sheet.text(8, top, words, size=size)
+    for column in range(columns):
+        sheet.text(_LEFT + column * _PITCH + _PANEL // 2, _TOP - 21, str(column + 1), size=8, ha="center")
 
-    foot = _EPISODE_TOP + 3 * _EPISODE_PITCH
-    right = _EPISODE_LEFT + len(steps) * _EPISODE_PITCH
-    sheet = _Sheet(foot + _EPISODE_FOOT, max(right + _EPISODE_RIGHT, _EPISODE_LEAST_WIDTH))
-    predicted = [step.label for step in steps if step.label != num_classes]
-    title = f"true {_multiset(np.bincount(true_labels))}   predicted {_braces(predicted)}"
-    sheet.text(10, 8, title, sheet.width - 20, size=9, weight="bold")
-    rows = [_EPISODE_TOP + row * _EPISODE_PITCH for row in range(3)]
-    shown = ("saliency S,\ncontours of\nthe mask M", "priority P", "image and\nglimpses")
-    for y, words in zip(rows, shown, strict=True):
-        sheet.text(10, y + _EPISODE_PANEL // 2, words, size=7.5, va="center")
-    for y in rows[:2]:
-        sheet.colour_bar(right, y, _EPISODE_PANEL, 1.0)
-    for words, y in (("meta-step", _EPISODE_TOP - 18), ("label", foot), ("probability,\nreward", foot + 18)):
-        sheet.text(10, y, words, size=7.5 if y < foot else 7)
-
-    for column, step in enumerate(steps):
-        x = _EPISODE_LEFT + column * _EPISODE_PITCH
-        middle = x + _EPISODE_PANEL // 2
-        saliency, priority, image = (sheet.axes(x, y, _EPISODE_PANEL, _EPISODE_PANEL) for y in rows)
-        _draw_map(saliency, canvas, step.saliency)
-        _draw_contours(saliency, canvas, step.mask)
-        _draw_map(priority, canvas, step.priority)
-        _draw_image(image, canvas)
-        _draw_glimpses(image, canvas, map_size, step.locations, size=6.5)
-        colour = _GREEN if step.reward > 0 else _VERMILLION
-        sheet.text(middle, _EPISODE_TOP - 18, str(column + 1), size=7.5, ha="center")
-        named = _label_in_words(step.label, num_classes)
-        sheet.text(middle, foot - 3, named, size=10, weight="bold", color=colour, ha="center")
-        measured = f"{step.probability:.2f},  {step.reward:+.3g}"
-        sheet.text(middle, foot + 20, measured, _EPISODE_PANEL, size=7.5, color=colour, ha="center")
+    for column in range(columns):
+        begun = np.flatnonzero(trace.meta_step[:until] == column)
+        panels = [_Panel.of(trace, _LEFT + column * _PITCH, top) for top in tops]
+        for panel in panels:
+            panel.frame(sheet.axes, "#999999" if len(begun) else "#dddddd")
+        if len(begun):
+            _draw_meta_step(sheet, trace, begun, panels)
+        elif _is_next(trace, until, column):
+            panels[0].map(sheet.axes, trace.saliency[until] if until < decisions else trace.saliency_left)
+            panels[2].image(sheet.axes, trace.image)
     return sheet.pixels()
 
 
-def draw_episodes(
-    episodes: Sequence[tuple[np.ndarray, Sequence[MetaStep], Sequence[int]]], num_classes: int = NUM_CLASSES
-) -> np.ndarray:
-    """Stack the pictures of several episodes, each (canvas, steps, true_labels) of :func:`draw_episode`.
+def draw_traces(traces: Sequence[Trace]) -> np.ndarray:
+    """Stack the pictures of several episodes.
 
     Returns:
         RGB uint8 ``[h, w, 3]``, as wide as the widest; the others are filled up with white at their right.
 
     Raises:
-        DataError: no episodes, or one that :func:`draw_episode` refuses.
+        DataError: no traces, or one that :func:`draw_trace` refuses.
     """
-    if not episodes:
-        raise DataError("Expected at least one episode to draw; got none.")
-    pictures = [draw_episode(*episode, num_classes) for episode in episodes]
+    if not traces:
+        raise DataError("Expected at least one trace to draw; got none.")
+    pictures = [draw_trace(trace) for trace in traces]
     width = max(picture.shape[1] for picture in pictures)
     padded = [np.pad(p, ((0, 0), (0, width - p.shape[1]), (0, 0)), constant_values=255) for p in pictures]
     return np.concatenate(padded, axis=0)
 
 
 def save_picture(picture: np.ndarray, path: Path) -> None:
-    """Write ``picture``, RGB uint8 ``[h, w, 3]``, as a PNG file; ``path`` never holds half of one.
+    """Write ``picture``, RGB uint8 ``[h, w, 3]``, as a PNG file, or as PDF where ``path`` says so; never half a file.
 
     Raises:
         DataError: a picture of another dtype or shape; nothing is written.
@@ -202,20 +120,136 @@ def save_picture(picture: np.ndarray, path: Path) -> None:
         Image.fromarray(picture).save(temporary, format="PNG")
 
 
+def _draw_title(sheet: _Sheet, trace: Trace, until: int) -> None:
+    predicted = trace._replace(label=trace.label[:until]).named.tolist()
+    true = _multiset(np.bincount(trace.labels, minlength=trace.num_classes))
+    ended = until == len(trace.phase) and (trace.terminated or trace.truncated)
+    verdict = [f"   {_TICK if trace.exact_match else _CROSS}"] if ended else []
+    title = "".join([f"true {true}   predicted {_braces(predicted)}", *verdict])
+    looks = {"color": _GREEN if trace.exact_match else _VERMILLION} if ended else {}
+    sheet.text(8, 8, title, sheet.width - 16, size=10, weight="bold", **looks)
+
+
+def _draw_meta_step(sheet: _Sheet, trace: Trace, begun: np.ndarray, panels: Sequence[_Panel]) -> None:
+    first, last = int(begun[0]), int(begun[-1])
+    saliency, priority, glimpses = panels
+    saliency.map(sheet.axes, trace.saliency[first])
+    saliency.contours(sheet.axes, trace.mask[first])
+    priority.map(sheet.axes, trace.priority[first])
+    glimpses.image(sheet.axes, trace.image)
+    looked = trace.location[begun]
+    glimpses.glimpses(sheet.axes, looked[looked >= 0].tolist())
+    label = int(trace.label[last])
+    if label < 0:
+        return
+    right = bool(trace.right[last])
+    middle, foot = panels[0].left + _PANEL // 2, _TOP + 3 * _PITCH
+    words = "stop" if label == trace.num_classes else str(label)
+    looks = {"color": _GREEN if right else _VERMILLION, "ha": "center"}
+    sheet.text(middle, foot - 4, f"{words} {_TICK if right else _CROSS}", size=11, weight="bold", **looks)
+    if np.isfinite(trace.log_prob[last]):
+        sheet.text(middle, foot + 26, f"{np.exp(trace.log_prob[last]):.2f}", size=7.5, **looks)
+
+
+def _is_next(trace: Trace, until: int, column: int) -> bool:
+    """Whether that meta-step is the one to begin with the next decision."""
+    finished = int(trace.meta_step[until - 1]) + (trace.label[until - 1] >= 0) if until else 0
+    over = until == len(trace.phase) and (trace.terminated or trace.truncated)
+    return bool(finished == column and not over)
+
+
+class _Panel(NamedTuple):
+    """A square of the sheet that shows the image's plane.
+
+    Attributes:
+        left, top: its corner on the sheet, px.
+        scale: px of the sheet per px of the image.
+        origin: the image's point (row, col) in that corner, px.
+        trace: whose image and cells.
+    """
+
+    left: int
+    top: int
+    scale: float
+    origin: tuple[float, float]
+    trace: Trace
+
+    @classmethod
+    def of(cls, trace: Trace, left: int, top: int) -> _Panel:
+        """All of the image and of the cells, in the middle of the panel."""
+        (low_row, high_row), (low_col, high_col) = (
+            (min(0.0, low), max(float(side), high))
+            for (low, high), side in zip(_cells_extent(trace), trace.image.shape, strict=False)
+        )
+        scale = _PANEL / max(high_row - low_row, high_col - low_col)
+        spare_row, spare_col = ((_PANEL / scale - (high - low)) / 2 for low, high in ((low_row, high_row), (low_col, high_col)))
+        return cls(left, top, scale, (low_row - spare_row, low_col - spare_col), trace)
+
+    def at(self, row: Any, col: Any) -> tuple[Any, Any]:
+        """(x, y) on the sheet of a point of the image."""
+        return self.left + (col - self.origin[1]) * self.scale, self.top + (row - self.origin[0]) * self.scale
+
+    def frame(self, axes: Axes, colour: str) -> None:
+        axes.add_patch(Rectangle((self.left, self.top), _PANEL, _PANEL, facecolor="none", edgecolor=colour, linewidth=0.8))
+
+    def _show(self, axes: Axes, pixels: np.ndarray, extent: Any, **looks: Any) -> None:
+        (top, bottom), (left, right) = extent
+        (x0, y0), (x1, y1) = self.at(top, left), self.at(bottom, right)
+        axes.imshow(pixels, extent=(x0, x1, y1, y0), aspect="auto", interpolation="nearest", **looks)
+
+    def image(self, axes: Axes, pixels: np.ndarray) -> None:
+        self._show(axes, pixels, ((0, pixels.shape[0]), (0, pixels.shape[1])), cmap="gray", vmin=0, vmax=255)
+
+    def map(self, axes: Axes, values: np.ndarray) -> None:
+        self._show(axes, values, _cells_extent(self.trace), cmap=_MAPS, vmin=0, vmax=1)
+
+    def contours(self, axes: Axes, mask: np.ndarray) -> None:
+        levels = [part * mask.max() for part in _CONTOURS if mask.min() < part * mask.max()]
+        if not levels:
+            return
+        rows, cols = mask.shape
+        fine = Image.fromarray(mask.astype(np.float32)).resize((cols * _FINER, rows * _FINER), Image.Resampling.BICUBIC)
+        (top, bottom), (left, right) = _cells_extent(self.trace)
+        y = top + (np.arange(rows * _FINER) + 0.5) * (bottom - top) / (rows * _FINER)
+        x = left + (np.arange(cols * _FINER) + 0.5) * (right - left) / (cols * _FINER)
+        lines = axes.contour(*self.at(y, x), np.asarray(fine), levels, colors="white", linewidths=1.0)
+        lines.set_path_effects([withStroke(linewidth=2.2, foreground="black")])
+
+    def glimpses(self, axes: Axes, locations: Sequence[int]) -> None:
+        """Number the cells in the order of looking; a cell looked at twice carries both numbers."""
+        grid, columns = self.trace.grid, self.trace.map_size[1]
+        for place, cell in enumerate(dict.fromkeys(locations)):
+            centre = grid.centres(np.array(cell), columns)
+            self._square(axes, centre, grid.field_px, linewidth=0.9, linestyle=(0, (4, 3)))
+            self._square(axes, centre, grid.stride_px, linewidth=1.6)
+            numbers = _runs([i for i, location in enumerate(locations, start=1) if location == cell])
+            side = 1 if place % 2 else -1  # neighbours' numbers keep out of each other's way
+            x, y = self.at(centre[0] + side * (grid.stride_px[0] / 2), centre[1])
+            text = axes.text(
+                min(max(x, self.left + 8), self.left + _PANEL - 8),
+                min(max(y + side * 9, self.top + 9), self.top + _PANEL - 9),
+                numbers, size=7.5, weight="bold", color=_ORANGE, ha="center", va="center_baseline",
+            )  # fmt: skip
+            text.set_path_effects([withStroke(linewidth=2.0, foreground="black")])
+
+    def _square(self, axes: Axes, centre: np.ndarray, sides: tuple[float, float], **looks: Any) -> None:
+        """As much of it as lies in the panel."""
+        corners = [self.at(*(centre + sign * np.array(sides) / 2)) for sign in (-1, 1)]
+        (x0, y0), (x1, y1) = (
+            (min(max(x, self.left), self.left + _PANEL), min(max(y, self.top), self.top + _PANEL)) for x, y in corners
+        )
+        axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, facecolor="none", edgecolor=_ORANGE, **looks))
+
+
 class _Sheet:
-    """A white page measured in px from its top left corner."""
+    """A white page measured in px from its top left corner, and the axes that cover it."""
 
     def __init__(self, height: int, width: int) -> None:
         self.height, self.width = height, width
         self._figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor="white")
         self._canvas: Any = FigureCanvasAgg(self._figure)  # whose methods matplotlib leaves untyped
-
-    def axes(self, left: int, top: int, width: int, height: int) -> Axes:
-        """A panel without ticks."""
-        w, h = self.width, self.height
-        axes = self._figure.add_axes((left / w, 1 - (top + height) / h, width / w, height / h))
-        axes.set(xticks=[], yticks=[])
-        return axes
+        self.axes = self._figure.add_axes((0.0, 0.0, 1.0, 1.0))
+        self.axes.axis("off")
 
     def text(self, left: int, top: int, words: str, room: int | None = None, **looks: Any) -> None:
         """Write ``words`` below ``top``, smaller where they are wider than ``room`` px."""
@@ -226,48 +260,27 @@ class _Sheet:
             size *= 0.95  # in steps: hinted letters do not shrink in proportion
             text.set_fontsize(size)
 
-    def colour_bar(self, left: int, top: int, height: int, highest: float) -> None:
-        """The colours of values from 0 to ``highest``."""
-        bar = self.axes(left, top, 9, height)
-        bar.imshow(np.linspace(1, 0, 256)[:, None], cmap=_MAPS, vmin=0, vmax=1, aspect="auto")
-        self.text(left + 12, top - 2, f"{highest:.2g}", size=6.5)
-        self.text(left + 12, top + height + 2, "0", size=6.5, va="bottom")
+    def colour_bar(self, left: int, top: int, height: int) -> None:
+        """The colours of values from 0 to 1."""
+        values = np.linspace(1, 0, 256)[:, None]
+        self.axes.imshow(values, cmap=_MAPS, vmin=0, vmax=1, extent=(left, left + 9, top + height, top), aspect="auto")
+        self.text(left + 13, top - 2, "1", size=7)
+        self.text(left + 13, top + height + 2, "0", size=7, va="bottom")
 
     def pixels(self) -> np.ndarray:
         """RGB uint8 ``[height, width, 3]``."""
+        self.axes.set(xlim=(0, self.width), ylim=(self.height, 0))
         self._canvas.draw()
         return np.array(self._canvas.buffer_rgba())[..., :3].copy()
 
 
-def _draw_image(axes: Axes, canvas: np.ndarray) -> None:
-    axes.imshow(canvas, cmap="gray", vmin=0, vmax=255, extent=_extent(canvas), interpolation="nearest")
-
-
-def _draw_map(axes: Axes, canvas: np.ndarray, values: np.ndarray, highest: float = 1.0) -> None:
-    axes.imshow(values, cmap=_MAPS, vmin=0, vmax=highest, extent=_extent(canvas), interpolation="nearest")
-
-
-def _draw_contours(axes: Axes, canvas: np.ndarray, mask: np.ndarray) -> None:
-    levels = [part * mask.max() for part in _CONTOURS if mask.min() < part * mask.max()]
-    if not levels:
-        return
-    padded = np.pad(mask, 1, mode="edge")  # the outermost centres lie half a cell inside the canvas
-    y, x = ((np.arange(n) - 0.5) * px / (n - 2) for n, px in zip(padded.shape, canvas.shape, strict=False))
-    lines = axes.contour(x, y, padded, levels, colors="white", linewidths=1.0)
-    lines.set_path_effects([withStroke(linewidth=2.2, foreground="black")])
-    axes.set(xlim=(0, canvas.shape[1]), ylim=(canvas.shape[0], 0))
-
-
-def _draw_glimpses(
-    axes: Axes, canvas: np.ndarray, map_size: tuple[int, int], locations: Sequence[int], size: float
-) -> None:
-    """Number the cells in the order of looking; a cell looked at twice carries both numbers."""
-    rows, columns = map_size
-    for cell in sorted(set(locations) - {rows * columns}):
-        y, x = (cell // columns + 0.5) * canvas.shape[0] / rows, (cell % columns + 0.5) * canvas.shape[1] / columns
-        numbers = _runs([i for i, location in enumerate(locations, start=1) if location == cell])
-        box = {"boxstyle": "round,pad=0.2", "facecolor": _ORANGE, "edgecolor": "white", "linewidth": 0.6}
-        axes.text(x, y, numbers, size=size, weight="bold", ha="center", va="center_baseline", bbox=box)
+def _cells_extent(trace: Trace) -> tuple[tuple[float, float], tuple[float, float]]:
+    """What the cells' squares cover of the image's plane, px: (top, bottom), (left, right)."""
+    (low_row, high_row), (low_col, high_col) = (
+        (first - step / 2, first + (cells - 0.5) * step)
+        for first, step, cells in zip(trace.grid.first_px, trace.grid.stride_px, trace.map_size, strict=True)
+    )
+    return (low_row, high_row), (low_col, high_col)
 
 
 def _runs(numbers: Sequence[int]) -> str:
@@ -281,14 +294,6 @@ def _runs(numbers: Sequence[int]) -> str:
     return ",".join(f"{part[0]}-{part[-1]}" if len(part) > 2 else ",".join(map(str, part)) for part in parts)
 
 
-def _extent(canvas: np.ndarray) -> tuple[float, float, float, float]:
-    return 0.0, float(canvas.shape[1]), float(canvas.shape[0]), 0.0
-
-
-def _array(part: Tensor, lane: int) -> np.ndarray:
-    return part[lane].detach().cpu().numpy()
-
-
 def _multiset(counts: np.ndarray) -> str:
     """Counts ``[C]`` as ``"{2 2 7}"``, or where that is too long to read as ``"{2x15 7x1}"``."""
     if counts.sum() > _LONGEST_MULTISET:
@@ -300,29 +305,18 @@ def _braces(labels: Sequence[Any]) -> str:
     return "{" + " ".join(map(str, labels)) + "}"
 
 
-def _label_in_words(label: int, classes: int) -> str:
-    return {classes: "stop", classes + 1: "none"}.get(label, str(label))
-
-
-def _phase_in_words(phase: int, glimpses: int) -> str:
-    if phase == 0:
-        return "attend"
-    return "name" if phase > glimpses else f"glimpse {phase} of {glimpses}"
-
-
-def _check(canvas: np.ndarray, maps: Sequence[np.ndarray]) -> tuple[int, int]:
-    """The (H, W) that all maps share."""
-    if canvas.dtype != np.uint8 or not (canvas.ndim == 2 or canvas.shape[2:] == (3,)) or not canvas.size:
-        raise DataError(f"Expected a canvas uint8 [h, w] or [h, w, 3]; got {canvas.dtype} {list(canvas.shape)}.")
-    if not maps:
-        raise DataError("Expected at least one meta-step to draw; got none.")
-    shapes = sorted({values.shape for values in maps})
-    if len(shapes) > 1 or len(shapes[0]) != 2 or 0 in shapes[0]:
-        raise DataError(f"Expected saliency, mask and priority maps of one shape [H, W]; got {shapes}.")
-    return shapes[0]
-
-
-def _check_range(what: str, values: Sequence[int], bound: int) -> None:
-    outside = [value for value in values if not 0 <= value < bound]
-    if outside:
-        raise DataError(f"Expected {what} in 0..{bound - 1}; got {outside[0]}.")
+def _check(trace: Trace) -> None:
+    image, count = trace.image, len(trace.phase)
+    if image.dtype != np.uint8 or not (image.ndim == 2 or image.shape[2:] == (3,)) or not image.size:
+        raise DataError(f"Expected an image uint8 [h, w] or [h, w, 3]; got {image.dtype} {list(image.shape)}.")
+    size = trace.saliency_left.shape
+    shapes = {name: getattr(trace, name).shape for name in ("saliency", "mask", "priority")}
+    if len(size) != 2 or 0 in size or any(shape != (count, *size) for shape in shapes.values()):
+        raise DataError(f"Expected maps [N, H, W] of {count} decisions and one of [H, W]; got {shapes} and {size}.")
+    for name, low, high in (
+        ("location", -1, size[0] * size[1]), ("label", -1, trace.num_classes + 1), ("labels", 0, trace.num_classes),
+    ):  # fmt: skip
+        values = getattr(trace, name)
+        outside = values[(values < low) | (values >= high)]
+        if len(outside):
+            raise DataError(f"Expected {name} in {low}..{high - 1}; got {outside[0]}.")

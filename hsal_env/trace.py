@@ -1,17 +1,25 @@
-"""A trace: one recorded episode, decision by decision. Pictures, scan-path measures, reports and files are made from it."""
+"""A trace: one recorded episode, decision by decision. Pictures, scan-path measures, reports and files are made from it.
+
+Files, by suffix: ``.npz`` holds everything of any number of traces and is read by :func:`load`. ``.csv`` and ``.parquet`` hold
+one row per decision, in the columns of :data:`SCHEMA`, for other programs (``docs/traces.md``).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import csv
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from hsal_env import functional as F
-from hsal_env.config import Rules
-from hsal_env.dynamics import State
+from hsal_env.errors import ConfigError, DataError
+from hsal_env.files import replacing
+from hsal_env.perception.grid import Grid
+
+_FORMAT = "hsal trace 1"
 
 
 class Trace(NamedTuple):
@@ -21,6 +29,7 @@ class Trace(NamedTuple):
         image: uint8 ``[h_px, w_px]`` or ``[h_px, w_px, 3]``.
         source: what its pixels are: ``"mnist"``, ``"digits"``, ``"custom"``.
         canvas_index: which canvas of the split.
+        grid: where the cells lie on the image.
         labels: the true multiset, int64 ``[m]`` in 0..C - 1, in no meaningful order.
         boxes: their objects' boxes, int64 ``[m, 4]`` as (row, col, height, width) in px; -1 where unknown.
         num_classes: C.
@@ -43,11 +52,13 @@ class Trace(NamedTuple):
         location_probs: ``[N, H W]`` of every location, at phases 1..k.
         label_probs: ``[N, C + 1]`` of every label and stop, at phase k + 1.
         states: the agent's recurrent states after the decision, ``[N, ...]`` by name; {} where there is no agent.
+        saliency_left: S after the last decision ``[H, W]``.
     """
 
     image: np.ndarray
     source: str
     canvas_index: int
+    grid: Grid
     labels: np.ndarray
     boxes: np.ndarray
     num_classes: int
@@ -73,11 +84,12 @@ class Trace(NamedTuple):
     location_probs: np.ndarray
     label_probs: np.ndarray
     states: dict[str, np.ndarray]
+    saliency_left: np.ndarray
 
     @property
     def map_size(self) -> tuple[int, int]:
         """(H, W) in cells."""
-        return self.saliency.shape[1], self.saliency.shape[2]
+        return self.saliency_left.shape[0], self.saliency_left.shape[1]
 
     @property
     def meta_steps(self) -> int:
@@ -90,158 +102,209 @@ class Trace(NamedTuple):
         return self.label[(self.label >= 0) & (self.label < self.num_classes)]
 
     @property
+    def right(self) -> np.ndarray:
+        """bool ``[N]``: a label that was among the remaining ones, or stop when none was (the multiset rule)."""
+        left = np.column_stack([self.remaining, self.remaining.sum(axis=1) == 0])
+        return (self.label >= 0) & (left[np.arange(len(left)), self.label] > 0)
+
+    @property
     def exact_match(self) -> bool:
         """Whether the named multiset is the true one."""
         return sorted(self.named.tolist()) == sorted(self.labels.tolist())
 
 
-class Scores(NamedTuple):
-    """What an agent said of one decision of B lanes, for a trace.
+class Column(NamedTuple):
+    """One column of the flat files.
 
     Attributes:
-        attention: raw mixture parameters ``[B, 4K]``.
-        log_prob: ``[B]``.
-        value: ``[B]``.
-        log_probs: of every location or label ``[B, n]``; None where the agent does not say.
-        states: recurrent states after it, ``[B, ...]`` by name.
+        name: its head.
+        dtype: of a value: ``"int64"``, ``"float32"``, ``"float64"``, ``"string"``, or ``"list<...>"`` of one of them.
+        meaning: in words, with unit.
+        range: which values occur.
+        values: its N values in a trace, ``[N]``, or ``[N, n]`` for a list.
     """
 
-    attention: Tensor
-    log_prob: Tensor
-    value: Tensor
-    log_probs: Tensor | None
-    states: dict[str, Tensor]
+    name: str
+    dtype: str
+    meaning: str
+    range: str
+    values: Callable[[Trace], Any]
 
 
-class Recorder:
-    """Collects the states that B lanes pass through from reset on, and makes traces of them.
+def _field(name: str, dtype: str, meaning: str, within: str) -> Column:
+    return Column(name, dtype, meaning, within, lambda trace: _flat(getattr(trace, name)))
 
-    Args:
-        rules: of the environment.
-        num_classes: C.
-        state: the first one.
+
+def _constant(name: str, dtype: str, meaning: str, within: str) -> Column:
+    def values(trace: Trace) -> Any:
+        value = np.asarray(getattr(trace, name)).reshape(1, -1)
+        rows = np.repeat(value, len(trace.phase), axis=0)
+        return rows if dtype.startswith("list") else rows[:, 0]
+
+    return Column(name, dtype, meaning, within, values)
+
+
+def _flat(values: np.ndarray) -> np.ndarray:
+    return values.reshape(len(values), -1) if values.ndim > 1 else values
+
+
+SCHEMA = (
+    _constant("source", "string", "what the pixels are", "mnist, digits, custom"),
+    _constant("canvas_index", "int64", "which canvas of the split", "from 0"),
+    Column("decision", "int64", "number of the decision in its episode", "0..N - 1", lambda t: np.arange(len(t.phase))),
+    _field("meta_step", "int64", "number of the meta-step", "from 0"),
+    _field("phase", "int64", "0: attention; 1..k: a location; k + 1: a label", "0..k + 1"),
+    _field("location", "int64", "cell looked at, row-major", "0..H W - 1; -1 at other phases"),
+    Column(
+        "location_row_px", "float32", "row of its centre in the image, px", "NaN at other phases",
+        lambda t: fixations_px(t)[:, 0],
+    ),
+    Column(
+        "location_col_px", "float32", "column of its centre in the image, px", "NaN at other phases",
+        lambda t: fixations_px(t)[:, 1],
+    ),
+    _field("label", "int64", "label named", "0..C - 1, C: stop; -1 at other phases"),
+    Column(
+        "right", "int64", "the label was among the remaining ones, or stop when none was", "0, 1; -1 at other phases",
+        lambda t: np.where(t.label < 0, -1, t.right),
+    ),
+    _field("reward", "float64", "reward of the decision", "P at a location, in [0, 1]; -1, 0 or 1 of a label"),
+    _field("log_prob", "float32", "log-probability of the location or label, nats", "at most 0; NaN: unknown"),
+    _field("value", "float32", "baseline", "any; NaN: unknown"),
+    _field("entropy", "float32", "entropy of the policy, nats", "at least 0; NaN: unknown"),
+    _field("remaining", "list<int64>", "how often each label is still to be named", "C numbers from 0"),
+    _field("saliency", "list<float32>", "saliency map S that the decision found, row-major", "H W numbers in [0, 1]"),
+    _field("mask", "list<float32>", "attention mask M of the meta-step, row-major", "H W numbers from 0"),
+    _field("priority", "list<float32>", "priority map P of the meta-step, row-major", "H W numbers in [0, 1]"),
+    _field("alpha", "list<float32>", "weights of the mask's Gaussians", "K numbers in [0, 1], sum 1; NaN: unknown"),
+    _field("beta", "list<float32>", "their inverse widths, per cell squared", "K numbers above 0; NaN: unknown"),
+    _field("row", "list<float32>", "rows of their centres, cells from 1 on", "K numbers; NaN: unknown"),
+    _field("col", "list<float32>", "columns of their centres, cells from 1 on", "K numbers; NaN: unknown"),
+    _field("location_probs", "list<float32>", "probability of each location", "H W numbers in [0, 1]; NaN: unknown"),
+    _field("label_probs", "list<float32>", "probability of each label and stop", "C + 1 numbers in [0, 1]; NaN: unknown"),
+    _constant("labels", "list<int64>", "the image's labels", "m numbers in 0..C - 1"),
+    _constant("boxes", "list<int64>", "their boxes: row, col, height, width in px of each", "4 m numbers; -1: unknown"),
+)  # fmt: skip
+"""The columns of the flat files, after ``episode``, int64: the number of the trace in the file, from 0 on."""
+
+
+def fixations_px(trace: Trace) -> np.ndarray:
+    """Centres of the cells looked at, (row, col) in px ``[N, 2]``; NaN where no location was chosen."""
+    centres = trace.grid.centres(trace.location, trace.map_size[1])
+    return np.where(trace.location[:, None] >= 0, centres, np.nan)
+
+
+def save(traces: Sequence[Trace], path: Path | str) -> None:
+    """Write traces to ``path``: ``.npz`` everything, ``.csv`` or ``.parquet`` a table of decisions; never half a file.
+
+    In a CSV file the numbers of a list are separated by spaces.
+
+    Raises:
+        ConfigError: another suffix, or Parquet without pyarrow.
+        DataError: the file cannot be written; what was at ``path`` is still there.
     """
-
-    def __init__(self, rules: Rules, num_classes: int, state: State) -> None:
-        self.rules, self.num_classes = rules, num_classes
-        self._states: list[State] = [_light(state)]
-        self._scores: list[Scores | None] = []
-
-    def add(self, state: State, scores: Scores | None = None) -> None:
-        """What a decision led to, and what the agent said of it."""
-        self._states.append(_light(state))
-        self._scores.append(scores)
-
-    def trace(
-        self,
-        lane: int,
-        image: np.ndarray,
-        labels: np.ndarray,
-        boxes: np.ndarray,
-        source: str,
-        decisions: int | None = None,
-        terminated: bool = False,
-        truncated: bool = False,
-    ) -> Trace:
-        """The trace of one lane.
-
-        Args:
-            lane: which.
-            image: its canvas.
-            labels: its label list, padding of -1 left out or not.
-            boxes: as many boxes.
-            source: what its pixels are.
-            decisions: how many belong to the episode; None: all.
-            terminated: it came to its end.
-            truncated: it was cut off.
-        """
-        forbidden = [int(state.forbidden[lane]) for state in self._states]  # such a decision has changed nothing
-        until = len(self._scores) if decisions is None else decisions
-        steps = [n for n in range(until) if forbidden[n] == forbidden[n + 1]]
-        before = [self._states[n] for n in steps]
-        after = [self._states[n + 1] for n in steps]
-        phase = np.array([int(state.phase[lane]) for state in before], np.int64)
-        attends, names = phase == 0, phase == self.rules.glimpses + 1
-        size = tuple(self._states[0].saliency.shape[1:])
-        cells, classes, count = size[0] * size[1], self.num_classes, len(steps)
-
-        def rows(states: Sequence[State], name: str, shape: tuple[int, ...] = ()) -> np.ndarray:
-            if not states:
-                return np.zeros((0, *shape), np.float32)
-            return np.stack([getattr(state, name)[lane].detach().cpu().numpy() for state in states])
-
-        placed = [late if attend else early for early, late, attend in zip(before, after, attends, strict=True)]
-        scores = [self._scores[n] for n in steps]
-        returns = [np.float64(state.returns[lane].sum().item()) for state in before[:1] + after]
-        meta_step = rows(before, "meta_step").astype(np.int64)
-        known = labels >= 0
-        return Trace(
-            image=image,
-            source=source,
-            canvas_index=int(self._states[0].example.canvas_index[lane]),
-            labels=labels[known],
-            boxes=boxes[known],
-            num_classes=classes,
-            glimpses=self.rules.glimpses,
-            terminated=terminated,
-            truncated=truncated,
-            meta_step=meta_step,
-            phase=phase,
-            saliency=rows(before, "saliency", size),
-            mask=rows(placed, "mask", size),
-            priority=rows(placed, "priority", size),
-            **self._mixture(scores, meta_step, lane, size),
-            location=np.where(attends | names, -1, rows(after, "last_location")).astype(np.int64),
-            label=np.where(names, rows(after, "last_label"), -1).astype(np.int64),
-            reward=np.diff(returns) if count else np.zeros(0),
-            remaining=rows(before, "remaining", (classes,)).astype(np.int64),
-            log_prob=np.where(attends, np.nan, _numbers(scores, "log_prob", lane)),
-            value=np.where(attends, np.nan, _numbers(scores, "value", lane)),
-            entropy=np.array([_entropy(s, lane) for s in scores]),
-            location_probs=_probabilities(scores, lane, ~attends & ~names, cells),
-            label_probs=_probabilities(scores, lane, names, classes + 1),
-            states=_states(scores, lane),
-        )  # fmt: skip
-
-    def _mixture(
-        self, scores: Sequence[Scores | None], meta_step: np.ndarray, lane: int, size: tuple[int, ...]
-    ) -> dict[str, np.ndarray]:
-        placed = [s.attention[lane] if s is not None else None for s in scores]
-        if not placed or placed[0] is None:
-            blank = np.full((len(placed), self.rules.components), np.nan)
-            return dict.fromkeys(F.Mixture._fields, blank)
-        firsts = [int(np.flatnonzero(meta_step == t)[0]) for t in meta_step]  # the decision that placed its mask
-        raw = torch.stack([placed[first] for first in firsts])  # type: ignore[misc]  # one says it, all say it
-        parts = F.mixture(raw, (size[0], size[1]), self.rules.coordinates, self.rules.beta)
-        return {name: part.detach().cpu().numpy() for name, part in parts._asdict().items()}
+    path = Path(path)
+    writers = {".npz": _write_npz, ".csv": _write_csv, ".parquet": _write_parquet}
+    if path.suffix not in writers:
+        raise ConfigError(f"Expected a file named .npz, .csv or .parquet for traces; got {path.name!r}.")
+    if path.suffix == ".parquet":
+        _pyarrow()
+    try:
+        with replacing(path) as temporary:
+            writers[path.suffix](traces, temporary)
+    except OSError as error:
+        raise DataError(f"Cannot write {path}: {error}. Free space, or choose another place.") from error
 
 
-def _light(state: State) -> State:
-    """Without the volume, by far the largest part, and what a given policy remembers."""
-    return state._replace(example=state.example._replace(volume=state.example.volume[:, :0]), memory=())
+def load(path: Path | str) -> list[Trace]:
+    """Read what :func:`save` has written as ``.npz``, equal to the bit.
+
+    Raises:
+        ConfigError: another suffix.
+        DataError: the file is missing, damaged, or of another kind.
+    """
+    path = Path(path)
+    if path.suffix != ".npz":
+        raise ConfigError(
+            f"Expected a file named .npz, which holds whole traces; got {path.name!r}. The tables .csv and .parquet are for "
+            "other programs: pandas.read_csv, pandas.read_parquet."
+        )
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            if str(stored["format"]) != _FORMAT:
+                raise DataError(f"{path}: expected the format {_FORMAT!r}; got {str(stored['format'])!r}.")
+            parts: list[dict[str, np.ndarray]] = [{} for _ in range(int(stored["episodes"]))]
+            for key in stored.files:
+                if "/" in key:
+                    episode, name = key.split("/", 1)
+                    parts[int(episode)][name] = stored[key]
+        return [_rebuilt(part) for part in parts]
+    except OSError as error:
+        raise DataError(f"Cannot read {path}: {error}.") from error
+    except (ValueError, KeyError, IndexError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path} is cut off, damaged, or holds no traces ({error}). Record them again.") from error
 
 
-def _numbers(scores: Sequence[Scores | None], name: str, lane: int) -> np.ndarray:
-    return np.array([np.nan if part is None else float(getattr(part, name)[lane]) for part in scores])
+_PLAIN: dict[str, Callable[[Any], Any]] = {
+    "source": str, "canvas_index": int, "num_classes": int, "glimpses": int, "terminated": bool, "truncated": bool,
+    "grid": lambda value: Grid(*((float(row), float(col)) for row, col in value)),
+}  # fmt: skip
 
 
-def _entropy(scores: Scores | None, lane: int) -> float:
-    if scores is None or scores.log_probs is None:
-        return float("nan")
-    log_probs = scores.log_probs[lane]
-    return float(-(log_probs.exp() * log_probs).sum())
+def _rebuilt(part: dict[str, np.ndarray]) -> Trace:
+    states = {name.removeprefix("states/"): part.pop(name) for name in list(part) if name.startswith("states/")}
+    plain = {name: convert(part.pop(name)) for name, convert in _PLAIN.items()}
+    return Trace(**part, **plain, states=states)
 
 
-def _probabilities(scores: Sequence[Scores | None], lane: int, at: np.ndarray, width: int) -> np.ndarray:
-    found = np.full((len(scores), width), np.nan, np.float32)
-    for n, part in enumerate(scores):
-        if at[n] and part is not None and part.log_probs is not None:
-            found[n] = part.log_probs[lane].exp().cpu().numpy()
-    return found
+def _write_npz(traces: Sequence[Trace], path: Path) -> None:
+    content = {"format": np.array(_FORMAT), "episodes": np.array(len(traces))}
+    for episode, trace in enumerate(traces):
+        fields = trace._asdict()
+        for name, value in fields.pop("states").items():
+            content[f"{episode}/states/{name}"] = value
+        content |= {f"{episode}/{name}": np.asarray(value) for name, value in fields.items()}
+    with path.open("wb") as file:
+        np.savez_compressed(file, **content)  # type: ignore[arg-type]  # its stub takes the names for its own
 
 
-def _states(scores: Sequence[Scores | None], lane: int) -> dict[str, np.ndarray]:
-    known = [part for part in scores if part is not None]
-    if not known or len(known) < len(scores):
-        return {}
-    return {name: np.stack([part.states[name][lane].cpu().numpy() for part in known]) for name in known[0].states}
+def _write_csv(traces: Sequence[Trace], path: Path) -> None:
+    with path.open("w", newline="") as file:
+        out = csv.writer(file, lineterminator="\n")
+        out.writerow(["episode", *(column.name for column in SCHEMA)])
+        for episode, trace in enumerate(traces):
+            cells = [_texts(column.values(trace), column.dtype) for column in SCHEMA]
+            out.writerows([episode, *row] for row in zip(*cells, strict=True))
+
+
+def _texts(values: np.ndarray, dtype: str) -> list[str]:
+    kind = dtype.removeprefix("list<").removesuffix(">")
+    texts = values.astype(kind if kind != "string" else "U").astype("U")  # the shortest that reads back the same
+    return [" ".join(row) for row in texts] if dtype.startswith("list") else texts.tolist()
+
+
+def _write_parquet(traces: Sequence[Trace], path: Path) -> None:
+    pa, parquet = _pyarrow()
+    fields = [pa.field("episode", pa.int64(), metadata={"meaning": "number of the trace in the file"})]
+    numbers = [np.repeat(np.arange(len(traces)), [len(trace.phase) for trace in traces])]
+    columns = [pa.array(numbers[0], pa.int64())]
+    for column in SCHEMA:
+        kind = column.dtype.removeprefix("list<").removesuffix(">")
+        dtype = getattr(pa, kind)()
+        dtype = pa.list_(dtype) if column.dtype.startswith("list") else dtype
+        fields.append(pa.field(column.name, dtype, metadata={"meaning": column.meaning, "range": column.range}))
+        columns.append(pa.array([value for trace in traces for value in column.values(trace).tolist()], dtype))
+    parquet.write_table(pa.Table.from_arrays(columns, schema=pa.schema(fields)), path)
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise ConfigError(
+            f"Parquet files need pyarrow ({error}): pip install -c constraints.txt -e '.[parquet]', or write .csv."
+        ) from error
+    return pyarrow, parquet

@@ -54,10 +54,11 @@ class Args:
 def main(args: Args) -> None:
     """Load, test, print, and write."""
     from agents import bundled, load
-    from agents.evaluation import evaluate, evaluation_config, record
+    from agents.evaluation import evaluate, evaluation_config
     from agents.report import format_table, versions
+    from agents.tracing import record
     from hsal_env.files import replacing
-    from hsal_env.rendering import draw_episodes, save_picture
+    from hsal_env.rendering import draw_traces, save_picture
 
     loaded = load(args.agent)
     changed = {
@@ -84,8 +85,7 @@ def main(args: Args) -> None:
             temporary.write_text(json.dumps(results, indent=2) + "\n")
 
     def write_picture(path: Path) -> None:
-        episodes = record(loaded.agent, config, np.arange(min(3, config.size)))
-        save_picture(draw_episodes(episodes, config.classes), path)
+        save_picture(draw_traces(record(loaded.agent, config, np.arange(min(3, config.size)))), path)
 
     for path, write in ((args.json, write_table), (args.picture, write_picture)):
         try:

@@ -25,6 +25,9 @@ class ActivationModel(Protocol):
     Attributes:
         in_channels: 1 (grey) or 3 (colour): the images it reads.
         channels: D, the depth of its volume.
+
+    It may also say ``first_px``, ``stride_px`` and ``receptive_field_px``, for pictures and scan paths: see
+    :class:`hsal_env.perception.grid.Grid`.
     """
 
     in_channels: int
@@ -64,6 +67,7 @@ class CompactResNet(nn.Module):
 
     in_channels = 1
     channels = 128
+    first_px, stride_px, receptive_field_px = 0.5, 16, 87  # cell r is centred on the image's pixel 16 r
 
     def __init__(self) -> None:
         super().__init__()

@@ -20,6 +20,7 @@ from hsal_env.data.glyphs import NUM_CLASSES, SPLITS, cache_folder, load_glyphs
 from hsal_env.dynamics import Example
 from hsal_env.errors import ConfigError, DataError
 from hsal_env.perception.feature_store import FeatureStore, Record
+from hsal_env.perception.grid import Grid
 from hsal_env.perception.registry import activation_model, model_name, saliency_model
 
 _ENCODE_BATCH = 64  # a convolution may round otherwise in another batch
@@ -79,6 +80,7 @@ class Examples:
         )
         self.channels, rows, columns = (int(size) for size in probe.shape[1:])
         self.map_size = (rows, columns)
+        self.grid = Grid.of(self._activation, config.image_shape[:2], self.map_size)
 
     def __len__(self) -> int:
         return self.config.size

@@ -1,0 +1,51 @@
+"""Where the cells of a map lie on the image."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Grid(NamedTuple):
+    """Cell (r, c) looks at ``first_px + (r, c) stride_px`` and sees a square of ``field_px`` around it; (row, col) each.
+
+    Attributes:
+        first_px: centre of cell (0, 0).
+        stride_px: from one centre to the next.
+        field_px: sides of a cell's receptive field.
+    """
+
+    first_px: tuple[float, float]
+    stride_px: tuple[float, float]
+    field_px: tuple[float, float]
+
+    @classmethod
+    def of(cls, model: Any, image_px: tuple[int, int], map_size: tuple[int, int]) -> Grid:
+        """As ``model`` says by its attributes ``first_px``, ``stride_px`` and ``receptive_field_px`` (a number each).
+
+        One that says none of them, or None for a model, is taken to cut the image into H x W bands that each see themselves.
+        """
+        bands = [pixels / cells for pixels, cells in zip(image_px, map_size, strict=True)]
+        stride = getattr(model, "stride_px", None)
+        strides = bands if stride is None else [stride, stride]
+        first = getattr(model, "first_px", None)
+        field = getattr(model, "receptive_field_px", None)
+        # unknown offset: the cells lie about the middle of the image
+        middle = [
+            (pixels - (cells - 1) * step) / 2 for pixels, cells, step in zip(image_px, map_size, strides, strict=True)
+        ]
+        return cls(
+            *(
+                (float(pair[0]), float(pair[1]))
+                for pair in (
+                    middle if first is None else [first, first],
+                    strides,
+                    strides if field is None else [field, field],
+                )
+            )
+        )
+
+    def centres(self, cells: np.ndarray, columns: int) -> np.ndarray:
+        """Of flat cells ``[...]`` in a map of so many columns: (row, col) in px ``[..., 2]``."""
+        return np.array(self.first_px) + np.stack(np.divmod(cells, columns), axis=-1) * np.array(self.stride_px)

@@ -1,0 +1,210 @@
+"""Recording: the states that lanes pass through, decision by decision, and the traces that are made of them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hsal_env import dynamics
+from hsal_env import functional as F
+from hsal_env.config import Rules
+from hsal_env.dynamics import State
+from hsal_env.perception.grid import Grid
+from hsal_env.trace import Trace
+
+_KEPT = (
+    "saliency", "mask", "priority", "last_location", "last_label", "remaining", "returns", "phase", "meta_step",
+)  # fmt: skip
+
+
+class Scores(NamedTuple):
+    """What an agent said of one decision of B lanes, for a trace.
+
+    Attributes:
+        attention: raw mixture parameters ``[B, 4K]``.
+        log_prob: ``[B]``.
+        value: ``[B]``.
+        log_probs: of every location or label ``[B, n]``; None where the agent does not say.
+        states: recurrent states after it, ``[B, ...]`` by name.
+    """
+
+    attention: Tensor
+    log_prob: Tensor
+    value: Tensor
+    log_probs: Tensor | None
+    states: dict[str, Tensor]
+
+
+class Recorder:
+    """Collects the states that B lanes pass through from reset on, and makes traces of them.
+
+    A decision changes the phase of its lane; a lane whose phase stays as it was has decided nothing (an action that its view
+    forbids, or another lane's turn).
+
+    Args:
+        rules: of the environment.
+        num_classes: C.
+        state: the first one, or where a given policy attends by itself, the one after that.
+    """
+
+    def __init__(self, rules: Rules, num_classes: int, state: State) -> None:
+        self.rules, self.num_classes = rules, num_classes
+        self._states: list[dict[str, Tensor]] = []
+        self._scores: list[Scores | None] = []  # of the decision that led to the state of the same place
+        self._first = np.zeros(len(state.phase), np.int64)  # where each lane's episode begins
+        self._last = np.full(len(state.phase), -1)  # where it ended; -1: not yet
+        self._stacked: _Stacked | None = None
+        self.begin(state, np.arange(len(state.phase)))
+
+    def add(self, state: State, scores: Scores | None = None) -> None:
+        """What a decision led to, and what the agent said of it."""
+        self._append({name: getattr(state, name) for name in _KEPT}, scores)
+
+    def begin(self, state: State, lanes: np.ndarray) -> None:
+        """Begin an episode in ``lanes``; ``state`` is that of all lanes."""
+        if not len(lanes):
+            return
+        chosen = torch.zeros(len(state.phase), dtype=torch.bool)
+        chosen[torch.from_numpy(lanes)] = True
+        self._first[lanes], self._last[lanes] = len(self._states), -1
+        if bool((state.phase[chosen] > 0).any()):
+            bare = state.example._replace(volume=state.example.volume[:, :0])
+            fresh = dynamics.initial(bare, self.rules)
+            self._append(
+                {name: dynamics.select(chosen, getattr(fresh, name), getattr(state, name)) for name in _KEPT}, None
+            )
+        self.add(state)
+        done = int(self._first.min())  # what no lane needs any more
+        del self._states[:done], self._scores[:done]
+        self._first -= done
+        self._last[self._last >= 0] -= done
+
+    def end(self, lanes: np.ndarray) -> None:
+        """The state added last is where the episodes of ``lanes`` ended; what follows in them is left out."""
+        self._last[lanes] = np.where(self._last[lanes] < 0, len(self._states) - 1, self._last[lanes])
+
+    def _append(self, state: dict[str, Tensor], scores: Scores | None) -> None:
+        self._states.append(state)
+        self._scores.append(scores)
+        self._stacked = None
+
+    def trace(
+        self,
+        lane: int,
+        image: np.ndarray,
+        labels: np.ndarray,
+        boxes: np.ndarray,
+        *,
+        source: str,
+        canvas_index: int,
+        grid: Grid,
+        terminated: bool = False,
+        truncated: bool = False,
+    ) -> Trace:
+        """The trace of one lane.
+
+        Args:
+            lane: which.
+            image: its canvas.
+            labels: its label list, padding of -1 left out or not.
+            boxes: as many boxes.
+            source: what its pixels are.
+            canvas_index: which canvas of the split.
+            grid: where its cells lie.
+            terminated: its episode came to its end.
+            truncated: it was cut off.
+        """
+        if self._stacked is None:
+            self._stacked = _Stacked(self._states, self._scores, self.rules, self.num_classes)
+        whole, states, known = self._stacked, self._stacked.states, labels >= 0
+        last = self._last[lane] if self._last[lane] >= 0 else len(self._states) - 1
+        phases = states["phase"][self._first[lane] : last + 1, lane]
+        after = self._first[lane] + 1 + np.flatnonzero(np.diff(phases))  # no decision leaves the phase as it is
+        before = after - 1
+        phase, meta_step = states["phase"][before, lane], states["meta_step"][before, lane]
+        attends, names = phase == 0, phase == self.rules.glimpses + 1
+        looks = ~attends & ~names
+        placed = np.where(attends, after, before)
+        attended = after[np.searchsorted(meta_step, meta_step)] if len(after) else after  # that placed its mask
+        returns = states["returns"][:, lane].sum(axis=1, dtype=np.float64)
+        return Trace(
+            image=image,
+            source=source,
+            canvas_index=canvas_index,
+            grid=grid,
+            labels=labels[known],
+            boxes=boxes[known],
+            num_classes=self.num_classes,
+            glimpses=self.rules.glimpses,
+            terminated=terminated,
+            truncated=truncated,
+            meta_step=meta_step,
+            phase=phase,
+            saliency=states["saliency"][before, lane],
+            mask=states["mask"][placed, lane],
+            priority=states["priority"][placed, lane],
+            **{name: part[attended, lane] for name, part in whole.mixture.items()},
+            location=np.where(looks, states["last_location"][after, lane], -1),
+            label=np.where(names, states["last_label"][after, lane], -1),
+            reward=returns[after] - returns[before],
+            remaining=states["remaining"][before, lane],
+            log_prob=np.where(attends, np.nan, whole.log_prob[after, lane]),
+            value=np.where(attends, np.nan, whole.value[after, lane]),
+            entropy=whole.entropy[after, lane],
+            location_probs=np.where(looks[:, None], whole.location_probs[after, lane], np.nan),
+            label_probs=np.where(names[:, None], whole.label_probs[after, lane], np.nan),
+            states={name: part[after, lane] for name, part in whole.agent.items()},
+            saliency_left=states["saliency"][last, lane],
+        )
+
+
+class _Stacked:
+    """All states and scores, ``[N, B, ...]`` each."""
+
+    def __init__(
+        self, states: list[dict[str, Tensor]], scores: list[Scores | None], rules: Rules, num_classes: int
+    ) -> None:
+        self.states = {name: _numpy([state[name] for state in states]) for name in _KEPT}
+        shape, map_size = self.states["phase"].shape, self.states["saliency"].shape[2:]
+        said = [n for n, part in enumerate(scores) if part is not None]
+        parts = [part for part in scores if part is not None]
+
+        def spread(tensors: list[Tensor], at: list[int]) -> np.ndarray:
+            values = _numpy(tensors)
+            unsaid = np.nan if np.issubdtype(values.dtype, np.floating) else 0
+            found = np.full((shape[0], *values.shape[1:]), unsaid, values.dtype)
+            found[at] = values
+            return found
+
+        unknown = np.full(shape, np.nan, np.float32)
+        self.log_prob = spread([part.log_prob for part in parts], said) if parts else unknown
+        self.value = spread([part.value for part in parts], said) if parts else unknown
+        self.entropy = unknown.copy()
+        widths = {"location_probs": map_size[0] * map_size[1], "label_probs": num_classes + 1}
+        for name, width in widths.items():
+            found = np.full((*shape, width), np.nan, np.float32)
+            for n, part in zip(said, parts, strict=True):
+                if part.log_probs is not None and part.log_probs.shape[1] == width:
+                    found[n] = part.log_probs.exp().cpu().numpy()
+                    self.entropy[n] = torch.special.entr(part.log_probs.exp()).sum(dim=1).cpu().numpy()
+            setattr(self, name, found)
+        self.mixture = dict.fromkeys(F.Mixture._fields, np.full((*shape, rules.components), np.nan, np.float32))
+        if parts:
+            raw = torch.stack([part.attention for part in parts])  # [n, B, 4K]
+            mixture = F.mixture(raw.flatten(0, 1), (map_size[0], map_size[1]), rules.coordinates, rules.beta)
+            self.mixture = {
+                name: spread(list(part.unflatten(0, raw.shape[:2])), said) for name, part in mixture._asdict().items()
+            }
+        self.agent = (
+            {name: spread([part.states[name] for part in parts], said) for name in parts[0].states} if parts else {}
+        )
+
+    location_probs: np.ndarray
+    label_probs: np.ndarray
+
+
+def _numpy(tensors: list[Tensor]) -> np.ndarray:
+    return torch.stack(tensors).detach().cpu().numpy()
