@@ -28,8 +28,8 @@ def labels_off(trace: Trace) -> int:
 
 
 def wrong_confidence(trace: Trace) -> float:
-    """The highest probability of a label or stop that earned -1; 0 without one."""
-    wrong = (trace.label >= 0) & (trace.reward < 0)
+    """The highest probability of a label or stop that was wrong; 0 without one."""
+    wrong = (trace.label >= 0) & ~trace.right
     return float(np.exp(trace.log_prob[wrong].max())) if wrong.any() else 0.0
 
 

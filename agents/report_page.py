@@ -294,8 +294,9 @@ def _episode(trace: Trace) -> str:
         f"least probability {sure:.3f}."
     )
     content = io.BytesIO()
-    Image.fromarray(draw_trace(trace)).save(content, format="PNG", optimize=True)
-    return _picture(("image/png", content.getvalue()), words, words)
+    picture = draw_trace(trace)
+    Image.fromarray(picture).save(content, format="PNG", optimize=True)
+    return _picture(("image/png", content.getvalue()), words, words, width_px=picture.shape[1] * 3 // 4)
 
 
 def _interval_figure(title: str, names: Sequence[str], found: Sequence[tuple[float, ...]]) -> Figure:
@@ -323,11 +324,11 @@ def _svg(figure: Figure) -> tuple[str, bytes]:
     return "image/svg+xml", content.getvalue()
 
 
-def _picture(content: tuple[str, bytes], alternative: str, caption: str = "") -> str:
+def _picture(content: tuple[str, bytes], alternative: str, caption: str = "", width_px: int = 528) -> str:
     kind, data = content
     source = f"data:{kind};base64,{base64.b64encode(data).decode()}"
     below = f"<figcaption>{_text(caption)}</figcaption>" if caption else ""
-    return f'<figure><img src="{source}" alt="{_text(alternative)}">{below}</figure>\n'
+    return f'<figure style="width:{width_px}px"><img src="{source}" alt="{_text(alternative)}">{below}</figure>\n'
 
 
 def _table(heads: Sequence[Any], rows: Iterable[Sequence[Any]]) -> Html:
@@ -435,8 +436,7 @@ td small{display:block;color:var(--soft);font-size:.78rem}
 background:linear-gradient(to right,var(--bar) var(--share),var(--card) var(--share))}
 .note{background:var(--note);padding:.5rem .8rem;border-radius:6px}
 .columns{display:flex;flex-wrap:wrap;gap:.5rem 2.2rem}.columns>*{min-width:0;max-width:100%}
-.columns figure{width:min-content;min-width:min(26rem,100%)}
-figure{margin:.5rem 0}img{max-width:100%;height:auto;background:#fff;border-radius:8px;border:1px solid var(--line)}
+figure{margin:.5rem 0;max-width:100%}img{width:100%;height:auto;background:#fff;border-radius:8px;border:1px solid var(--line)}
 figcaption{color:var(--soft);font-size:.86rem}
 .settings{columns:15rem;column-gap:2rem;font-size:.86rem;margin:.6rem 0}
 .settings dt{color:var(--soft);float:left;clear:left;margin-right:.6rem}
