@@ -291,7 +291,7 @@ def _episode(trace: Trace) -> str:
     sure = gallery.least_probability(trace)
     words = (
         f"Canvas {trace.canvas_index}: {{{' '.join(map(str, sorted(trace.labels.tolist())))}}}, named {named}; "
-        f"least probability {sure:.3f}."
+        f"least probability {sure:.4f}."
     )
     content = io.BytesIO()
     picture = draw_trace(trace)

@@ -106,7 +106,7 @@ def gather(names: Sequence[str]) -> list[Run]:
     for name in names:
         folder = Path(name)
         if name in bundled() and not folder.is_dir():
-            runs.append(Run(name, name, {}, {}, BUNDLED_FOLDER / f"{name}.pt"))
+            runs.append(Run(name, f"{name} (bundled)", {}, {}, BUNDLED_FOLDER / f"{name}.pt"))
             continue
         if not folder.is_dir():
             raise DataError(
@@ -192,7 +192,7 @@ def names(rows: Sequence[Sequence[Run]]) -> list[str]:
     found = [list(dict.fromkeys(run.row for run in row)) for row in rows]
     often = Counter(name for row in found for name in row)
     return [
-        f"{part[0]} (bundled)" if not row[0].metrics
+        row[0].name if not row[0].metrics
         else ", ".join(part if all(often[name] == 1 for name in part) else [run.name for run in row])
         for part, row in zip(found, rows, strict=True)
     ]  # fmt: skip
