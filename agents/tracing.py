@@ -42,14 +42,13 @@ def record(agent: Any, env: Any, index: Any, deterministic: bool = True, seed: i
     config = env if isinstance(env, EnvConfig) else env.unwrapped.simulation.config
     indices = np.atleast_1d(np.asarray(index))
     lanes = make_env(config, len(indices))
-    examples = lanes.simulation.examples
     generator = torch.Generator().manual_seed(seed)
     observation, _ = lanes.reset(options={"index": indices})
     state = agent.initial(len(indices))
     recorder = Recorder(lanes.simulation.rules, config.classes, lanes.state)
-    ended = np.zeros((2, len(indices)), bool)  # terminated, truncated: DISABLED auto-reset holds the flags
+    ended = torch.zeros(len(indices), dtype=torch.bool)
     blank = torch.zeros(len(indices), 4 * config.components)
-    while not ended.any(axis=0).all():
+    while not bool(ended.all()):
         decision = agent.act(observation, state, deterministic, generator)
         observation, _, terminated, truncated, _ = lanes.step(decision.action)
         state = decision.state
@@ -64,16 +63,9 @@ def record(agent: Any, env: Any, index: Any, deterministic: bool = True, seed: i
                 states=_named(state),
             ),
         )
-        ended = np.stack([terminated.numpy(), truncated.numpy()])
-        recorder.end(np.flatnonzero(ended.any(axis=0)))
-    canvases = examples.compose(indices)
-    traces = [
-        recorder.trace(
-            lane, canvases.images[lane], canvases.labels[lane], canvases.boxes[lane], source=examples.source,
-            canvas_index=int(indices[lane]), grid=examples.grid, terminated=bool(ended[0, lane]), truncated=bool(ended[1, lane]),
-        )
-        for lane in range(len(indices))
-    ]  # fmt: skip
+        recorder.end(terminated, truncated)
+        ended = terminated | truncated  # held until the next reset
+    traces = lanes.simulation.traces(recorder, indices)
     return traces if np.ndim(index) else traces[0]
 
 

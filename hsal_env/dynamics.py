@@ -90,12 +90,21 @@ class Action(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a decision led to: the next state, and ``[B]`` each of reward, terminated and truncated."""
+    """What a decision, or several in a row, led to.
+
+    Attributes:
+        state: the next state.
+        reward: ``[B]``.
+        terminated: ``[B]``.
+        truncated: ``[B]``.
+        between: the states passed through before it, where there were several decisions.
+    """
 
     state: State
     reward: Tensor
     terminated: Tensor
     truncated: Tensor
+    between: tuple[State, ...] = ()
 
 
 def initial(example: Example, rules: Rules) -> State:

@@ -12,6 +12,7 @@ from gymnasium.error import ResetNeeded
 from hsal_env.config import EnvConfig
 from hsal_env.dynamics import State
 from hsal_env.errors import ActionError, ConfigError
+from hsal_env.recorder import Recorder
 from hsal_env.simulation import Simulation
 from hsal_env.spaces import require_action_mask
 
@@ -76,7 +77,7 @@ class HSALEnv(gym.Env[dict[str, Any], Any]):
     that reads them cheats.
 
     ## Arguments
-    ``render_mode`` (None or ``"rgb_array"``), ``policy`` for the option and controller views
+    ``render_mode`` (None, ``"rgb_array"``, or ``"human"``: a window, redrawn at each step), ``policy`` for the option and controller views
     (:func:`hsal_env.policies.given_policy`), and every field of :class:`hsal_env.config.EnvConfig`.
 
     ``HSAL-Custom-v0`` takes your own images: ``images`` and ``labels`` as arrays, or ``images`` as a folder
@@ -90,12 +91,14 @@ class HSALEnv(gym.Env[dict[str, Any], Any]):
         DataError: the data are missing or damaged.
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 4}  # noqa: RUF012 - as in the base class
+    metadata: dict[str, Any] = {"render_modes": ["human", "rgb_array"], "render_fps": 4}  # noqa: RUF012 - as in the base class
 
     def __init__(self, render_mode: str | None = None, policy: Any = None, **config: Any) -> None:
         if render_mode not in (None, *self.metadata["render_modes"]):
-            raise ConfigError(f"Expected render_mode None or 'rgb_array'; got {render_mode!r}.")
+            raise ConfigError(f"Expected render_mode None, 'human' or 'rgb_array'; got {render_mode!r}.")
         self.render_mode = render_mode
+        self._window = _window() if render_mode == "human" else None
+        self._recorder: Recorder | None = None
         self.simulation = Simulation(EnvConfig.from_kwargs(config), policy=policy)
         self.action_space = self.simulation.view.action_space
         self.observation_space = self.simulation.view.observation_space
@@ -122,6 +125,10 @@ class HSALEnv(gym.Env[dict[str, Any], Any]):
             index = self.np_random.integers(len(self.simulation.examples))
         self._state, self._images = self.simulation.start(np.array([index]))
         self._ended = False
+        if self.render_mode is not None:
+            self._recorder = Recorder(self.simulation.rules, self.simulation.config.classes, self._state)
+        if self._window:
+            self._window.show(self._picture())
         return self._observe(), self._info()
 
     @torch.inference_mode()
@@ -134,8 +141,14 @@ class HSALEnv(gym.Env[dict[str, Any], Any]):
         """
         if self._state is None or self._ended:
             raise ResetNeeded("The episode has ended or not begun; call reset() before step().")
-        self._state, reward, terminated, truncated = self.simulation.step(self._state, _batched(action))
+        self._state, reward, terminated, truncated, between = self.simulation.step(self._state, _batched(action))
         self._ended = bool(terminated | truncated)
+        if self._recorder:
+            for state in (*between, self._state):
+                self._recorder.add(state)
+            self._recorder.end(terminated, truncated)
+        if self._window:
+            self._window.show(self._picture())
         return self._observe(), float(reward), bool(terminated), bool(truncated), self._info()
 
     def action_masks(self) -> np.ndarray:
@@ -151,7 +164,9 @@ class HSALEnv(gym.Env[dict[str, Any], Any]):
         return self._observe()["action_mask"].astype(bool)
 
     def render(self) -> np.ndarray | None:
-        """RGB uint8 ``[h, w, 3]``: image with glimpses, S, M and P; None without a render mode.
+        """RGB uint8 ``[h, w, 3]``: the episode so far, see :func:`hsal_env.rendering.draw_trace`.
+
+        None without a render mode, and with ``"human"``, whose window each step redraws by itself.
 
         Raises:
             ResetNeeded: before the first reset.
@@ -160,10 +175,20 @@ class HSALEnv(gym.Env[dict[str, Any], Any]):
             return None
         if self._state is None:
             raise ResetNeeded("Nothing to draw yet; call reset() before render().")
-        from hsal_env.rendering import draw_state  # matplotlib is slow to import
+        return None if self._window else self._picture()
 
-        canvas = self.simulation.examples.compose(self._state.example.canvas_index.numpy()).images[0]
-        return draw_state(canvas, self._state, lane=0)
+    def close(self) -> None:
+        """Close the window, if there is one."""
+        if self._window:
+            self._window.close()
+
+    def _picture(self) -> np.ndarray:
+        from hsal_env.rendering import draw_trace  # matplotlib is slow to import
+
+        assert self._recorder is not None
+        assert self._state is not None
+        (trace,) = self.simulation.traces(self._recorder, self._state.example.canvas_index.numpy())
+        return draw_trace(trace, columns=self.simulation.rules.max_meta_steps)
 
     def _observe(self) -> dict[str, Any]:
         assert self._state is not None
@@ -176,6 +201,12 @@ class HSALEnv(gym.Env[dict[str, Any], Any]):
         if self._ended:
             parts |= self.simulation.episode_info(self._state)
         return {"source": self.simulation.examples.source} | {name: _unbatched(value) for name, value in parts.items()}
+
+
+def _window() -> Any:
+    from hsal_env.window import Window  # matplotlib is slow to import
+
+    return Window("HSAL", 1 / HSALEnv.metadata["render_fps"])
 
 
 def _batched(action: Any) -> Any:

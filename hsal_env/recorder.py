@@ -56,6 +56,7 @@ class Recorder:
         self._scores: list[Scores | None] = []  # of the decision that led to the state of the same place
         self._first = np.zeros(len(state.phase), np.int64)  # where each lane's episode begins
         self._last = np.full(len(state.phase), -1)  # where it ended; -1: not yet
+        self._ends = np.zeros((2, len(state.phase)), bool)  # terminated, truncated
         self._stacked: _Stacked | None = None
         self.begin(state, np.arange(len(state.phase)))
 
@@ -69,7 +70,7 @@ class Recorder:
             return
         chosen = torch.zeros(len(state.phase), dtype=torch.bool)
         chosen[torch.from_numpy(lanes)] = True
-        self._first[lanes], self._last[lanes] = len(self._states), -1
+        self._first[lanes], self._last[lanes], self._ends[:, lanes] = len(self._states), -1, False
         if bool((state.phase[chosen] > 0).any()):
             bare = state.example._replace(volume=state.example.volume[:, :0])
             fresh = dynamics.initial(bare, self.rules)
@@ -82,9 +83,13 @@ class Recorder:
         self._first -= done
         self._last[self._last >= 0] -= done
 
-    def end(self, lanes: np.ndarray) -> None:
-        """The state added last is where the episodes of ``lanes`` ended; what follows in them is left out."""
-        self._last[lanes] = np.where(self._last[lanes] < 0, len(self._states) - 1, self._last[lanes])
+    def end(self, terminated: Tensor, truncated: Tensor) -> None:
+        """Which episodes ended in the state that was added last, bool ``[B]``; what follows in them is left out."""
+        ends = np.stack([terminated.cpu().numpy(), truncated.cpu().numpy()])
+        new = ends.any(axis=0) & (self._last < 0)
+        earlier, latest = (state["phase"].numpy() for state in self._states[-2:])
+        attended = (earlier == 0) & (latest > 0)  # a given policy, after the label that ended the episode
+        self._last[new], self._ends[:, new] = (len(self._states) - 1 - attended)[new], ends[:, new]
 
     def _append(self, state: dict[str, Tensor], scores: Scores | None) -> None:
         self._states.append(state)
@@ -101,8 +106,6 @@ class Recorder:
         source: str,
         canvas_index: int,
         grid: Grid,
-        terminated: bool = False,
-        truncated: bool = False,
     ) -> Trace:
         """The trace of one lane.
 
@@ -114,8 +117,6 @@ class Recorder:
             source: what its pixels are.
             canvas_index: which canvas of the split.
             grid: where its cells lie.
-            terminated: its episode came to its end.
-            truncated: it was cut off.
         """
         if self._stacked is None:
             self._stacked = _Stacked(self._states, self._scores, self.rules, self.num_classes)
@@ -139,8 +140,8 @@ class Recorder:
             boxes=boxes[known],
             num_classes=self.num_classes,
             glimpses=self.rules.glimpses,
-            terminated=terminated,
-            truncated=truncated,
+            terminated=bool(self._ends[0, lane]),
+            truncated=bool(self._ends[1, lane]),
             meta_step=meta_step,
             phase=phase,
             saliency=states["saliency"][before, lane],

@@ -12,6 +12,8 @@ from hsal_env import dynamics
 from hsal_env.config import EnvConfig
 from hsal_env.dynamics import Example, Outcome, State
 from hsal_env.perception.examples import Examples
+from hsal_env.recorder import Recorder
+from hsal_env.trace import Trace
 from hsal_env.views import make_view
 
 
@@ -48,6 +50,17 @@ class Simulation:
             ActionError: an action outside its space.
         """
         return self.view.step(state, action)
+
+    def traces(self, recorder: Recorder, indices: np.ndarray) -> list[Trace]:
+        """What ``recorder`` has seen of all lanes, which hold the canvases ``indices`` ``[B]``."""
+        canvases = self.examples.compose(indices)
+        return [
+            recorder.trace(
+                lane, canvases.images[lane], canvases.labels[lane], canvases.boxes[lane],
+                source=self.examples.source, canvas_index=int(index), grid=self.examples.grid,
+            )
+            for lane, index in enumerate(indices)
+        ]  # fmt: skip
 
     def info(self, state: State) -> dict[str, Tensor]:
         """What a learner, not a policy, may use: example index, and label counts: true ones, not yet named, named so far."""

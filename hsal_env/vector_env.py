@@ -15,6 +15,7 @@ from torch import Tensor
 from hsal_env.config import EnvConfig
 from hsal_env.dynamics import Example, State, rebuilt
 from hsal_env.errors import ConfigError
+from hsal_env.recorder import Recorder
 from hsal_env.simulation import Simulation
 from hsal_env.spaces import require_action_mask
 
@@ -70,7 +71,9 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         if output == "numpy" and not on_cpu:
             raise ConfigError(f"device={device!r} needs output='torch'; numpy arrays live on the CPU.")
         if render_mode not in (None, *self.metadata["render_modes"]):
-            raise ConfigError(f"Expected render_mode None or 'rgb_array'; got {render_mode!r}.")
+            raise ConfigError(
+                f"Expected render_mode None or 'rgb_array'; got {render_mode!r}. A window shows a single environment."
+            )
         self.num_envs, self.render_mode, self.output = num_envs, render_mode, output
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         self.simulation = Simulation(EnvConfig.from_kwargs(config), device, policy)
@@ -81,6 +84,7 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         self._source = np.full(num_envs, self.simulation.examples.source, dtype=object)
         self._draws = _Draws(num_envs, len(self.simulation.examples))
         self._state: State | None = None
+        self._recorder: Recorder | None = None
         self._lent = False
         self._images: Tensor | None = None
         self._nowhere = torch.zeros(num_envs, dtype=torch.bool, device=self.simulation.device)
@@ -139,13 +143,17 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         """
         restarted = self.autoreset_mode is AutoresetMode.SAME_STEP  # lanes that ended have begun anew already
         ended = self._nowhere if restarted else self._terminated | self._truncated
-        state, reward, terminated, truncated = self.simulation.step(self._current, actions)
+        state, reward, terminated, truncated, between = self.simulation.step(self._current, actions)
         if self.autoreset_mode is AutoresetMode.DISABLED:
             terminated, truncated = terminated & ~ended | self._terminated, truncated & ~ended | self._truncated
         else:
             terminated, truncated = terminated & ~ended, truncated & ~ended
         reward = torch.where(ended, 0.0, reward)
         self._state, self._terminated, self._truncated = state, terminated, truncated
+        if self._recorder:
+            for passed in (*between, state):
+                self._recorder.add(passed)
+            self._recorder.end(terminated, truncated)
         if self.autoreset_mode is AutoresetMode.NEXT_STEP and bool(ended.any()):
             self._restart(np.flatnonzero(ended.cpu()))
         now_ended = terminated | truncated
@@ -164,13 +172,18 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         return self._observe(), self._out(reward, np.float64), self._out(terminated), self._out(truncated), info
 
     def render(self) -> tuple[np.ndarray, ...] | None:
-        """One RGB picture per lane; None without a render mode."""
+        """One RGB picture per lane, of its episode so far; None without a render mode.
+
+        Raises:
+            ResetNeeded: before the first reset.
+        """
         if self.render_mode is None:
             return None
-        from hsal_env.rendering import draw_state  # matplotlib is slow to import
+        from hsal_env.rendering import draw_trace  # matplotlib is slow to import
 
-        canvases = self.simulation.examples.compose(self._current.example.canvas_index.cpu().numpy()).images
-        return tuple(draw_state(canvas, self._current, lane) for lane, canvas in enumerate(canvases))
+        indices, columns = self._current.example.canvas_index.cpu().numpy(), self.simulation.rules.max_meta_steps
+        assert self._recorder is not None
+        return tuple(draw_trace(trace, columns=columns) for trace in self.simulation.traces(self._recorder, indices))
 
     def action_masks(self) -> np.ndarray:
         """bool ``[N, H W + C + 1]``.
@@ -190,6 +203,13 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
     def _restart(self, lanes: np.ndarray, indices: np.ndarray | None = None) -> None:
         if indices is None:
             indices = self._draws.take(lanes)
+        self._place(lanes, indices)
+        if self._recorder:
+            self._recorder.begin(self._current, lanes)
+        elif self.render_mode is not None:
+            self._recorder = Recorder(self.simulation.rules, self.simulation.config.classes, self._current)
+
+    def _place(self, lanes: np.ndarray, indices: np.ndarray) -> None:
         fresh, images = self.simulation.start(indices)
         if len(lanes) == self.num_envs:
             self._state, self._images = fresh, images

@@ -27,7 +27,9 @@ def _meta_step(state: State, action: Action, decide: Callable[[State], tuple[Act
     for _ in range(rules.glimpses + 1):
         chosen, before = decide(outcome.state)
         following = dynamics.transition(before, chosen, rules)
-        outcome = following._replace(reward=outcome.reward + following.reward)
+        outcome = following._replace(
+            reward=outcome.reward + following.reward, between=(*outcome.between, outcome.state)
+        )
     return outcome
 
 
@@ -134,7 +136,7 @@ class ControllerView(FlatView):
     def step(self, state: State, action: Any) -> Outcome:
         """See :class:`hsal_env.spaces.View`."""
         outcome = super().step(state, action)
-        return outcome._replace(state=self._attend(outcome.state))
+        return outcome._replace(state=self._attend(outcome.state), between=(outcome.state,))
 
     def _attend(self, state: State) -> State:
         """Place the mask in the lanes where a meta-step begins."""

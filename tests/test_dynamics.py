@@ -85,7 +85,7 @@ def test_whole_episodes_equal_the_oracle(protocol, variant, map_size):
         assert_mirrors(state, lane, mirrors[lane], rules)
     for _ in range(rules.option_length * rules.max_meta_steps):
         action = random_action(rng, lanes, rules, given.raw_saliency[0].numel(), stop_share=0.15)
-        state, reward, terminated, truncated = dynamics.transition(state, action, rules)
+        state, reward, terminated, truncated, _ = dynamics.transition(state, action, rules)
         for lane in sorted(running):
             decision = (part[lane].numpy().tolist() for part in action)
             expected = mirrors[lane].decide(*decision)
@@ -170,7 +170,7 @@ def name_label(state: State, rules: Rules, label: int) -> Outcome:
 
 
 def outcome_of(outcome: Outcome) -> list[list]:
-    return [part.tolist() for part in outcome[1:]]
+    return [part.tolist() for part in outcome[1:4]]
 
 
 def test_the_free_protocol_by_hand(started):

@@ -1,0 +1,138 @@
+"""What an agent gets wrong, from the traces of its episodes.
+
+Kinds of wrong episodes: ``wrong label``, a label that was not among the remaining ones while there were any; otherwise
+``early``, it stopped while something remained, or ``late``, it went on when nothing did.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hsal_env.errors import DataError
+from hsal_env.perception.grid import Grid
+from hsal_env.trace import Trace
+
+_SIZES_PX = (0, 20, 25, 30, 35, 40, 45, 51, math.inf)
+_OVERLAPS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.001)
+
+
+class Episode(NamedTuple):
+    """What the tables are made from.
+
+    Attributes:
+        canvas_index: which canvas.
+        true, named: label counts ``[C]``.
+        kind: ``"right"``, ``"wrong label"``, ``"early"`` or ``"late"``.
+        sizes_px: heights of the objects ``[m]``; -1 where unknown.
+        overlaps: of each meta-step that should name an object, the share of its mask in the box most covered; NaN where
+            there are no boxes.
+        hits: whether its label was right.
+        confidence: the highest probability of a wrong label; 0 without one.
+    """
+
+    canvas_index: int
+    true: np.ndarray
+    named: np.ndarray
+    kind: str
+    sizes_px: np.ndarray
+    overlaps: list[float]
+    hits: list[bool]
+    confidence: float
+
+
+def box_share(mask: np.ndarray, box: np.ndarray, grid: Grid) -> float:
+    """Share of a mask ``[H, W]`` that lies in a box (row, col, height, width) in px; each cell's weight fills its square."""
+
+    def covered(axis: int) -> np.ndarray:
+        edges = grid.first_px[axis] + (np.arange(mask.shape[axis] + 1) - 0.5) * grid.stride_px[axis]
+        inside = np.minimum(edges[1:], box[axis] + box[axis + 2]) - np.maximum(edges[:-1], box[axis])
+        return inside.clip(min=0) / grid.stride_px[axis]
+
+    return float((mask * np.outer(covered(0), covered(1))).sum() / mask.sum())
+
+
+def describe(trace: Trace) -> Episode:
+    """Sort one recorded episode."""
+    names = np.flatnonzero(trace.label >= 0)
+    due, right = trace.remaining[names].sum(axis=1) > 0, trace.right[names]
+    kind = "right"
+    if not right.all():
+        first = int((~right).argmax())
+        stopped = trace.label[names[first]] == trace.num_classes
+        kind = "late" if not due[first] else "early" if stopped else "wrong label"
+    known = bool(len(trace.boxes)) and bool((trace.boxes >= 0).all())
+    overlaps = [
+        max(box_share(trace.mask[n], box, trace.grid) for box in trace.boxes) if known else math.nan for n in names[due]
+    ]
+    return Episode(
+        canvas_index=trace.canvas_index,
+        true=np.bincount(trace.labels, minlength=trace.num_classes),
+        named=np.bincount(trace.named, minlength=trace.num_classes),
+        kind=kind,
+        sizes_px=trace.boxes[:, 2],
+        overlaps=overlaps,
+        hits=right[due].tolist(),
+        confidence=float(np.exp(trace.log_prob[names[~right]]).max(initial=0.0)),
+    )
+
+
+def breakdown(traces: Iterable[Trace]) -> dict[str, Any]:
+    """Shares by kind, number, smallest size, label, and overlap of mask and box; see :func:`tables`."""
+    return tables([describe(trace) for trace in traces])
+
+
+def tables(episodes: Sequence[Episode]) -> dict[str, Any]:
+    """Shares by kind, number, size, label, and overlap of mask and box. What needs boxes is left out where none are known.
+
+    Raises:
+        DataError: no episodes.
+    """
+    if not episodes:
+        raise DataError("Expected at least one episode to break down; got none.")
+    right = np.array([e.kind == "right" for e in episodes])
+    true, named = np.array([e.true for e in episodes]), np.array([e.named for e in episodes])
+    objects = true.sum(1)
+    both = np.minimum(true, named).sum(0)
+    smallest = np.array([e.sizes_px.min(initial=2**31) for e in episodes])  # without objects: none
+    smallest = np.where(objects > 0, smallest, -1)
+    overlaps, hits = np.concatenate([e.overlaps for e in episodes]), np.concatenate([e.hits for e in episodes])
+    overlaps, hits = overlaps[~np.isnan(overlaps)], hits[~np.isnan(overlaps)].astype(bool)
+    found: dict[str, Any] = {
+        "episodes": len(episodes),
+        "by kind": {kind: {"cases": count} for kind, count in Counter(e.kind for e in episodes).most_common()},
+        "by number of objects": {
+            str(n): {"cases": int((objects == n).sum()), "right": float(right[objects == n].mean())}
+            for n in np.unique(objects)
+        },
+    }
+    by_size = _binned(smallest, right, _SIZES_PX)
+    if by_size:
+        found["by smallest object, px"] = by_size
+    found["by label"] = {
+        str(c): {
+            "cases": int(true[:, c].sum()),
+            "recall": float(both[c] / max(1, true[:, c].sum())),
+            "precision": float(both[c] / max(1, named[:, c].sum())),
+        }
+        for c in range(true.shape[1])
+    }
+    if len(overlaps):
+        found["labels by share of the mask in the box most covered"] = _binned(overlaps, hits, _OVERLAPS)
+        found["mean share, right labels"] = float(overlaps[hits].mean()) if hits.any() else None
+        found["mean share, wrong labels"] = float(overlaps[~hits].mean()) if not hits.all() else None
+    return found
+
+
+def _binned(values: np.ndarray, right: np.ndarray, edges: tuple[float, ...]) -> dict[str, dict[str, float]]:
+    found = {}
+    for low, high in itertools.pairwise(edges):
+        inside = (values >= low) & (values < high)
+        if inside.any():
+            found[f"{low:g} to {high:.3g}"] = {"cases": int(inside.sum()), "right": float(right[inside].mean())}
+    return found

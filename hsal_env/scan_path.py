@@ -1,0 +1,176 @@
+"""Scan-path measures of recorded episodes, each beside two controls.
+
+A fixation is a glimpse made while something remained to be named: after that there is nothing to find. A scan path is the
+fixations of one episode in order, across meta-steps. The controls replace the cells of each scan path and leave its length:
+
+- ``uniform``: cells drawn uniformly from the map;
+- ``centre``: cells drawn from the agent's fixations on all *other* images, which share whatever bias it has towards the centre
+  or any other place but know nothing of this image (the shuffled control of Tatler, Baddeley and Gilchrist 2005, Visual
+  correlates of fixation selection, Vision Research 45, 643-659; on the centre bias Tatler 2007, Journal of Vision 7(14):4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from hsal_env.errors import DataError
+from hsal_env.trace import Trace
+
+_DRAWS = 10  # of each control, per scan path
+
+MEASURES = {
+    "saccade_length_cells": "distance between successive fixations, in cells; mean over all saccades",
+    "saccade_length_px": "the same between the centres of the cells, in px of the image",
+    "return_share": "share of fixations on a cell already fixated in the episode",
+    "object_share": "share of fixations whose cell's centre lies in an object's box",
+    "object_mask_share": "share of the masks' mass at cells whose centre lies in an object's box; the controls' masks are a flat "
+    "one and the mean of those on other images",
+    "fixations_per_object": "fixations in an object's box, mean over objects",
+    "saliency_order": "Spearman's rank correlation, over the cells fixated in an episode, of the order in which they were first "
+    "fixated and the order of their saliency in S_1, highest first; mean over episodes",
+}
+"""What each measure is. NaN where nothing defines it: no fixations, no boxes, or for ``centre`` no other image."""
+
+
+class _Looked(NamedTuple):
+    """What the measures read of one trace: cells fixated ``[n]``, their map, and for each object the cells in its box."""
+
+    cells: np.ndarray
+    trace: Trace
+    inside: np.ndarray | None
+    masks: np.ndarray
+
+
+def measures(traces: Sequence[Trace], rng: np.random.Generator) -> dict[str, dict[str, float]]:
+    """Every measure of :data:`MEASURES`, by name.
+
+    Args:
+        traces: of one environment.
+        rng: draws the controls.
+
+    Returns:
+        Per measure ``agent``, ``uniform`` and ``centre``.
+
+    Raises:
+        DataError: no traces, or of maps of different sizes.
+    """
+    sizes = sorted({trace.map_size for trace in traces})
+    if len(sizes) != 1:
+        raise DataError(f"Expected at least one trace, all of one map size; got sizes {sizes}.")
+    looked = [_looked(trace) for trace in traces]
+    paths = [part.cells for part in looked]
+    everywhere = np.concatenate(paths)
+    starts = np.cumsum([0, *map(len, paths)])
+    cells = sizes[0][0] * sizes[0][1]
+
+    def centre(number: int) -> np.ndarray:
+        """As many cells as the trace of that number has fixations, from all others."""
+        own, others = len(paths[number]), len(everywhere) - len(paths[number])
+        if not others or not own:
+            return np.zeros((_DRAWS, 0), np.int64)
+        drawn = rng.integers(others, size=(_DRAWS, own))
+        return everywhere[np.where(drawn < starts[number], drawn, drawn + own)]
+
+    scan_paths = {
+        "agent": [path[None] for path in paths],
+        "uniform": [rng.integers(cells, size=(_DRAWS, len(path))) for path in paths],
+        "centre": [centre(number) for number in range(len(paths))],
+    }
+    found: dict[str, dict[str, float]] = {name: {} for name in MEASURES}
+    for whose, drawn in scan_paths.items():
+        for name, measure in _OF_PATHS.items():
+            pairs = [measure(path, part) for part, several in zip(looked, drawn, strict=True) for path in several]
+            total, count = np.sum(pairs, axis=0) if pairs else (0.0, 0.0)
+            found[name][whose] = float(total / count) if count else float("nan")
+    found["object_mask_share"] = _mask_shares(looked)
+    return found
+
+
+def _looked(trace: Trace) -> _Looked:
+    due = trace.remaining.sum(axis=1) > 0
+    known = bool(len(trace.boxes)) and bool((trace.boxes >= 0).all())
+    placed = trace.mask[due & (trace.phase == 0)].reshape(-1, trace.saliency_left.size)
+    return _Looked(
+        cells=trace.location[due & (trace.location >= 0)],
+        trace=trace,
+        inside=_inside(trace) if known else None,
+        masks=placed,
+    )
+
+
+def _inside(trace: Trace) -> np.ndarray:
+    """bool ``[m, H W]``: which cells' centres lie in each box."""
+    rows, columns = trace.map_size
+    centres = trace.grid.centres(np.arange(rows * columns), columns)  # [H W, 2]
+    corner, size = trace.boxes[:, None, :2], trace.boxes[:, None, 2:]
+    return ((corner <= centres) & (centres < corner + size)).all(axis=2)
+
+
+def _saccades(path: np.ndarray, trace: Trace, step: Sequence[float]) -> tuple[float, float]:
+    places = np.stack(np.divmod(path, trace.map_size[1]), axis=1) * np.array(step)
+    lengths = np.sqrt((np.diff(places, axis=0) ** 2).sum(axis=1))
+    return float(lengths.sum()), len(lengths)
+
+
+def _returns(path: np.ndarray, looked: _Looked) -> tuple[float, float]:
+    return len(path) - len(np.unique(path)), len(path)
+
+
+def _on_objects(path: np.ndarray, looked: _Looked) -> tuple[float, float]:
+    if looked.inside is None:
+        return 0.0, 0.0
+    return float(looked.inside.any(axis=0)[path].sum()), len(path)
+
+
+def _per_object(path: np.ndarray, looked: _Looked) -> tuple[float, float]:
+    if looked.inside is None or not len(path):
+        return 0.0, 0.0
+    return float(looked.inside[:, path].sum()), len(looked.inside)
+
+
+def _saliency_order(path: np.ndarray, looked: _Looked) -> tuple[float, float]:
+    if not len(path):
+        return 0.0, 0.0
+    fixated, first = np.unique(path, return_index=True)
+    saliency = looked.trace.saliency[0].reshape(-1)[fixated]
+    if len(fixated) < 2 or (saliency == saliency[0]).all():
+        return 0.0, 0.0
+    return float(np.corrcoef(_ranks(first), _ranks(-saliency))[0, 1]), 1.0
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks from 0 on, equal values sharing the mean of theirs."""
+    _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts + 1) / 2)[group]
+
+
+# the sum over one scan path, and over how many: pooled over all of them
+_OF_PATHS: dict[str, Callable[[np.ndarray, _Looked], tuple[float, float]]] = {
+    "saccade_length_cells": lambda path, looked: _saccades(path, looked.trace, (1.0, 1.0)),
+    "saccade_length_px": lambda path, looked: _saccades(path, looked.trace, looked.trace.grid.stride_px),
+    "return_share": _returns,
+    "object_share": _on_objects,
+    "fixations_per_object": _per_object,
+    "saliency_order": _saliency_order,
+}
+
+
+def _mask_shares(looked: Sequence[_Looked]) -> dict[str, float]:
+    """Mean over the masks, each over its sum: the agent's, a flat one, and the mean of those on other images."""
+    shares = [part.masks / part.masks.sum(axis=1, keepdims=True) for part in looked]
+    total, count = np.concatenate(shares).sum(axis=0), sum(map(len, shares))
+    sums, cases = np.zeros(3), np.zeros(3)
+    for part, own in zip(looked, shares, strict=True):
+        if part.inside is None or not len(own):
+            continue
+        inside, others = part.inside.any(axis=0), count - len(own)
+        sums[:2] += own[:, inside].sum(), len(own) * inside.mean()
+        cases[:2] += len(own)
+        if others:
+            sums[2] += len(own) * ((total - own.sum(axis=0)) / others)[inside].sum()
+            cases[2] += len(own)
+    found = np.where(cases > 0, sums / np.maximum(cases, 1), np.nan)
+    return dict(zip(("agent", "uniform", "centre"), found.tolist(), strict=True))
