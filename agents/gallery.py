@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from agents.errors import Episode, describe
 from hsal_env.trace import Trace
 
 KINDS = {
-    "best": "right, with the highest least probability of a label",
-    "typical": "whose least probability of a label is nearest the median over all episodes",
-    "worst": "wrong, with most labels too many or missing, then with the most probable wrong label",
+    "best": "Right, with the highest least probability of a label.",
+    "typical": "Their least probability of a label is nearest the median over all episodes.",
+    "worst": "Wrong, with most labels too many or missing, then with the most probable wrong label.",
 }
 """What each choice means; ties go to the earlier canvas."""
 
@@ -21,30 +22,21 @@ def least_probability(trace: Trace) -> float:
     return float(np.exp(trace.log_prob[trace.label >= 0].min()))
 
 
-def labels_off(trace: Trace) -> int:
-    """How many labels are too many or missing."""
-    true, named = (np.bincount(part, minlength=trace.num_classes) for part in (trace.labels, trace.named))
-    return int(np.abs(true - named).sum())
-
-
-def wrong_confidence(trace: Trace) -> float:
-    """The highest probability of a label or stop that was wrong; 0 without one."""
-    wrong = (trace.label >= 0) & ~trace.right
-    return float(np.exp(trace.log_prob[wrong].max())) if wrong.any() else 0.0
+def worst_first(episode: Episode) -> tuple[int, float, int]:
+    """A key to sort wrong episodes by."""
+    return -int(np.abs(episode.true - episode.named).sum()), -episode.confidence, episode.canvas_index
 
 
 def choose(traces: Sequence[Trace], number: int = 3) -> dict[str, list[Trace]]:
-    """At most ``number`` episodes of each of :data:`KINDS`, in order."""
-    right = [trace for trace in traces if trace.exact_match]
-    wrong = [trace for trace in traces if not trace.exact_match]
-    median = np.median([least_probability(trace) for trace in traces]) if traces else 0.0
-
-    def first(found: Sequence[Trace], *keys: Sequence[float]) -> list[Trace]:
-        order = sorted(range(len(found)), key=lambda i: (*(key[i] for key in keys), found[i].canvas_index))
-        return [found[i] for i in order[:number]]
-
-    return {
-        "best": first(right, [-least_probability(trace) for trace in right]),
-        "typical": first(traces, [abs(least_probability(trace) - median) for trace in traces]),
-        "worst": first(wrong, [-labels_off(t) for t in wrong], [-wrong_confidence(t) for t in wrong]),
+    """At most ``number`` episodes of each of :data:`KINDS`, in order. ``traces``: at least one."""
+    sure = [least_probability(trace) for trace in traces]
+    median = float(np.median(sure))
+    episodes = [describe(trace) for trace in traces]
+    right = [i for i, episode in enumerate(episodes) if episode.kind == "right"]
+    wrong = [i for i, episode in enumerate(episodes) if episode.kind != "right"]
+    orders = {
+        "best": sorted(right, key=lambda i: (-sure[i], traces[i].canvas_index)),
+        "typical": sorted(range(len(traces)), key=lambda i: (abs(sure[i] - median), traces[i].canvas_index)),
+        "worst": sorted(wrong, key=lambda i: worst_first(episodes[i])),
     }
+    return {kind: [traces[i] for i in order[:number]] for kind, order in orders.items()}

@@ -25,7 +25,7 @@ from agents.errors import breakdown
 from agents.runs import SCORES, Run
 from agents.statistics import FEWEST_RUNS, bootstrap_interval, interquartile_mean, spread
 from hsal_env.rendering import draw_trace
-from hsal_env.scan_path import measures
+from hsal_env.scan_path import MEASURES, measures
 from hsal_env.trace import Trace
 
 _PAPER = "https://arxiv.org/abs/1711.05165"
@@ -55,7 +55,7 @@ class Row(NamedTuple):
     Attributes:
         name: for people.
         runs: at least one.
-        traces: episodes of the first run's agent; [] where there is none.
+        traces: episodes of the first run that has an agent; none: () or [].
         split: that they are of.
     """
 
@@ -97,7 +97,8 @@ def page(rows: Sequence[Row], version: str) -> str:
 
 
 def _results(rows: Sequence[Row]) -> list[str]:
-    parts, table = [], []
+    parts: list[str] = []
+    table: list[list[Any]] = []
     for row in rows:
         tests = [run.metrics["test"] for run in row.runs]
         guess, paper = row.runs[0].metrics.get("blind_guess", {}), row.runs[0].paper
@@ -147,7 +148,9 @@ def _aggregate(rows: Sequence[Row]) -> list[str]:
     if sum(len(row.runs) for row in rows) < 2:
         return [_paragraph("One run: nothing to put together. Give several, of other seeds or tasks.")]
     labels = [", ".join(row.name for row in method) for method in methods]
-    table = [[name, len(part), sum(len(row.runs) for row in part)] for name, part in zip(labels, methods, strict=True)]
+    table: list[list[Any]] = [
+        [name, len(part), sum(len(row.runs) for row in part)] for name, part in zip(labels, methods, strict=True)
+    ]
     drawn = []
     for score in ("exact_match", "macro_f1"):
         found = []
@@ -157,7 +160,9 @@ def _aggregate(rows: Sequence[Row]) -> list[str]:
             cells.append("{:.4f} [{:.4f}, {:.4f}]".format(*found[-1]))
         title = f"IQM of {_HEADS[score]}"
         drawn.append(_picture(_svg(_interval_figure(title, labels, found)), f"{title} with its intervals"))
-    parts = [_table(["rows of one method", "tasks", "runs", "IQM of 0-1 [95 %]", "IQM of macro-F1 [95 %]"], table)]
+    parts: list[str] = [
+        _table(["rows of one method", "tasks", "runs", "IQM of 0-1 [95 %]", "IQM of macro-F1 [95 %]"], table)
+    ]
     parts.append(f'<div class="columns">{"".join(drawn)}</div>\n')
     words = (
         "IQM: interquartile mean, the mean of the middle half of the scores of all runs on all tasks; in brackets a 95 % "
@@ -213,9 +218,6 @@ def _breakdown(rows: Sequence[Row]) -> list[str]:
         if not row.traces:
             continue
         parts.append(_heading(f"{row.name}: {_episodes(row)}"))
-        if any((trace.boxes < 0).any() for trace in row.traces):
-            parts.append(_note("Left out: it needs the boxes of the objects, which are unknown of these images."))
-            continue
         blocks, lines = [], []
         for name, part in breakdown(row.traces).items():
             if isinstance(part, Mapping) and part and isinstance(next(iter(part.values())), Mapping):
@@ -236,11 +238,18 @@ def _scan_path(rows: Sequence[Row]) -> list[str]:
         parts.append(_heading(f"{row.name}: {_episodes(row)}"))
         found = measures(row.traces, np.random.default_rng(0))
         columns = list(dict.fromkeys(name for part in found.values() for name in part))
-        table = [[name, *(_number(part.get(column)) for column in columns)] for name, part in found.items()]
+        table = [
+            [_over(name, [MEASURES[name]]), *(_number(part[column]) for column in columns)]
+            for name, part in found.items()
+        ]
         parts.append(_table(["measure", *columns], table))
     if parts:
-        words = "Controls look as often on the same canvases: uniformly, and with a bias to the centre."
-        parts.append(_paragraph(words))
+        parts.append(
+            _paragraph(
+                "Two controls fixate as often on the same canvases: uniform, cells drawn uniformly; centre, cells drawn from the "
+                "agent's fixations on all other canvases, which know nothing of this one."
+            )
+        )
     return [*parts, *_agentless(rows)]
 
 
@@ -251,7 +260,7 @@ def _gallery(rows: Sequence[Row]) -> list[str]:
             continue
         parts.append(_heading(f"{row.name}: of {_episodes(row)}"))
         for kind, traces in gallery.choose(row.traces).items():
-            parts.append(f"<h4>{kind.capitalize()}</h4>\n{_paragraph(f'{gallery.KINDS[kind]}.'.capitalize())}")
+            parts.append(f"<h4>{kind.capitalize()}</h4>\n{_paragraph(gallery.KINDS[kind])}")
             shown = "".join(map(_episode, traces)) or "None."
             parts.append(f'<div class="columns">{shown}</div>\n')
     return [*parts, *_agentless(rows)]
@@ -392,8 +401,8 @@ def _any(values: Sequence[float | None] | None) -> bool:
 
 
 def _episodes(row: Row) -> str:
-    run = row.runs[0].name if len(row.runs) > 1 else ""
-    of_seed = f", of {run}" if run else ""
+    player = next(run.name for run in row.runs if run.checkpoint)
+    of_seed = f", of {player}" if len(row.runs) > 1 else ""
     return f"{len(row.traces):,} {row.split} canvases of {row.traces[0].source}, greedy{of_seed}"
 
 
@@ -428,10 +437,10 @@ nav{display:flex;flex-wrap:wrap;gap:.25rem 1.1rem;margin-top:.9rem}
 table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums}
 th,td{padding:.38rem .8rem;text-align:left;vertical-align:top;border-bottom:1px solid var(--line);white-space:nowrap}
 thead th{color:var(--soft);font-weight:600;vertical-align:bottom}
-tbody th{font-weight:600;max-width:20rem;min-width:7rem;white-space:normal;overflow-wrap:break-word;
+tbody th{font-weight:600;max-width:34rem;min-width:7rem;white-space:normal;overflow-wrap:break-word;
 position:sticky;left:0;background:var(--paper)}
 thead th{white-space:normal}
-td small{display:block;color:var(--soft);font-size:.78rem}
+small{display:block;font-weight:400;max-width:34rem;color:var(--soft);font-size:.78rem}
 .bar{display:inline-block;min-width:7rem;padding:0 .35rem;border-radius:3px;
 background:linear-gradient(to right,var(--bar) var(--share),var(--card) var(--share))}
 .note{background:var(--note);padding:.5rem .8rem;border-radius:6px}

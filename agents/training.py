@@ -176,15 +176,16 @@ class Run:
             board.close()
 
     def test(self, episodes: int) -> dict[str, Any]:
-        """Test on held-out canvases; print the table, write metrics.json, episodes.png and the test scores beside the settings
-        to TensorBoard. For the leading process alone.
+        """Test on held-out canvases. For the leading process alone.
+
+        Prints the table; writes metrics.json, episodes.png, and to TensorBoard the settings beside the test scores.
 
         Raises:
             CheckpointError: a file cannot be written.
         """
         config = evaluation_config(self.env_config, "test", episodes)
         self.agent.eval()
-        results = {
+        results: dict[str, Any] = {
             "source": self.source,
             "test": evaluate(self.agent, config, self.device),
             "blind_guess": blind_guess(self.env_config, config),

@@ -67,16 +67,14 @@ def main(args: Args) -> None:
     for name, runs in zip(names(groups), groups, strict=True):
         with_agent = [run for run in runs if run.checkpoint]
         traces: list[Trace] = []
+        if not args.episodes and not runs[0].metrics:
+            raise ConfigError(f"{name}: the scores of a bundled agent are found here; expected --episodes above 0.")
         if with_agent and args.episodes:
-            loaded = checkpoint.load(with_agent[0].checkpoint)
-            if not runs[0].metrics:
-                runs = [of_bundled(runs[0], loaded, loaded.env_on("test", args.source, args.data_root), args.episodes)]
-            runs = sorted(runs, key=lambda run: run is not with_agent[0])
+            first = with_agent[0]
+            loaded = checkpoint.load(Path(str(first.checkpoint)))
+            if not first.metrics:
+                runs = [of_bundled(first, loaded, loaded.env_on("test", args.source, args.data_root), args.episodes)]
             traces = play(loaded, args, name)
-        elif not runs[0].metrics:
-            raise ConfigError(
-                f"{name} is a bundled agent, whose scores this report finds; expected --episodes above 0."
-            )
         rows.append(Row(name, runs, traces, args.split))
     write(args.output, page(rows, hsal_env.__version__))
     print(f"The report is in {args.output}")
