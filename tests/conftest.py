@@ -3,6 +3,7 @@
 import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported, here and in the processes that tests start
+os.environ["MPLBACKEND"] = "agg"  # windows that nobody sees
 
 from collections.abc import Iterator
 from pathlib import Path
