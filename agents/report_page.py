@@ -22,7 +22,7 @@ from PIL import Image
 
 from agents import curves, gallery
 from agents.errors import breakdown
-from agents.runs import SCORES, Run
+from agents.runs import SCORES, Run, methods
 from agents.statistics import FEWEST_RUNS, bootstrap_interval, interquartile_mean, spread
 from hsal_env.rendering import draw_trace
 from hsal_env.scan_path import MEASURES, measures
@@ -137,24 +137,17 @@ def _results(rows: Sequence[Row]) -> list[str]:
 
 
 def _aggregate(rows: Sequence[Row]) -> list[str]:
-    methods: list[list[Row]] = []
-    for row in rows:
-        for method in methods:
-            if method[0].runs[0].method == row.runs[0].method and row.runs[0].method:
-                method.append(row)
-                break
-        else:
-            methods.append([row])
     if sum(len(row.runs) for row in rows) < 2:
         return [_paragraph("One run: nothing to put together. Give several, of other seeds or tasks.")]
-    labels = [", ".join(row.name for row in method) for method in methods]
+    pooled = [[rows[number] for number in part] for part in methods([row.runs for row in rows])]
+    labels = [", ".join(row.name for row in method) for method in pooled]
     table: list[list[Any]] = [
-        [name, len(part), sum(len(row.runs) for row in part)] for name, part in zip(labels, methods, strict=True)
+        [name, len(part), sum(len(row.runs) for row in part)] for name, part in zip(labels, pooled, strict=True)
     ]
     drawn = []
     for score in ("exact_match", "macro_f1"):
         found = []
-        for cells, method in zip(table, methods, strict=True):
+        for cells, method in zip(table, pooled, strict=True):
             tasks = [[float(run.metrics["test"][score]) for run in row.runs] for row in method]
             found.append((float(interquartile_mean(np.concatenate(tasks))), *bootstrap_interval(tasks)))
             cells.append("{:.4f} [{:.4f}, {:.4f}]".format(*found[-1]))
@@ -177,7 +170,7 @@ def _aggregate(rows: Sequence[Row]) -> list[str]:
 def _curves(rows: Sequence[Row]) -> list[str]:
     by_unit: dict[str, list[curves.Curve]] = {}
     for number, row in enumerate(rows):
-        colour, label = curves.COLOURS[number % len(curves.COLOURS)], row.name
+        colour, label = curves.COLOURS[number % len(curves.COLOURS)], fill(row.name, 40)
         for run in (run for run in row.runs if run.progress):
             unit, x = run.curve
             by_unit.setdefault(unit, []).append(curves.Curve(x, run.progress, colour, label or None))

@@ -106,7 +106,7 @@ def gather(names: Sequence[str]) -> list[Run]:
     for name in names:
         folder = Path(name)
         if name in bundled() and not folder.is_dir():
-            runs.append(Run(name, f"{name} (bundled)", {}, {}, BUNDLED_FOLDER / f"{name}.pt"))
+            runs.append(Run(f"{name} (bundled)", f"{name} (bundled)", {}, {}, BUNDLED_FOLDER / f"{name}.pt"))
             continue
         if not folder.is_dir():
             raise DataError(
@@ -187,15 +187,28 @@ def group(runs: Sequence[Run]) -> list[list[Run]]:
     return rows
 
 
+def methods(rows: Sequence[Sequence[Run]]) -> list[list[int]]:
+    """Which rows are of one method on different tasks: their numbers, together; in the order of the first of each."""
+    found: list[list[int]] = []
+    for number, (run, *_) in enumerate(rows):
+        for part in found:
+            firsts = [rows[other][0] for other in part]
+            if run.method and firsts[0].method == run.method and all(first.task != run.task for first in firsts):
+                part.append(number)
+                break
+        else:
+            found.append([number])
+    return found
+
+
 def names(rows: Sequence[Sequence[Run]]) -> list[str]:
     """A name for each row: that of its folder where this tells it from the others, else those of its runs."""
     found = [list(dict.fromkeys(run.row for run in row)) for row in rows]
     often = Counter(name for row in found for name in row)
     return [
-        row[0].name if not row[0].metrics
-        else ", ".join(part if all(often[name] == 1 for name in part) else [run.name for run in row])
+        ", ".join(part if all(often[name] == 1 for name in part) else [run.name for run in row])
         for part, row in zip(found, rows, strict=True)
-    ]  # fmt: skip
+    ]
 
 
 def of_bundled(run: Run, loaded: Loaded, env: EnvConfig, episodes: int) -> Run:
