@@ -396,7 +396,8 @@ def _any(values: Sequence[float | None] | None) -> bool:
 def _episodes(row: Row) -> str:
     player = next(run.name for run in row.runs if run.checkpoint)
     of_seed = f", of {player}" if len(row.runs) > 1 else ""
-    return f"{len(row.traces):,} {row.split} canvases of {row.traces[0].source}, greedy{of_seed}"
+    split = {"val": "validation", "train": "training"}.get(row.split, row.split)
+    return f"{len(row.traces):,} {split} canvases of {row.traces[0].source}, greedy{of_seed}"
 
 
 def _agentless(rows: Sequence[Row]) -> list[str]:

@@ -579,7 +579,7 @@ def test_episodes_are_broken_down_measured_and_shown(whole: str, trained: Path):
     assert len(pictures) == len(chosen) > 3
     for content, trace in zip(pictures, chosen, strict=True):
         np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(content))), draw_trace(trace))
-    assert "30 val canvases of digits, greedy" in seen.sections["gallery"]
+    assert "30 validation canvases of digits, greedy" in seen.sections["gallery"]
 
 
 def test_a_bundled_agent_is_tested_on_so_many_test_canvases(mnist_root: str, tmp_path: Path):
