@@ -78,7 +78,7 @@ def describe(trace: Trace) -> Episode:
         sizes_px=trace.boxes[:, 2],
         overlaps=overlaps,
         hits=right[due].tolist(),
-        confidence=float(np.exp(trace.log_prob[names[~right]]).max(initial=0.0)),
+        confidence=float(np.nan_to_num(np.exp(trace.log_prob[names[~right]])).max(initial=0.0)),
     )
 
 

@@ -77,8 +77,8 @@ class HSALEnv(gym.Env[dict[str, Any], Any]):
     that reads them cheats.
 
     ## Arguments
-    ``render_mode`` (None, ``"rgb_array"``, or ``"human"``: a window, redrawn at each step), ``policy`` for the option and controller views
-    (:func:`hsal_env.policies.given_policy`), and every field of :class:`hsal_env.config.EnvConfig`.
+    ``render_mode`` (None, ``"rgb_array"``, or ``"human"``: a window, redrawn at each step), ``policy`` for the option and
+    controller views (:func:`hsal_env.policies.given_policy`), and every field of :class:`hsal_env.config.EnvConfig`.
 
     ``HSAL-Custom-v0`` takes your own images: ``images`` and ``labels`` as arrays, or ``images`` as a folder
     (:mod:`hsal_env.data.custom`), with ``activation`` and ``saliency`` models of yours. By default all images are used, in

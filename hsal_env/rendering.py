@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
@@ -56,6 +57,10 @@ def draw_trace(trace: Trace, until: int | None = None, columns: int | None = Non
     Raises:
         DataError: a trace whose parts do not fit each other, or ``until`` or ``columns`` outside its range.
     """
+    return _sheet_of(trace, until, columns).pixels()
+
+
+def _sheet_of(trace: Trace, until: int | None = None, columns: int | None = None) -> _Sheet:
     _check(trace)
     decisions = len(trace.phase)
     until = decisions if until is None else until
@@ -68,7 +73,7 @@ def draw_trace(trace: Trace, until: int | None = None, columns: int | None = Non
     sheet = _Sheet(foot + _FOOT, max(right + _RIGHT, _LEAST_WIDTH))
     _draw_title(sheet, trace, until)
     tops = [_TOP + row * _PITCH for row in range(3)]
-    for top, words in zip(tops, ("saliency S,\nmask M\n(contours)", "priority P", "glimpses"), strict=True):
+    for top, words in zip(tops, ("saliency S,\nmask M\n(contours)", "priority P", "image and\nglimpses"), strict=True):
         sheet.text(8, top + _PANEL // 2, words, size=8, va="center")
     for top in tops[:2]:
         sheet.colour_bar(right, top, _PANEL)
@@ -87,7 +92,7 @@ def draw_trace(trace: Trace, until: int | None = None, columns: int | None = Non
         elif _is_next(trace, until, column):
             panels[0].map(sheet.axes, trace.saliency[until] if until < decisions else trace.saliency_left)
             panels[2].image(sheet.axes, trace.image)
-    return sheet.pixels()
+    return sheet
 
 
 def draw_traces(traces: Sequence[Trace]) -> np.ndarray:
@@ -108,7 +113,7 @@ def draw_traces(traces: Sequence[Trace]) -> np.ndarray:
 
 
 def save_picture(picture: np.ndarray, path: Path) -> None:
-    """Write ``picture``, RGB uint8 ``[h, w, 3]``, as a PNG file, or as PDF where ``path`` says so; never half a file.
+    """Write ``picture``, RGB uint8 ``[h, w, 3]``, as a PNG file; ``path`` never holds half of one.
 
     Raises:
         DataError: a picture of another dtype or shape; nothing is written.
@@ -120,13 +125,30 @@ def save_picture(picture: np.ndarray, path: Path) -> None:
         Image.fromarray(picture).save(temporary, format="PNG")
 
 
+@style.context("default")
+def save_pdf(traces: Sequence[Trace], path: Path) -> None:
+    """Write the pictures of :func:`draw_trace` as vector graphics, a page each; ``path`` never holds half a file.
+
+    Raises:
+        DataError: no traces, or one that :func:`draw_trace` refuses; nothing is written.
+        OSError: the file cannot be written; what was at ``path`` is still there.
+    """
+    if not traces:
+        raise DataError("Expected at least one trace to draw; got none.")
+    sheets = [_sheet_of(trace) for trace in traces]
+    undated = {"CreationDate": None}  # the same traces, the same bytes
+    with replacing(path) as temporary, PdfPages(temporary, metadata=undated) as pages:
+        for sheet in sheets:
+            pages.savefig(sheet.finished())
+
+
 def _draw_title(sheet: _Sheet, trace: Trace, until: int) -> None:
     predicted = trace._replace(label=trace.label[:until]).named.tolist()
     true = _multiset(np.bincount(trace.labels, minlength=trace.num_classes))
     ended = until == len(trace.phase) and (trace.terminated or trace.truncated)
     verdict = [f"   {_TICK if trace.exact_match else _CROSS}"] if ended else []
     title = "".join([f"true {true}   predicted {_braces(predicted)}", *verdict])
-    looks = {"color": _GREEN if trace.exact_match else _VERMILLION} if ended else {}
+    looks: dict[str, Any] = {"color": _GREEN if trace.exact_match else _VERMILLION} if ended else {}
     sheet.text(8, 8, title, sheet.width - 16, size=10, weight="bold", **looks)
 
 
@@ -145,7 +167,7 @@ def _draw_meta_step(sheet: _Sheet, trace: Trace, begun: np.ndarray, panels: Sequ
     right = bool(trace.right[last])
     middle, foot = panels[0].left + _PANEL // 2, _TOP + 3 * _PITCH
     words = "stop" if label == trace.num_classes else str(label)
-    looks = {"color": _GREEN if right else _VERMILLION, "ha": "center"}
+    looks: dict[str, Any] = {"color": _GREEN if right else _VERMILLION, "ha": "center"}
     sheet.text(middle, foot - 4, f"{words} {_TICK if right else _CROSS}", size=11, weight="bold", **looks)
     if np.isfinite(trace.log_prob[last]):
         sheet.text(middle, foot + 26, f"{np.exp(trace.log_prob[last]):.2f}", size=7.5, **looks)
@@ -182,7 +204,9 @@ class _Panel(NamedTuple):
             for (low, high), side in zip(_cells_extent(trace), trace.image.shape, strict=False)
         )
         scale = _PANEL / max(high_row - low_row, high_col - low_col)
-        spare_row, spare_col = ((_PANEL / scale - (high - low)) / 2 for low, high in ((low_row, high_row), (low_col, high_col)))
+        spare_row, spare_col = (
+            (_PANEL / scale - (high - low)) / 2 for low, high in ((low_row, high_row), (low_col, high_col))
+        )
         return cls(left, top, scale, (low_row - spare_row, low_col - spare_col), trace)
 
     def at(self, row: Any, col: Any) -> tuple[Any, Any]:
@@ -190,7 +214,9 @@ class _Panel(NamedTuple):
         return self.left + (col - self.origin[1]) * self.scale, self.top + (row - self.origin[0]) * self.scale
 
     def frame(self, axes: Axes, colour: str) -> None:
-        axes.add_patch(Rectangle((self.left, self.top), _PANEL, _PANEL, facecolor="none", edgecolor=colour, linewidth=0.8))
+        axes.add_patch(
+            Rectangle((self.left, self.top), _PANEL, _PANEL, facecolor="none", edgecolor=colour, linewidth=0.8)
+        )
 
     def _show(self, axes: Axes, pixels: np.ndarray, extent: Any, **looks: Any) -> None:
         (top, bottom), (left, right) = extent
@@ -267,9 +293,14 @@ class _Sheet:
         self.text(left + 13, top - 2, "1", size=7)
         self.text(left + 13, top + height + 2, "0", size=7, va="bottom")
 
+    def finished(self) -> Figure:
+        """The figure, measured in px again, whatever was drawn on it."""
+        self.axes.set(xlim=(0, self.width), ylim=(self.height, 0))
+        return self._figure
+
     def pixels(self) -> np.ndarray:
         """RGB uint8 ``[height, width, 3]``."""
-        self.axes.set(xlim=(0, self.width), ylim=(self.height, 0))
+        self.finished()
         self._canvas.draw()
         return np.array(self._canvas.buffer_rgba())[..., :3].copy()
 

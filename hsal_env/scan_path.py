@@ -106,7 +106,8 @@ def _inside(trace: Trace) -> np.ndarray:
     rows, columns = trace.map_size
     centres = trace.grid.centres(np.arange(rows * columns), columns)  # [H W, 2]
     corner, size = trace.boxes[:, None, :2], trace.boxes[:, None, 2:]
-    return ((corner <= centres) & (centres < corner + size)).all(axis=2)
+    within = (corner <= centres) & (centres < corner + size)
+    return np.asarray(within.all(axis=2))
 
 
 def _saccades(path: np.ndarray, trace: Trace, step: Sequence[float]) -> tuple[float, float]:
@@ -122,7 +123,7 @@ def _returns(path: np.ndarray, looked: _Looked) -> tuple[float, float]:
 def _on_objects(path: np.ndarray, looked: _Looked) -> tuple[float, float]:
     if looked.inside is None:
         return 0.0, 0.0
-    return float(looked.inside.any(axis=0)[path].sum()), len(path)
+    return float(np.asarray(looked.inside.any(axis=0))[path].sum()), len(path)
 
 
 def _per_object(path: np.ndarray, looked: _Looked) -> tuple[float, float]:

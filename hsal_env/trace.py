@@ -253,7 +253,7 @@ _PLAIN: dict[str, Callable[[Any], Any]] = {
 }  # fmt: skip
 
 
-def _rebuilt(part: dict[str, np.ndarray]) -> Trace:
+def _rebuilt(part: dict[str, Any]) -> Trace:
     states = {name.removeprefix("states/"): part.pop(name) for name in list(part) if name.startswith("states/")}
     plain = {name: convert(part.pop(name)) for name, convert in _PLAIN.items()}
     return Trace(**part, **plain, states=states)

@@ -39,7 +39,9 @@ class Window:
         if self._figure is None or not self._pyplot.fignum_exists(self._figure.number):
             height, width = picture.shape[:2]
             with self._pyplot.rc_context({"toolbar": "None"}):
-                self._figure = self._pyplot.figure(self._title, figsize=(width / 100, height / 100), dpi=100, clear=True)
+                self._figure = self._pyplot.figure(
+                    self._title, figsize=(width / 100, height / 100), dpi=100, clear=True
+                )
             self._image = self._figure.add_axes((0, 0, 1, 1), frameon=False, xticks=[], yticks=[]).imshow(picture)
             if self._figure.canvas.required_interactive_framework:
                 self._figure.show()

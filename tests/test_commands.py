@@ -27,7 +27,7 @@ from hsal_env import functional as F
 from hsal_env.data import glyphs
 from hsal_env.errors import CheckpointError, ConfigError
 from hsal_env.perception.activation import WEIGHTS_FOLDER, CompactResNet
-from hsal_env.rendering import MetaStep
+from hsal_env.trace import Trace
 
 ROOT = Path(__file__).parents[1]
 TRAIN, EVALUATE, ANALYSE, BUNDLE = "ppo_or_reinforce.py", "evaluate_agent.py", "analyse_errors.py", "bundle_agent.py"
@@ -568,106 +568,12 @@ def test_a_wrong_pretraining_is_refused(command: Command, flags: str, said: str)
 # --- what goes wrong --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("box", "share"),
-    [
-        ((0, 0, 100, 100), 1.0),
-        ((0, 0, 50, 50), 0.1),  # a cell
-        ((25, 0, 50, 50), 0.2),  # half of the cell of 1, half of that of 3
-        ((50, 50, 25, 10), 0.04),  # a tenth of the cell of 4
-        ((0, 0, 0, 0), 0.0),
-    ],
-)
-def test_a_boxs_share_of_a_mask_by_hand(box: tuple[int, ...], share: float):
-    mask = np.array([[1.0, 2.0], [3.0, 4.0]])
-    assert script(ANALYSE).box_share(mask, np.array(box), 100) == pytest.approx(share)
-
-
-def test_boxes_that_tile_the_canvas_share_the_mask():
-    mask = np.random.default_rng(0).random((7, 5))
-    tiles = [(0, 0, 30, 100), (30, 0, 70, 45), (30, 45, 70, 55)]
-    assert sum(script(ANALYSE).box_share(mask, np.array(tile), 100) for tile in tiles) == pytest.approx(1)
-
-
-STOP = 10
-MASKS = np.eye(4).reshape(4, 2, 2)  # all of it on one of four cells
-BOXES = np.array([[0, 0, 40, 40], [0, 50, 30, 30], [50, 50, 20, 20]])  # cover 0.64, 0.36 and 0.16 of cells 0, 1 and 3
-
-
-def told(cell: int, label: int, reward: float, probability: float = 0.5) -> MetaStep:
-    return MetaStep(MASKS[0], MASKS[cell], MASKS[0], [], label, probability, reward)
-
-
-EPISODES = {  # of two threes and a seven
-    "right": [told(0, 3, 1), told(3, 7, 1), told(1, 3, 1), told(2, STOP, 1)],
-    "wrong label": [told(0, 3, 1), told(1, 5, -1, 0.9), told(3, 7, 1), told(1, STOP, -1, 0.6)],
-    "early": [told(1, 3, 1, 0.8), told(0, STOP, -1, 0.7)],
-    "late": [told(0, 3, 1), told(1, 3, 1), told(3, 7, 1), told(2, 7, -1, 0.2), told(2, 1, -1, 0.3)],
-}
-
-
-def described(kind: str):
-    return script(ANALYSE).describe(17, EPISODES[kind], BOXES, [3, 7, 3], 100)
-
-
-@pytest.mark.parametrize(
-    ("kind", "named", "overlaps", "hits", "confidence"),
-    [
-        ("right", [3, 3, 7], [0.64, 0.16, 0.36], [True, True, True], 0.0),
-        ("wrong label", [3, 5, 7], [0.64, 0.36, 0.16, 0.36], [True, False, True, False], 0.9),
-        ("early", [3], [0.36, 0.64], [True, False], 0.7),
-        ("late", [1, 3, 3, 7, 7], [0.64, 0.36, 0.16], [True, True, True], 0.3),
-    ],
-)
-def test_an_episode_is_of_a_kind(kind: str, named: list, overlaps: list, hits: list, confidence: float):
-    episode = described(kind)
-    assert (episode.canvas_index, episode.kind, episode.hits) == (17, kind, hits)
-    assert np.repeat(np.arange(10), episode.true).tolist() == [3, 3, 7]
-    assert np.repeat(np.arange(10), episode.named).tolist() == named
-    assert episode.overlaps == pytest.approx(overlaps)
-    assert episode.confidence == confidence
-    assert episode.sizes_px.tolist() == [40, 30, 20]
-
-
-def test_the_tables_of_errors_by_hand():
-    steps = [told(0, 0, 1), told(0, STOP, 1)]
-    alone = script(ANALYSE).describe(1, steps, np.array([[0, 0, 50, 50]]), [0], 100)
-    found = script(ANALYSE).tables([*map(described, EPISODES), alone])
-    by_label = found.pop("by label")
-    assert found.pop("mean share, right labels") == pytest.approx((3 * 0.64 + 3 * 0.36 + 3 * 0.16 + 1) / 10)
-    assert found.pop("mean share, wrong labels") == pytest.approx((0.36 + 0.36 + 0.64) / 3)
-    assert found == {
-        "episodes": 5,
-        "by kind": {"right": {"cases": 2}, "wrong label": {"cases": 1}, "early": {"cases": 1}, "late": {"cases": 1}},
-        "by number of objects": {"1": {"cases": 1, "right": 1.0}, "3": {"cases": 4, "right": 0.25}},
-        "by smallest object, px": {"20 to 25": {"cases": 4, "right": 0.25}, "45 to 51": {"cases": 1, "right": 1.0}},
-        "labels by share of the mask in the box most covered": {
-            "0 to 0.2": {"cases": 3, "right": 1.0},
-            "0.2 to 0.4": {"cases": 5, "right": 0.6},
-            "0.6 to 0.8": {"cases": 4, "right": 0.75},
-            "0.8 to 1": {"cases": 1, "right": 1.0},
-        },
-    }
-    assert by_label["3"] == {"cases": 8, "recall": 6 / 8, "precision": 1.0}
-    assert by_label["7"] == {"cases": 4, "recall": 3 / 4, "precision": 3 / 4}  # late named it once too often
-    assert by_label["0"] == {"cases": 1, "recall": 1.0, "precision": 1.0}
-    assert by_label["5"] == by_label["9"] == {"cases": 0, "recall": 0.0, "precision": 0.0}
-
-
-@pytest.mark.parametrize(("kind", "absent"), [("right", "wrong"), ("stopped", "right")])
-def test_a_mean_over_no_labels_is_none(monkeypatch: pytest.MonkeyPatch, kind: str, absent: str):
-    monkeypatch.setitem(EPISODES, "stopped", [told(0, STOP, -1)])
-    found = script(ANALYSE).tables([described(kind)])
-    assert found[f"mean share, {absent} labels"] is None
-    json.dumps(found, allow_nan=False)
-
-
 def test_the_errors_are_those_of_the_evaluation(
     command: Command, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     drawn: list = []
     monkeypatch.setattr(
-        "hsal_env.rendering.draw_episodes", lambda part: drawn.extend(part) or np.zeros((8, 8, 3), np.uint8)
+        "hsal_env.rendering.draw_traces", lambda part: drawn.extend(part) or np.zeros((8, 8, 3), np.uint8)
     )
     command(ANALYSE, [trained / "checkpoint.pt", "--episodes", 60, "--output-dir", "new/errors"])
     command(EVALUATE, [trained / "checkpoint.pt", "--episodes", 60, "--split", "val", "--json", "t.json"])
@@ -691,11 +597,11 @@ def test_the_errors_are_those_of_the_evaluation(
     assert f"| {len(test['by_count'])} | {found['by number of objects']['4']['cases']} |" in text
     assert (folder / "errors.png").read_bytes().startswith(b"\x89PNG")
 
-    def distance(steps: list[MetaStep], labels: list[int]) -> int:
-        named = np.bincount([step.label for step in steps if step.label < STOP], minlength=STOP)
-        return int(np.abs(np.bincount(labels, minlength=STOP) - named).sum())
+    def distance(trace: Trace) -> int:
+        true, named = (np.bincount(part, minlength=10) for part in (trace.labels, trace.named))
+        return int(np.abs(true - named).sum())
 
-    distances = [distance(steps, labels) for _, steps, labels in drawn]
+    distances = [distance(trace) for trace in drawn]
     assert 1 <= len(distances) <= 20
     assert distances == sorted(distances, reverse=True)
     assert distances[-1] > 0
@@ -708,7 +614,8 @@ def test_the_errors_do_not_depend_on_the_batches(trained: Path, tmp_path: Path, 
         monkeypatch.setattr(module, "_BATCH", batch)
         monkeypatch.setattr(module, "_PICTURED", 1)
         module.main(module.Args(str(trained / "checkpoint.pt"), "test", 50, output_dir=tmp_path / str(batch)))
-        tables.append((tmp_path / str(batch) / "errors.json").read_text())
+        text = (tmp_path / str(batch) / "errors.json").read_text()
+        tables.append(json.loads(text, parse_float=lambda digits: round(float(digits), 5)))
         assert (tmp_path / str(batch) / "errors.png").read_bytes().startswith(b"\x89PNG")
     assert tables[0] == tables[1]
 

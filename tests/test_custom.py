@@ -18,13 +18,15 @@ from PIL import Image
 from test_commands import ANALYSE, BUNDLE, COUNT, EVALUATE, TRAIN, Command
 from test_env import assert_equal
 from torch import nn
+from traces import MetaStep, trace_of
 
 from agents import checkpoint
 from agents.actor_critic import ActorCritic
 from agents.config import AgentConfig, LearnerConfig
-from agents.evaluation import make_env, record
+from agents.evaluation import make_env
 from agents.learner import Learner
 from agents.protocol import World
+from agents.tracing import record
 from agents.training import Run
 from hsal_env.config import EnvConfig
 from hsal_env.data import LabelledImages
@@ -33,7 +35,7 @@ from hsal_env.env import HSALEnv
 from hsal_env.errors import ConfigError, DataError
 from hsal_env.perception.examples import Examples
 from hsal_env.perception.registry import activation_model, saliency_model
-from hsal_env.rendering import MetaStep, draw_episode, draw_episodes
+from hsal_env.rendering import draw_trace
 from hsal_env.vector_env import HSALVectorEnv
 
 GREY = np.random.default_rng(0).integers(0, 256, (12, 24, 32), dtype=np.uint8)
@@ -608,14 +610,12 @@ def test_a_stock_module_needs_no_source(stores):
 
 
 def test_an_episode_of_other_labels_is_drawn_with_its_own_stop():
-    step = MetaStep(*np.random.default_rng(0).random((3, 3, 4)), [0], label=STOP, probability=0.5, reward=1.0)
-    stopped, named = draw_episode(COLOUR[0], [step], [3], STOP), draw_episode(COLOUR[0], [step], [3], STOP + 1)
+    step = MetaStep((0,), STOP)
+    stopped, named = (
+        draw_trace(trace_of([step], [3], map_size=(3, 4), image=COLOUR[0], num_classes=classes))
+        for classes in (STOP, STOP + 1)
+    )
     assert (stopped != named).any()
-    np.testing.assert_array_equal(draw_episodes([(COLOUR[0], [step], [3])], STOP), stopped)
-    with pytest.raises(DataError, match=r"true labels in 0\.\.3; got 4"):
-        draw_episode(COLOUR[0], [step], [4], STOP)
-    with pytest.raises(DataError, match=r"labels in 0\.\.3; got 4"):
-        draw_episode(COLOUR[0], [step], [2], STOP - 1)
 
 
 # --- learning ---------------------------------------------------------------------------------------------------------
@@ -640,10 +640,12 @@ def test_images_without_objects_can_be_learned_from(algorithm, labels):
 
 def test_episodes_are_recorded_in_colour_with_their_labels():
     env = config(COLOUR, activation=Patches())
-    for index, (canvas, steps, labels) in enumerate(record(agent_for(env).eval(), env, np.arange(4))):
-        np.testing.assert_array_equal(canvas, COLOUR[index])
-        assert labels == LABELS[index]
-        assert {step.saliency.shape for step in steps} == {(3, 4)}
+    for index, trace in enumerate(record(agent_for(env).eval(), env, np.arange(4))):
+        np.testing.assert_array_equal(trace.image, COLOUR[index])
+        assert trace.labels.tolist() == LABELS[index]
+        assert (trace.boxes == -1).all()
+        assert trace.saliency.shape[1:] == (3, 4)
+        assert trace.grid.stride_px == (COLOUR[0].shape[0] / 3, COLOUR[0].shape[1] / 4)
 
 
 @pytest.mark.parametrize(

@@ -757,7 +757,9 @@ def test_a_lane_that_begins_anew_begins_a_new_picture(autoreset):
 
     def meta_steps() -> list[int]:
         traces = lanes.simulation.traces(lanes._recorder, lanes._current.example.canvas_index.numpy())
-        assert all(draw_trace(t, columns=5).tobytes() == p.tobytes() for t, p in zip(traces, lanes.render(), strict=True))
+        assert all(
+            draw_trace(t, columns=5).tobytes() == p.tobytes() for t, p in zip(traces, lanes.render(), strict=True)
+        )
         assert traces[1].terminated == (autoreset != "SameStep" and traces[1].meta_steps == 2)
         return [trace.meta_steps for trace in traces]
 
@@ -793,9 +795,11 @@ def test_a_window_is_redrawn_by_itself_until_it_is_closed(monkeypatch):
 
 def test_without_a_display_there_is_no_window(monkeypatch):
     monkeypatch.delenv("MPLBACKEND")
-    with pytest.raises(ConfigError, match="render_mode='human' opens a window.*no display.*Use render_mode='rgb_array'"):
+    with pytest.raises(
+        ConfigError, match=r"render_mode='human' opens a window.*no display.*Use render_mode='rgb_array'"
+    ):
         single(render_mode="human")
-    with pytest.raises(ConfigError, match="'rgb_array'; got 'human'. A window shows a single environment"):
+    with pytest.raises(ConfigError, match=r"'rgb_array'; got 'human'\. A window shows a single environment"):
         vector(2, render_mode="human")
 
 

@@ -18,10 +18,11 @@ from torch import Tensor
 from agents import evaluation as evaluation_module
 from agents.actor_critic import ActorCritic
 from agents.config import AgentConfig, LearnerConfig
-from agents.evaluation import blind_guess, evaluate, evaluation_config, make_env, record, scores_by_count
+from agents.evaluation import blind_guess, evaluate, evaluation_config, make_env, scores_by_count
 from agents.learner import Learner
 from agents.protocol import Decision, World
 from agents.report import resources
+from agents.tracing import record
 from agents.training import Run
 from agents.trajectory import collect
 from hsal_env import multiset
@@ -697,16 +698,19 @@ def test_pictured_episodes_are_the_evaluated_ones():
     env = make_env(TEST, 6)
     agent, indices = build(env), np.array([4, 0, 9, 9, 2, 1])
     rollout = collect(env, agent, indices, deterministic=True)
-    episodes = record(agent, TEST, indices)
-    for lane, (_, steps, labels) in enumerate(episodes):
-        live = rollout.trajectory.live[:, lane]
-        assert [step.label for step in steps] == rollout.trajectory.labels[live, lane].tolist()
-        assert [step.locations for step in steps] == rollout.trajectory.locations[live, :, lane].tolist()
-        assert [step.reward for step in steps] == rollout.trajectory.rewards[live, -1, lane].tolist()
+    for lane, trace in enumerate(record(agent, TEST, indices)):
+        live, names = rollout.trajectory.live[:, lane], trace.phase == TEST.glimpses + 1
+        looks = (trace.phase > 0) & ~names
+        assert trace.label[names].tolist() == rollout.trajectory.labels[live, lane].tolist()
+        assert trace.location[looks].tolist() == rollout.trajectory.locations[live, :, lane].flatten().tolist()
         np.testing.assert_allclose(
-            [step.probability for step in steps], rollout.trajectory.log_probs[live, -1, lane].exp(), rtol=1e-5
+            trace.reward[trace.phase > 0], rollout.trajectory.rewards[live, :, lane].flatten(), atol=1e-5
         )
-        assert sorted(labels) == sorted(truth(TEST)[indices[lane]])
+        np.testing.assert_allclose(
+            trace.log_prob[trace.phase > 0], rollout.trajectory.log_probs[live, :, lane].flatten(), atol=1e-5
+        )
+        assert sorted(trace.labels.tolist()) == sorted(truth(TEST)[indices[lane]])
+        assert trace.canvas_index == indices[lane]
 
 
 def test_scores_of_an_agent_are_those_of_its_predictions():

@@ -1,0 +1,91 @@
+"""Draw an agent's episodes, in the manner of the paper's figures 2 and 12, and animate them.
+
+    python train/make_figures.py mnist-multiset                      # figures/episodes.png and figures/episodes.gif
+    python train/make_figures.py runs/x/checkpoint.pt --index 4 17 --format pdf mp4 npz
+    python train/make_figures.py mnist-multiset --output-dir docs    # the README's
+
+Formats: png, pdf (a page per episode), gif, mp4; and npz, csv, parquet: the traces themselves (docs/traces.md).
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from hsal_env.errors import CheckpointError, HSALError
+
+
+@dataclass(frozen=True)
+class Args:
+    """Draw an agent's episodes."""
+
+    agent: Annotated[str, tyro.conf.Positional]
+    """a bundled agent's name, or the path of a checkpoint.pt"""
+    output_dir: Path = Path("figures")
+    """where episodes.png, ... go"""
+    format: tuple[Literal["png", "pdf", "gif", "mp4", "npz", "csv", "parquet"], ...] = ("png", "gif")
+    """which files to write"""
+    index: tuple[int, ...] = (0, 1, 2)
+    """which canvases of the split"""
+    split: str = "test"
+    """train, val or test; of your own images also all"""
+    seed: int = 0
+    """which canvases the split holds"""
+    source: str | None = None
+    """mnist or digits; default: what the agent was trained on, digits where that is MNIST and cannot be had"""
+    data_root: str | None = None
+    """where MNIST lies"""
+    images: str | None = None
+    """folder of your own images and labels.csv; default: of an agent trained on such, that folder"""
+
+
+def main(args: Args) -> None:
+    """Record, draw, write.
+
+    Raises:
+        ConfigError: no canvas is asked for, or a format that needs what is not installed.
+        DataError: an index outside the split.
+        CheckpointError: no such agent, or the folder cannot be written.
+    """
+    import dataclasses
+
+    import numpy as np
+
+    from agents import load
+    from agents.evaluation import evaluation_config
+    from agents.tracing import record
+    from hsal_env.animation import frames, save_animation
+    from hsal_env.errors import ConfigError
+    from hsal_env.rendering import draw_traces, save_pdf, save_picture
+    from hsal_env.trace import save
+
+    if not args.index or not args.format:
+        raise ConfigError("Expected at least one canvas after --index and one format after --format; got none.")
+    loaded = load(args.agent)
+    env = loaded.env_on(args.split, args.source, args.data_root, args.images)
+    config = dataclasses.replace(evaluation_config(env, args.split, 1, args.seed), num_examples=None, features="lazy")
+    traces = record(loaded.agent, config, np.array(args.index))
+    writers = {
+        "png": lambda path: save_picture(draw_traces(traces), path),
+        "pdf": lambda path: save_pdf(traces, path),
+        "gif": lambda path: save_animation(frames(traces), path),
+        "mp4": lambda path: save_animation(frames(traces), path),
+    }
+    for suffix in dict.fromkeys(args.format):
+        path = args.output_dir / f"episodes.{suffix}"
+        try:
+            writers.get(suffix, lambda path: save(traces, path))(path)
+        except OSError as error:
+            raise CheckpointError(f"Cannot write {path}: {error}.") from error
+        print(path)
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Args))
+    except HSALError as error:
+        sys.exit(f"error: {error}")
