@@ -96,4 +96,4 @@ def write(path: Path, text: str) -> None:
         with replacing(path) as temporary:
             temporary.write_text(text)
     except OSError as error:
-        raise CheckpointError(f"Cannot write {path}: {error}. Free space or pass another --output-dir.") from error
+        raise CheckpointError(f"Cannot write {path}: {error}. Free space or name another place.") from error

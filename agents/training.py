@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import time
@@ -22,6 +23,7 @@ from agents.evaluation import blind_guess, evaluate, evaluation_config, make_env
 from agents.learner import Learner
 from agents.protocol import World, build_agent, find_agent
 from agents.report import comma_separated, format_table, resources, versions
+from agents.runs import SCORES, flat
 from agents.tracing import record
 from hsal_env.config import EnvConfig
 from hsal_env.errors import CheckpointError, ConfigError
@@ -29,7 +31,8 @@ from hsal_env.files import replacing
 from hsal_env.perception.examples import Examples
 from hsal_env.rendering import draw_traces, save_picture
 
-_PICTURED_EPISODES = 4
+_PICTURED_EPISODES, _WATCHED_EPISODES = 4, 3  # of episodes.png, and of TensorBoard after every pass
+_TESTED = (*SCORES, "attn_saliency_ratio")
 
 
 class Run:
@@ -126,7 +129,7 @@ class Run:
         before = self.train_seconds
         pending: list[dict[str, float]] = []
         with self._writing():
-            board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.learner.step) if leads else None
+            board = self._board(self.learner.step + 1) if leads else None
         bar = tqdm(
             total=self.learner.num_updates,
             initial=self.learner.step,
@@ -158,6 +161,13 @@ class Run:
             self.train_seconds = before + now - started
             self._log(row, board)
             bar.set_postfix(reward=f"{row['reward/label']:.3f}", ratio=f"{row['attention/saliency_ratio']:.1f}")
+            if pass_ends:
+                board.add_image(
+                    "attention/episodes",
+                    self._picture(self._val_config, _WATCHED_EPISODES),
+                    self.learner.step,
+                    dataformats="HWC",
+                )
             if pass_ends or now - saved > 60 * checkpoint_minutes:
                 self._save()
                 saved = now
@@ -166,14 +176,16 @@ class Run:
             board.close()
 
     def test(self, episodes: int) -> dict[str, Any]:
-        """Test on held-out canvases; print the table, write metrics.json and episodes.png. For the leading process alone.
+        """Test on held-out canvases. For the leading process alone.
+
+        Prints the table; writes metrics.json, episodes.png, and to TensorBoard the settings beside the test scores.
 
         Raises:
             CheckpointError: a file cannot be written.
         """
         config = evaluation_config(self.env_config, "test", episodes)
         self.agent.eval()
-        results = {
+        results: dict[str, Any] = {
             "source": self.source,
             "test": evaluate(self.agent, config, self.device),
             "blind_guess": blind_guess(self.env_config, config),
@@ -187,13 +199,20 @@ class Run:
             "command": self.command,
         }
         tqdm.write(format_table(results))
-        pictured = np.arange(min(_PICTURED_EPISODES, config.size))
-        picture = draw_traces(record(self.agent.cpu(), config, pictured))
-        self.agent.to(self.device)
+        picture = self._picture(config, _PICTURED_EPISODES)
         with self._writing(), replacing(self.folder / "metrics.json") as path:
             path.write_text(json.dumps(results, indent=2) + "\n")
         with self._writing():
             save_picture(picture, self.folder / "episodes.png")
+        last = self.learner.num_updates + 1  # after all that is logged while training: a repeated test takes its place
+        scores = {f"test/{name}": results["test"][name] for name in _TESTED}
+        with self._writing(), self._board(last) as board:
+            board.add_hparams(
+                flat(results["config"]),
+                {name: value for name, value in scores.items() if value is not None},
+                run_name=".",  # in this folder: its own would be another run to TensorBoard
+                global_step=last,
+            )
         tqdm.write(f"Results are in {self.folder}")
         return results
 
@@ -207,13 +226,27 @@ class Run:
             "seed": self.seed,
         }
 
+    @property
+    def _val_config(self) -> EnvConfig:
+        return evaluation_config(self.env_config, "val", self.val_episodes)
+
     def _validate(self) -> dict[str, float]:
         self.agent.eval()
-        scores = evaluate(
-            self.agent, evaluation_config(self.env_config, "val", self.val_episodes), self.device, progress=False
-        )
+        scores = evaluate(self.agent, self._val_config, self.device, progress=False)
         self.agent.train()
         return {f"val/{name}": scores[name] for name in ("exact_match", "macro_f1")}
+
+    def _board(self, first_step: int) -> SummaryWriter:
+        """TensorBoard forgets what an earlier process logged from ``first_step`` on."""
+        return SummaryWriter(str(self.folder / "tensorboard"), purge_step=first_step)
+
+    def _picture(self, config: EnvConfig, episodes: int) -> np.ndarray:
+        """Of the first canvases. Numbers are drawn from generators of their own alone, so training is the same without it."""
+        agent = self.agent if self.device == "cpu" else copy.deepcopy(self.agent).cpu()
+        training = agent.training
+        picture = draw_traces(record(agent.eval(), config, np.arange(min(episodes, config.size))))
+        agent.train(training)
+        return picture
 
     def _log(self, row: dict[str, float], board: SummaryWriter) -> None:
         for name, value in row.items():

@@ -68,6 +68,7 @@ def main(args: Args) -> None:
     from agents import bundled, load
     from agents.errors import describe, tables
     from agents.evaluation import evaluation_config
+    from agents.gallery import worst_first
     from agents.tracing import record
     from hsal_env.files import replacing
     from hsal_env.rendering import draw_traces, save_picture
@@ -90,10 +91,7 @@ def main(args: Args) -> None:
     name = args.agent if args.agent in bundled() else "An agent"
     text = markdown(found, f"{name}: {args.episodes} {args.split} canvases of {env.source}, greedy")
     print(text)
-    worst = sorted(
-        (e for e in episodes if e.kind != "right"),
-        key=lambda e: (-np.abs(e.true - e.named).sum(), -e.confidence, e.canvas_index),
-    )[:_PICTURED]
+    worst = sorted((e for e in episodes if e.kind != "right"), key=worst_first)[:_PICTURED]
     try:
         for name, content in (("errors.json", json.dumps(found, indent=2) + "\n"), ("errors.md", text)):
             with replacing(args.output_dir / name) as path:

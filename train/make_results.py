@@ -21,19 +21,22 @@ sys.path.insert(0, str(Path(__file__).parent))  # the rows stand in a script bes
 
 from reproduce import LEARNERS, ROWS
 
+from agents import curves, runs
+from agents.paper import TABLE_1
+from agents.statistics import spread
 from hsal_env.files import replacing
 
 ROOT = Path(__file__).resolve().parents[1]
 START, END = "<!-- results: made by python train/make_results.py -->\n", "<!-- /results -->"
 LEARNERS_START, LEARNERS_END = "<!-- learners: made by python train/make_results.py -->\n", "<!-- /learners -->"
-PAPER = {  # Table 1: (macro-F1, 0-1)
-    "mnist-multiset": (0.978, 0.935),
-    "mnist-set": (0.990, 0.960),
-    "mnist-multiset-cross-entropy": (0.726, 0.477),
-    "mnist-set-cross-entropy": (0.735, 0.478),
-    "mnist-multiset-faithful": (0.978, 0.935),
-    "mnist-set-faithful": (0.990, 0.960),
-    "mnist-multiset-faithful-cross-entropy": (0.726, 0.477),
+PAPER = {
+    "mnist-multiset": TABLE_1["multiset", "reinforce"],
+    "mnist-set": TABLE_1["set", "reinforce"],
+    "mnist-multiset-cross-entropy": TABLE_1["multiset", "cross-entropy"],
+    "mnist-set-cross-entropy": TABLE_1["set", "cross-entropy"],
+    "mnist-multiset-faithful": TABLE_1["multiset", "reinforce"],
+    "mnist-set-faithful": TABLE_1["set", "reinforce"],
+    "mnist-multiset-faithful-cross-entropy": TABLE_1["multiset", "cross-entropy"],
 }
 COLUMNS = (
     "row", "what", "images", "seeds", "0-1", "macro-F1", "paper 0-1", "paper F1", "0-1 by objects", "glimpses / uniform",
@@ -68,13 +71,6 @@ def read(root: Path) -> dict[str, list[dict[str, Any]]]:
         if files:
             found[name] = [json.loads(file.read_text()) for file in files]
     return found
-
-
-def spread(values: list[float], digits: int = 3) -> str:
-    """Mean, and sample standard deviation where there is more than one."""
-    if len(values) == 1:
-        return f"{values[0]:.{digits}f}"
-    return f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=1):.{digits}f}"
 
 
 def cells(name: str, runs: list[dict[str, Any]]) -> dict[str, str]:
@@ -169,39 +165,15 @@ def texts(root: Path = ROOT) -> dict[Path, str]:
 
 
 def draw_figures(root: Path = ROOT) -> None:
-    """The paper's figures 5 and 6 over our runs, every seed a line: results/figure5.png and results/figure6.png."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    panels = {
-        "figure5.png": (
-            ("attention/saliency", "attn_saliency: raw saliency at glimpses"),
-            ("attention/saliency_ratio", "times that of uniform glimpses"),
-        ),
-        "figure6.png": (("val/macro_f1", "macro-F1, validation"), ("val/exact_match", "0-1, validation")),
-    }
-    for file, parts in panels.items():
-        figure = Figure(figsize=(9, 3.4), layout="constrained")
-        FigureCanvasAgg(figure)
-        for axes, (column, title) in zip(figure.subplots(1, len(parts)), parts, strict=True):
-            for name, (label, colour) in _CURVES.items():
-                for number, path in enumerate(sorted((root / "results" / name).glob("seed-*/progress.csv"))):
-                    config = json.loads(path.with_name("metrics.json").read_text())["config"]["learner"]
-                    with path.open() as lines:
-                        points = [
-                            (int(line["update"]) * config["batch_size"] / 1000, float(line[column]))
-                            for line in csv.DictReader(lines)
-                            if line.get(column)
-                        ]
-                    axes.plot(*zip(*points, strict=True), color=colour, lw=1.2, label=label if number == 0 else None,
-                              marker="o" if column.startswith("val/") else "", ms=3)  # fmt: skip
-            if column == "attention/saliency_ratio":
-                axes.axhline(1, color="grey", lw=0.8, ls=":")
-            axes.set(xlabel="training images, thousands", title=title)
-            axes.spines[["top", "right"]].set_visible(False)
-            axes.legend(frameon=False, fontsize=8)
+    """The paper's figures 5 and 6 over our runs: results/figure5.png and results/figure6.png."""
+    lines = []
+    for name, (label, colour) in _CURVES.items():
+        for number, path in enumerate(sorted((root / "results" / name).glob("seed-*/metrics.json"))):
+            run = runs.read(path.parent)
+            lines.append(curves.Curve(run.curve[1], run.progress, colour, None if number else label))
+    for file, panels in (("figure5.png", curves.FIGURE_5), ("figure6.png", curves.FIGURE_6)):
         with replacing(root / "results" / file) as path:
-            figure.savefig(path, dpi=128)
+            curves.draw(panels, lines).savefig(path, dpi=128)
 
 
 def draw_learners(root: Path = ROOT) -> None:

@@ -1,0 +1,105 @@
+"""A report on training runs: one HTML page, which opens without a network.
+
+    python train/report.py runs/mine
+    python train/report.py results/mnist-multiset results/mnist-multiset-faithful --output compared.html
+    python train/report.py mnist-multiset --episodes 200  # a bundled agent
+
+Runs that differ by their seed alone share a row. Where a row has an agent, the page also holds a breakdown of its errors, its
+scan paths, and its best, typical and worst episodes.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from hsal_env.errors import ConfigError, HSALError
+
+if TYPE_CHECKING:
+    from agents.checkpoint import Loaded
+    from hsal_env.trace import Trace
+
+_BATCH = 100
+
+
+@dataclass(frozen=True)
+class Args:
+    """Write a report on training runs."""
+
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """folders of runs, folders with seed-N in them, or bundled agents' names"""
+    output: Path = Path("report.html")
+    """the page"""
+    episodes: int = 1_000
+    """canvases that each row's first agent plays for the page; 0: none"""
+    split: str = "val"
+    """that they are of; look at test errors only when nothing is chosen by them any more"""
+    source: str | None = None
+    """mnist or digits; default: as for evaluate_agent.py"""
+    data_root: str | None = None
+    """where MNIST lies"""
+
+
+def main(args: Args) -> None:
+    """Read, play, write.
+
+    Raises:
+        ConfigError: no run, fewer than no episodes, or a bundled agent and no episodes.
+        DataError: see :func:`agents.runs.gather`.
+        CheckpointError: a damaged checkpoint, or the page cannot be written.
+    """
+    import hsal_env
+    from agents import checkpoint
+    from agents.report import write
+    from agents.report_page import Row, page
+    from agents.runs import gather, group, names, of_bundled
+
+    if not args.runs:
+        raise ConfigError("Expected at least one run; name folders or bundled agents, see --help.")
+    if args.episodes < 0:
+        raise ConfigError(f"Expected --episodes of at least 0; got {args.episodes}.")
+    groups = group(gather(args.runs))
+    rows = []
+    for name, runs in zip(names(groups), groups, strict=True):
+        with_agent = [run for run in runs if run.checkpoint]
+        traces: list[Trace] = []
+        if not args.episodes and not runs[0].metrics:
+            raise ConfigError(f"{name}: the scores of a bundled agent are found here; expected --episodes above 0.")
+        if with_agent and args.episodes:
+            first = with_agent[0]
+            loaded = checkpoint.load(Path(str(first.checkpoint)))
+            if not first.metrics:
+                runs = [of_bundled(first, loaded, loaded.env_on("test", args.source, args.data_root), args.episodes)]
+            traces = play(loaded, args, name)
+        rows.append(Row(name, runs, traces, args.split))
+    write(args.output, page(rows, hsal_env.__version__))
+    print(f"The report is in {args.output}")
+
+
+def play(loaded: Loaded, args: Args, name: str) -> list[Trace]:
+    """Record episodes, with a progress bar."""
+    import numpy as np
+    from tqdm import tqdm
+
+    from agents.evaluation import evaluation_config
+    from agents.tracing import record
+
+    config = evaluation_config(loaded.env_on(args.split, args.source, args.data_root), args.split, args.episodes)
+    traces: list[Trace] = []
+    with tqdm(total=config.size, desc=f"record, {name}", unit="episode") as bar:
+        for start in range(0, config.size, _BATCH):
+            found = record(loaded.agent, config, np.arange(start, min(start + _BATCH, config.size)))
+            traces += [trace._replace(states={}) for trace in found]  # by far the largest part, and not shown
+            bar.update(len(found))
+    return traces
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Args))
+    except HSALError as error:
+        sys.exit(f"error: {error}")
