@@ -36,15 +36,15 @@ MOST_UPLOAD_PIXELS = 25_000_000  # a small file can hold a huge image
 MOST_LABELS = 10
 MOST_GLIMPSES = 4
 UPDATES = {
-    "paper": "glimpsed cells to 0, and M subtracted",
-    "peak": "glimpsed cells to 0, and M / max M subtracted",
+    "paper": "glimpsed cells become 0, M is subtracted",
+    "peak": "glimpsed cells become 0, M / max M is subtracted",
     "none": "S stays as it is",
 }
 SALIENCY = {
-    "sum-of-squares": ("sum-of-squares", "the paper's: the squared activations of a cell, summed"),
-    "sum-of-magnitudes": ("agents.demo:SumOfMagnitudes", "the magnitudes of a cell's activations, summed"),
-    "brightness": ("agents.demo:Brightness", "how bright the cell is, whatever the activations"),
-    "uniform": ("agents.demo:Uniform", "a control: every cell alike, so that S is 0 everywhere"),
+    "sum-of-squares": ("sum-of-squares", "the paper's: squared activations, summed"),
+    "sum-of-magnitudes": ("agents.demo:SumOfMagnitudes", "absolute activations, summed"),
+    "brightness": ("agents.demo:Brightness", "how bright a cell is; not of the activations"),
+    "uniform": ("agents.demo:Uniform", "a control: all cells alike, so S is 0"),
 }
 """By name: the model, as :class:`EnvConfig` takes it, and what it is in words."""
 

@@ -46,7 +46,7 @@ def create_app(player: Player, host: str = LOCALHOST) -> Flask:
         host: where it will listen. On a loopback address requests must name one: a page elsewhere whose name resolves to
             this machine (DNS rebinding) gets nothing.
     """
-    app = Flask(__name__, static_folder=str(Path(__file__).with_name("demo_page")))
+    app = Flask(__name__, static_url_path="/static", static_folder=str(Path(__file__).with_name("demo_page")))
     app.config["MAX_CONTENT_LENGTH"] = MOST_UPLOAD_BYTES
     if is_loopback(host):
         app.config["TRUSTED_HOSTS"] = [*_LOOPBACK]

@@ -184,7 +184,7 @@ function asTrained() {
 
 function explain() {
   $("update-words").textContent = `After each label: ${options.updates[$("update").value]}.`;
-  $("saliency-words").textContent = `S: ${options.saliency[$("saliency").value]}.`;
+  $("saliency-words").textContent = `${options.saliency[$("saliency").value]}.`.replace(/^./, (letter) => letter.toUpperCase());
   $("seed").disabled = $("choice").value === "greedy";
 }
 
@@ -285,7 +285,7 @@ document.addEventListener("keydown", (event) => {
 });
 
 const labelName = (label) => (label === trace.num_classes ? "stop" : String(label));
-const percent = (p) => (p === null ? "" : `, ${(100 * p).toFixed(p < 0.0995 || p > 0.9949 ? 1 : 0)} %`);
+const percent = (p) => (p === null ? "" : `, ${(100 * p).toFixed(p < 0.995 && p > 0.0995 ? 0 : 1).replace(".0", "")} %`);
 const place = (cell) => `row ${Math.floor(cell / trace.map_size[1]) + 1}, column ${(cell % trace.map_size[1]) + 1}`;
 const probability = (n) => (trace.log_prob[n] === null ? null : Math.exp(trace.log_prob[n]));
 
