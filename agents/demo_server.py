@@ -62,7 +62,9 @@ def create_app(player: Player, host: str = LOCALHOST) -> Flask:
     @app.get("/api/canvas")
     def canvas() -> Response:
         asked = request.args.get("index", "")
-        found = player.canvas(int(asked) if asked.isascii() and asked.isdigit() and len(asked) < 10 else asked)  # type: ignore[arg-type]  # refuses what is no index
+        if not (asked.isascii() and asked.isdigit() and len(asked) < 10):
+            raise DataError(f"Expected index as the number of a test canvas; got {asked!r}.")
+        found = player.canvas(int(asked))
         return jsonify(image=_encoded(found.image), labels=found.labels, source=found.source)
 
     @app.post("/api/upload")

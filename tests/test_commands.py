@@ -187,24 +187,6 @@ def trained_on_mnist(trained: Path, tmp_path: Path) -> Path:
     return tmp_path / "m.pt"
 
 
-@pytest.fixture
-def no_mnist(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A machine that knows of no MNIST and cannot download it."""
-
-    def refuse() -> None:
-        raise ConnectionError("no route to host")
-
-    def forget() -> None:
-        for cached in (glyphs.find_mnist, glyphs._mnist, glyphs._auto_source):
-            cached.cache_clear()
-
-    forget()
-    monkeypatch.delenv("HSAL_DATA", raising=False)
-    monkeypatch.setattr("hsal_env.data.torchvision_import.import_torchvision", refuse)
-    yield
-    forget()
-
-
 def test_an_agent_is_tested_on_what_it_was_trained_on(
     command: "Command", trained_on_mnist: Path, mnist_root: str, tmp_path: Path
 ):
@@ -227,7 +209,7 @@ def test_where_mnist_is_absent_an_agent_is_tested_on_digits(command: "Command", 
 # --- help and errors --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [TRAIN, EVALUATE, ANALYSE, BUNDLE, COUNT, PRETRAIN, REPRODUCE])
+@pytest.mark.parametrize("name", [TRAIN, EVALUATE, ANALYSE, BUNDLE, COUNT, DEMO, PRETRAIN, REPRODUCE])
 def test_help_is_given(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")  # imports are listed on stderr
     done = succeeded(run(name, "--help", cwd=tmp_path))
