@@ -116,16 +116,14 @@ class Settings:
             raise ConfigError(f"Expected seed as a whole number from 0 to 2**32 - 1; got {self.seed!r}.")
 
 
-class TestCanvas(NamedTuple):
-    """One canvas of the test split.
+class LabelledCanvas(NamedTuple):
+    """A canvas of the test split.
 
     Attributes:
         image: uint8 ``[100, 100]``.
         labels: its multiset.
         source: ``"mnist"`` or ``"digits"``.
     """
-
-    __test__ = False  # no class of tests
 
     image: np.ndarray
     labels: list[int]
@@ -202,7 +200,7 @@ class Player:
         with self._playing:
             return record(with_rules_of(loaded.agent, config), config, 0, settings.deterministic, settings.seed)
 
-    def canvas(self, index: int) -> TestCanvas:
+    def canvas(self, index: int) -> LabelledCanvas:
         """A canvas of the test split, of MNIST where it can be had, else of scikit-learn's digits.
 
         Raises:
@@ -213,7 +211,9 @@ class Player:
         if not _whole(index, len(examples) - 1):
             raise DataError(f"Expected the index of a test canvas, 0 to {len(examples) - 1}; got {index!r}.")
         canvas = examples.canvases.compose([index])
-        return TestCanvas(canvas.images[0], [label for label in canvas.labels[0].tolist() if label >= 0], examples.source)
+        return LabelledCanvas(
+            canvas.images[0], [label for label in canvas.labels[0].tolist() if label >= 0], examples.source
+        )
 
     @cached_property
     def _examples(self) -> Examples:
@@ -310,7 +310,9 @@ def _listed(value: Any) -> Any:
         return value
     if value.dtype.kind != "f":
         return value.tolist()
-    return np.where(np.isnan(value), None, value.astype(object)).tolist()
+    listed = value.astype(object)
+    listed[np.isnan(value)] = None
+    return listed.tolist()
 
 
 def _grey(image: Image.Image, ground: int) -> Image.Image:

@@ -9,7 +9,6 @@ import runpy
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -24,14 +23,13 @@ from agents import checkpoint, pretraining
 from agents.count_network import CountNetwork
 from agents.learner import Learner
 from hsal_env import functional as F
-from hsal_env.data import glyphs
 from hsal_env.errors import CheckpointError, ConfigError
 from hsal_env.perception.activation import WEIGHTS_FOLDER, CompactResNet
 from hsal_env.rendering import MetaStep
 
 ROOT = Path(__file__).parents[1]
 TRAIN, EVALUATE, ANALYSE, BUNDLE = "ppo_or_reinforce.py", "evaluate_agent.py", "analyse_errors.py", "bundle_agent.py"
-COUNT, PRETRAIN, REPRODUCE = "count_network.py", "pretrain_perception.py", "reproduce.py"
+COUNT, DEMO, PRETRAIN, REPRODUCE = "count_network.py", "demo.py", "pretrain_perception.py", "reproduce.py"
 LEARNERS = "sb3_agents.py"
 SMALL = shlex.split(
     "--preset tiny --source digits --num-examples 128 --batch-size 32 --passes 1 --controller-hidden 32"

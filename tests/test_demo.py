@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import agents
@@ -39,6 +38,7 @@ from agents import demo_server
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "agents" / "demo_page"
 TEST = EnvConfig(source="digits", split="test")
+INDEX = 4  # a canvas of several digits
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +53,8 @@ def client(player):
 
 @pytest.fixture(scope="module")
 def canvas():
-    """A test canvas of several digits, and its labels."""
-    composed = Examples(TEST).canvases.compose([3])
+    """A test canvas, and its labels."""
+    composed = Examples(TEST).canvases.compose([INDEX])
     return composed.images[0], [label for label in composed.labels[0].tolist() if label >= 0]
 
 
@@ -102,7 +102,7 @@ def same(found, trace):
 def test_the_answer_is_the_trace_of_the_same_canvas(play, canvas):
     loaded = agents.load("mnist-multiset")
     config = dataclasses.replace(loaded.env, source="digits", split="test", protocol="free", features="lazy")
-    trace = record(loaded.agent, config, 3)
+    trace = record(loaded.agent, config, INDEX)
     found = play(labels=canvas[1])
     assert len(canvas[1]) > 1
     assert found["named"] == trace.named.tolist()
@@ -148,9 +148,7 @@ def test_the_saliency_map_is_updated_by_the_rule(play):
 def test_the_saliency_model_is_swapped(play, canvas):
     examples = Examples(TEST)
     volume = examples.encode(canvas[0][None])[0].float().numpy()
-    rows = np.array_split(np.arange(100), 7)
     edges = [(math.floor(100 * i / 7), math.ceil(100 * (i + 1) / 7)) for i in range(7)]  # as adaptive pooling has it
-    assert len(rows) == len(edges)
     raw = {
         "sum-of-squares": (volume**2).sum(0),
         "sum-of-magnitudes": np.abs(volume).sum(0),
@@ -169,7 +167,7 @@ def test_another_agent_plays(play, player, canvas):
     for name in ("mnist-set", "mnist-multiset-faithful"):
         loaded = agents.load(name)
         config = dataclasses.replace(loaded.env, source="digits", split="test", protocol="free", task="multiset")
-        trace = record(loaded.agent, dataclasses.replace(config, features="lazy"), 3)
+        trace = record(loaded.agent, dataclasses.replace(config, features="lazy"), INDEX)
         found = play(agent=name, labels=canvas[1])
         assert found["states"]["meta_state"] != play()["states"]["meta_state"]
         assert found["named"] == trace.named.tolist()
@@ -270,7 +268,9 @@ def test_an_agent_for_other_images_is_refused(tmp_path, custom_folder):
     agent = ActorCritic(world, AgentConfig())
     path = tmp_path / "other.pt"
     checkpoint.save(path, checkpoint.describe("hsal", agent, AgentConfig(), env, "custom", world))
-    with pytest.raises(CheckpointError, match=r"grey images of 100x100 px; this one was trained on others, \(48, 64, 1\)"):
+    with pytest.raises(
+        CheckpointError, match=r"grey images of 100x100 px; this one was trained on others, \(48, 64, 1\)"
+    ):
         Player(path)
     with pytest.raises(CheckpointError, match="No agent 'nobody'"):
         Player("nobody")
@@ -299,7 +299,7 @@ def test_test_canvases_are_of_mnist_where_it_is(mnist_root, monkeypatch):
 
 @pytest.mark.usefixtures("no_mnist")
 def test_without_mnist_they_are_digits_and_nobody_is_warned(canvas, recwarn):
-    answer = demo_server.create_app(Player()).test_client().get("/api/canvas?index=3")
+    answer = demo_server.create_app(Player()).test_client().get(f"/api/canvas?index={INDEX}")
     assert answer.json["source"] == "digits"
     assert np.array_equal(pixels(answer), canvas[0])
     assert answer.json["labels"] == canvas[1]
@@ -385,7 +385,7 @@ def test_the_page_needs_nothing_from_elsewhere(client):
     assert all(client.get(part).status_code == 200 for part in parts if part.startswith("/"))
     assert page.headers["Content-Security-Policy"].startswith("default-src 'self';")
     for file in PAGE.iterdir():
-        assert "//" not in re.sub(r"^\s*//.*|/\*.*?\*/", "", file.read_text(), flags=re.MULTILINE), file.name
+        assert not re.search(r"https?:|wss?:|[\"'(]\s*//", file.read_text()), file.name
 
 
 def test_errors_are_json_and_tell_nothing_of_the_machine(player, canvas, monkeypatch, caplog):
@@ -421,9 +421,11 @@ def test_only_this_machine_is_listened_to_unless_told(player):
 def test_a_port_that_is_taken_is_told(player):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(ConfigError, match=rf"Cannot listen on 127.0.0.1, port {port}: .*Pass another --host or --port"):
+        with pytest.raises(
+            ConfigError, match=rf"Cannot listen on 127.0.0.1, port {port}: .*Pass another --host or --port"
+        ):
             demo_server.listen(demo_server.create_app(player), port=port)
-    with pytest.raises(ConfigError, match="Cannot listen on 127.0.0.1, port 99999"):
+    with pytest.raises(ConfigError, match=r"Cannot listen on 127\.0\.0\.1, port 99999"):
         demo_server.listen(demo_server.create_app(player), port=99999)
 
 
@@ -523,6 +525,12 @@ def named(page):
     return page.locator("#named li").evaluate_all("items => items.map((item) => item.dataset.label)")
 
 
+def expect(locator):
+    from playwright.sync_api import expect  # not installed everywhere
+
+    return expect(locator)
+
+
 def bytes_of(page, view="pad"):
     return page.evaluate("id => document.getElementById(id).toDataURL()", view)
 
@@ -562,7 +570,7 @@ def test_two_digits_are_drawn_and_read(page, address):
     page.keyboard.press("End")
     assert len(named(page)) == 3
     page.click("#play")  # from the start
-    page.wait_for_function("document.getElementById('step').value > 1")
+    expect(page.locator("#place")).to_have_text(f"2 / {len(trace['phase'])}")
     page.click("#play")
 
     drawn = bytes_of(page)
@@ -602,16 +610,16 @@ def test_the_controls_do_what_they_say(page):
     assert page.locator("#named li.right, #named li.wrong").count() == 0  # nobody knows
     page.fill("#labels", "one")
     page.click("#go")
-    page.wait_for_function("document.getElementById('message').textContent.includes('got “one”')")
+    expect(page.locator("#message")).to_contain_text("got “one”")
 
 
 @pytest.mark.browser
 def test_canvases_and_files_are_shown_or_refused_with_a_message(page, tmp_path):
-    page.wait_for_function("document.getElementById('source').textContent.includes('digits')")
+    expect(page.locator("#source")).to_contain_text("digits")
     blank = bytes_of(page)
-    page.fill("#index", "3")
+    page.fill("#index", str(INDEX))
     page.click("#pick button[type=submit]")
-    page.wait_for_function("document.getElementById('labels').value !== ''")
+    expect(page.locator("#labels")).not_to_have_value("")
     assert bytes_of(page) != blank
     draw(page, [(2, 2), (4, 4)])  # then the labels hold no longer
     assert page.input_value("#labels") == ""
@@ -625,14 +633,19 @@ def test_canvases_and_files_are_shown_or_refused_with_a_message(page, tmp_path):
     empty.touch()
     for file, said in ((big, "big.png is too large: at most 5 MiB"), (bad, "not an image"), (empty, "is empty")):
         page.set_input_files("#file", str(file))
-        page.wait_for_function("said => document.getElementById('message').textContent.includes(said)", arg=said)
+        expect(page.locator("#message")).to_contain_text(said)
     good = tmp_path / "good.png"
     good.write_bytes(PNG)
     page.set_input_files("#file", str(good))
-    page.wait_for_function("document.getElementById('message').textContent === ''")
-    page.wait_for_function("blank => document.getElementById('pad').toDataURL() === blank", arg=blank)
+    expect(page.locator("#file-shown")).to_have_text("good.png, as it is.")
+    expect(page.locator("#message")).to_have_text("")
+    assert bytes_of(page) == blank
     page.check("#invert")
-    page.wait_for_function("blank => document.getElementById('pad').toDataURL() !== blank", arg=blank)
+    expect(page.locator("#file-shown")).to_have_text("good.png, inverted.")
+    pixels = "[...document.getElementById('pad').getContext('2d').getImageData(0, 0, 100, 100).data]"
+    assert set(page.evaluate(pixels)) == {255}
+    page.click("#undo")
+    assert bytes_of(page) == blank
 
 
 @pytest.mark.browser

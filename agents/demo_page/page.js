@@ -160,6 +160,7 @@ const upload = () =>
       throw new Error(`${file.name} is too large: at most ${options.most_upload_bytes / 2 ** 20} MiB. Make it smaller.`);
     const answer = await ask(`/api/upload?invert=${$("invert").checked ? 1 : 0}`, { method: "POST", body: file });
     replace(decoded(answer.image), "");
+    $("file-shown").textContent = `${file.name}, ${$("invert").checked ? "inverted" : "as it is"}.`;
   });
 $("file").addEventListener("change", upload);
 $("invert").addEventListener("change", upload);
