@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib import colormaps
 from PIL import Image
 
 import agents
@@ -539,6 +540,16 @@ def views(page):
     return [bytes_of(page, f"view-{name}") for name in ("image", "saliency", "priority")]
 
 
+def check_map(page, view, values):
+    """The cells' centres have viridis' colours of the values, but where a black or white line crosses them."""
+    with Image.open(io.BytesIO(base64.b64decode(bytes_of(page, view).split(",")[1]))) as image:
+        shown = np.array(image.convert("RGB"))[32::64, 32::64].astype(int)
+    expected = colormaps["viridis"](np.array(values), bytes=True)[..., :3].astype(int)
+    clear = np.ptp(shown, axis=-1) > 20
+    assert clear.sum() > 30
+    assert np.abs(shown - expected)[clear].max() < 12, view  # the page interpolates between nine colours
+
+
 @pytest.mark.browser
 def test_two_digits_are_drawn_and_read(page, address):
     blank = bytes_of(page)
@@ -552,6 +563,8 @@ def test_two_digits_are_drawn_and_read(page, address):
         page.locator("#step").fill(str(at))
         assert page.locator("#place").inner_text() == f"{at + 1} / {len(trace['phase'])}"
         shown.append(views(page))
+        check_map(page, "view-saliency", trace["saliency"][at])
+        check_map(page, "view-priority", trace["priority"][at])
     assert sorted(named(page)) == ["0", "7", "stop"]
     assert page.locator("#named li.right").count() == 3
     assert page.locator("#result").inner_text().endswith("true is {0, 7}: all right ✓.")
