@@ -14,6 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
+from hsal_env.data import glyphs
+
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("hsal", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("hsal")
@@ -36,6 +38,24 @@ def mnist_root() -> str:
     if len(list((root / "MNIST" / "raw").glob("*-ubyte*"))) < 4:
         pytest.skip(f"MNIST's files are not under {root}; set HSAL_DATA to the folder that holds MNIST/raw")
     return str(root)
+
+
+@pytest.fixture
+def no_mnist(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A machine that knows of no MNIST and cannot download it."""
+
+    def refuse() -> None:
+        raise ConnectionError("no route to host")
+
+    def forget() -> None:
+        for cached in (glyphs.find_mnist, glyphs._mnist, glyphs._auto_source):
+            cached.cache_clear()
+
+    forget()
+    monkeypatch.delenv("HSAL_DATA", raising=False)
+    monkeypatch.setattr("hsal_env.data.torchvision_import.import_torchvision", refuse)
+    yield
+    forget()
 
 
 @pytest.fixture(scope="session")

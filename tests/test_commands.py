@@ -9,7 +9,6 @@ import runpy
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -24,14 +23,13 @@ from agents import checkpoint, pretraining
 from agents.count_network import CountNetwork
 from agents.learner import Learner
 from hsal_env import functional as F
-from hsal_env.data import glyphs
 from hsal_env.errors import CheckpointError, ConfigError
 from hsal_env.perception.activation import WEIGHTS_FOLDER, CompactResNet
 from hsal_env.trace import Trace
 
 ROOT = Path(__file__).parents[1]
 TRAIN, EVALUATE, ANALYSE, BUNDLE = "ppo_or_reinforce.py", "evaluate_agent.py", "analyse_errors.py", "bundle_agent.py"
-COUNT, PRETRAIN, REPRODUCE = "count_network.py", "pretrain_perception.py", "reproduce.py"
+COUNT, DEMO, PRETRAIN, REPRODUCE = "count_network.py", "demo.py", "pretrain_perception.py", "reproduce.py"
 LEARNERS = "sb3_agents.py"
 SMALL = shlex.split(
     "--preset tiny --source digits --num-examples 128 --batch-size 32 --passes 1 --controller-hidden 32"
@@ -185,24 +183,6 @@ def trained_on_mnist(trained: Path, tmp_path: Path) -> Path:
     """A checkpoint that says so."""
     checkpoint.save(tmp_path / "m.pt", checkpoint.read(trained / "checkpoint.pt") | {"source": "mnist"})
     return tmp_path / "m.pt"
-
-
-@pytest.fixture
-def no_mnist(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A machine that knows of no MNIST and cannot download it."""
-
-    def refuse() -> None:
-        raise ConnectionError("no route to host")
-
-    def forget() -> None:
-        for cached in (glyphs.find_mnist, glyphs._mnist, glyphs._auto_source):
-            cached.cache_clear()
-
-    forget()
-    monkeypatch.delenv("HSAL_DATA", raising=False)
-    monkeypatch.setattr("hsal_env.data.torchvision_import.import_torchvision", refuse)
-    yield
-    forget()
 
 
 def test_an_agent_is_tested_on_what_it_was_trained_on(

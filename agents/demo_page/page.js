@@ -1,0 +1,459 @@
+"use strict";
+
+const SIDE = 100; // px of the canvas
+const GLIMPSE = "#e69f00", EARLIER = "#56b4e9";
+const VIRIDIS = ["440154", "472d7b", "3b528b", "2c728e", "21918c", "28ae80", "5ec962", "addc30", "fde725"].map((hex) =>
+  [0, 2, 4].map((at) => parseInt(hex.slice(at, at + 2), 16)),
+);
+const DECISION_MS = 800;
+
+const $ = (id) => document.getElementById(id);
+const say = (text) => ($("message").textContent = text);
+
+async function ask(path, options) {
+  let response;
+  try {
+    response = await fetch(path, options);
+  } catch {
+    throw new Error("The server does not answer. Is the command still running?");
+  }
+  const content = await response.json();
+  if (!response.ok) throw new Error(content.error);
+  return content;
+}
+
+/** Run what may fail, and tell why it did. */
+async function attempt(work) {
+  say("");
+  try {
+    await work();
+  } catch (error) {
+    say(error.message);
+  }
+}
+
+// --- the image: grey bytes, and how they change -------------------------------------------------------------------
+
+const pad = $("pad"), onPad = pad.getContext("2d");
+const brush = Object.assign(document.createElement("canvas"), { width: SIDE, height: SIDE });
+const onBrush = brush.getContext("2d", { willReadFrequently: true });
+let pixels = new Uint8ClampedArray(SIDE * SIDE);
+let earlier = []; // images to go back to, with their labels
+let stroke = null; // points [x, y] of the one that is drawn
+let before = pixels; // the image without it
+
+function greyData(grey) {
+  const data = new ImageData(SIDE, SIDE);
+  for (let i = 0; i < grey.length; i++) data.data.set([grey[i], grey[i], grey[i], 255], 4 * i);
+  return data;
+}
+
+function show(grey) {
+  pixels = grey;
+  onPad.putImageData(greyData(grey), 0, 0);
+}
+
+function remember() {
+  earlier = [...earlier.slice(-49), { pixels, labels: $("labels").value }];
+  $("undo").disabled = false;
+}
+
+function replace(grey, labels) {
+  remember();
+  show(grey);
+  $("labels").value = labels;
+}
+
+/** Soft edges, as those of the enlarged digits that the agents were trained on: a binomial filter over 3 x 3 px. */
+function soften(grey) {
+  const pass = (from, step, along) =>
+    from.map((value, i) => {
+      const at = along(i);
+      return ((at > 0 ? from[i - step] : 0) + 2 * value + (at < SIDE - 1 ? from[i + step] : 0)) / 4;
+    });
+  return pass(pass(Float32Array.from(grey), 1, (i) => i % SIDE), SIDE, (i) => Math.floor(i / SIDE));
+}
+
+function drawStroke() {
+  onBrush.fillStyle = "#000";
+  onBrush.fillRect(0, 0, SIDE, SIDE);
+  onBrush.strokeStyle = "#fff";
+  onBrush.lineWidth = Number($("width").value);
+  onBrush.lineCap = onBrush.lineJoin = "round";
+  onBrush.beginPath();
+  onBrush.moveTo(...stroke[0]);
+  for (let i = 1; i < stroke.length - 1; i++) {
+    const [x, y] = stroke[i], [nextX, nextY] = stroke[i + 1];
+    onBrush.quadraticCurveTo(x, y, (x + nextX) / 2, (y + nextY) / 2);
+  }
+  onBrush.lineTo(...stroke[stroke.length - 1]);
+  onBrush.stroke();
+  const ink = soften(onBrush.getImageData(0, 0, SIDE, SIDE).data.filter((_, i) => i % 4 === 0));
+  const erases = document.querySelector("[name=tool]:checked").value === "eraser";
+  show(before.map((value, i) => (erases ? Math.min(value, 255 - ink[i]) : Math.max(value, ink[i]))));
+}
+
+function point(event) {
+  const box = pad.getBoundingClientRect();
+  return [((event.clientX - box.left) / box.width) * SIDE, ((event.clientY - box.top) / box.height) * SIDE];
+}
+
+pad.addEventListener("pointerdown", (event) => {
+  if (event.button !== 0 || stroke) return;
+  pad.setPointerCapture(event.pointerId);
+  remember();
+  $("labels").value = filled ? "" : $("labels").value; // those of a test canvas hold no longer
+  filled = false;
+  before = pixels;
+  stroke = [point(event)];
+  drawStroke();
+});
+pad.addEventListener("pointermove", (event) => {
+  if (!stroke || !pad.hasPointerCapture(event.pointerId)) return;
+  stroke.push(...(event.getCoalescedEvents?.() ?? []).concat(event).map(point));
+  drawStroke();
+});
+for (const end of ["pointerup", "pointercancel"]) pad.addEventListener(end, () => (stroke = null));
+
+$("width").addEventListener("input", () => ($("width-shown").textContent = `${$("width").value} px`));
+$("undo").addEventListener("click", () => {
+  const last = earlier.pop();
+  show(last.pixels);
+  $("labels").value = last.labels;
+  filled = false;
+  $("undo").disabled = !earlier.length;
+});
+$("clear").addEventListener("click", () => replace(new Uint8ClampedArray(SIDE * SIDE), ""));
+
+const decoded = (text) => Uint8ClampedArray.from(atob(text), (letter) => letter.charCodeAt(0));
+const encoded = (grey) => btoa(String.fromCharCode(...grey));
+
+let filled = false; // whether the labels are those of a test canvas
+$("labels").addEventListener("input", () => (filled = false));
+
+const told = (source) =>
+  source === "mnist"
+    ? "MNIST's test digits, on canvases as in training."
+    : "MNIST is not on this machine: these are scikit-learn's handwritten digits, on which the agents do less well.";
+
+const pick = (index) =>
+  attempt(async () => {
+    const canvas = await ask(`/api/canvas?index=${encodeURIComponent(index)}`);
+    replace(decoded(canvas.image), canvas.labels.join(" "));
+    filled = true;
+    $("source").textContent = told(canvas.source);
+  });
+$("pick").addEventListener("submit", (event) => {
+  event.preventDefault();
+  pick($("index").value);
+});
+$("random").addEventListener("click", () => {
+  $("index").value = Math.floor(Math.random() * (Number($("index").max) + 1));
+  pick($("index").value);
+});
+
+const upload = () =>
+  attempt(async () => {
+    const [file] = $("file").files;
+    if (!file) return;
+    if (file.size > options.most_upload_bytes)
+      throw new Error(`${file.name} is too large: at most ${options.most_upload_bytes / 2 ** 20} MiB. Make it smaller.`);
+    const answer = await ask(`/api/upload?invert=${$("invert").checked ? 1 : 0}`, { method: "POST", body: file });
+    replace(decoded(answer.image), "");
+    $("file-shown").textContent = `${file.name}, ${$("invert").checked ? "inverted" : "as it is"}.`;
+  });
+$("file").addEventListener("change", upload);
+$("invert").addEventListener("change", upload);
+
+// --- what can be chosen -------------------------------------------------------------------------------------------
+
+let options = null;
+
+function fill(select, names) {
+  select.replaceChildren(...names.map((name) => new Option(name, name)));
+}
+
+/** The rules that the chosen agent was trained with. */
+function asTrained() {
+  const { glimpses, update, saliency } = options.agents[$("agent").value];
+  $("glimpses").value = glimpses;
+  $("update").value = update;
+  if (saliency) $("saliency").value = saliency;
+  $("glimpses-trained").textContent = `It was trained with ${glimpses}.`;
+  explain();
+}
+
+function explain() {
+  $("update-words").textContent = `After each label: ${options.updates[$("update").value]}.`;
+  $("saliency-words").textContent = `${options.saliency[$("saliency").value]}.`.replace(/^./, (letter) => letter.toUpperCase());
+  $("seed").disabled = $("choice").value === "greedy";
+}
+
+$("agent").addEventListener("change", asTrained);
+for (const id of ["update", "saliency", "choice"]) $(id).addEventListener("change", explain);
+
+attempt(async () => {
+  options = await ask("/api/options");
+  fill($("agent"), Object.keys(options.agents));
+  fill($("glimpses"), [...Array(options.most_glimpses + 1).keys()]);
+  fill($("update"), Object.keys(options.updates));
+  fill($("saliency"), Object.keys(options.saliency));
+  $("agent").value = options.chosen;
+  asTrained();
+  $("go").disabled = false;
+  const { source } = await ask("/api/canvas?index=0"); // may take a while, where it is looked for
+  $("source").textContent = told(source);
+});
+
+function trueLabels() {
+  const words = $("labels").value.split(/[\s,]+/).filter(Boolean);
+  if (!words.length) return null;
+  const wrong = words.find((word) => !/^\d+$/.test(word));
+  if (wrong !== undefined) throw new Error(`True labels: expected numbers with spaces between; got “${wrong}”.`);
+  return words.map(Number);
+}
+
+$("go").addEventListener("click", () =>
+  attempt(async () => {
+    const wish = {
+      image: encoded(pixels),
+      labels: trueLabels(),
+      agent: $("agent").value,
+      glimpses: Number($("glimpses").value),
+      update: $("update").value,
+      saliency: $("saliency").value,
+      deterministic: $("choice").value === "greedy",
+      seed: Number($("seed").value),
+    };
+    $("go").disabled = true;
+    try {
+      const headers = { "Content-Type": "application/json" };
+      start(await ask("/api/play", { method: "POST", headers, body: JSON.stringify(wish) }));
+    } finally {
+      $("go").disabled = false;
+    }
+  }),
+);
+
+// --- the trace, decision by decision ------------------------------------------------------------------------------
+
+let trace = null, picture = null, at = 0, timer = null;
+
+function start(found) {
+  trace = found;
+  picture = Object.assign(document.createElement("canvas"), { width: SIDE, height: SIDE });
+  picture.getContext("2d").putImageData(greyData(Uint8ClampedArray.from(trace.image.flat())), 0, 0);
+  $("step").max = trace.phase.length - 1;
+  $("thinking").hidden = false;
+  go(0);
+  play(!matchMedia("(prefers-reduced-motion: reduce)").matches);
+  if (matchMedia("(max-width: 899px)").matches) $("thinking").scrollIntoView();
+}
+
+function go(to) {
+  at = Math.max(0, Math.min(trace.phase.length - 1, to));
+  $("step").value = at;
+  draw();
+}
+
+function play(on) {
+  clearInterval(timer);
+  timer = on ? setInterval(() => (at < trace.phase.length - 1 ? go(at + 1) : play(false)), DECISION_MS) : null;
+  $("play").textContent = on ? "❚❚" : "▶";
+  $("play").setAttribute("aria-label", on ? "Pause" : "Play");
+}
+
+function step(by) {
+  play(false);
+  go(at + by);
+}
+
+$("play").addEventListener("click", () => {
+  if (!timer && at === trace.phase.length - 1) go(0);
+  play(!timer);
+});
+$("back").addEventListener("click", () => step(-1));
+$("forth").addEventListener("click", () => step(1));
+$("step").addEventListener("input", () => {
+  play(false);
+  go(Number($("step").value));
+});
+document.addEventListener("keydown", (event) => {
+  const by = { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity }[event.key];
+  if (!trace || !by || event.altKey || event.ctrlKey || event.metaKey || event.target.closest("input, select")) return;
+  event.preventDefault();
+  step(by);
+});
+
+const labelName = (label) => (label === trace.num_classes ? "stop" : String(label));
+const percent = (p) => (p === null ? "" : `, ${(100 * p).toFixed(p < 0.995 && p > 0.0995 ? 0 : 1).replace(".0", "")} %`);
+const place = (cell) => `row ${Math.floor(cell / trace.map_size[1]) + 1}, column ${(cell % trace.map_size[1]) + 1}`;
+const probability = (n) => (trace.log_prob[n] === null ? null : Math.exp(trace.log_prob[n]));
+
+function inWords(n) {
+  const phase = trace.phase[n], which = `Meta-step ${trace.meta_step[n] + 1}: `;
+  if (phase === 0) return `${which}it lays its mask of attention.`;
+  if (phase <= trace.glimpses)
+    return `${which}glimpse ${phase} of ${trace.glimpses}, at ${place(trace.location[n])}${percent(probability(n))}.`;
+  const named = labelName(trace.label[n]);
+  return `${which}it ${named === "stop" ? "says stop" : `names ${named}`}${percent(probability(n))}.`;
+}
+
+/** Decisions up to this one that satisfy a condition. */
+const sofar = (condition) => [...Array(at + 1).keys()].filter(condition);
+
+function draw() {
+  const words = inWords(at);
+  $("now").textContent = words;
+  $("step").setAttribute("aria-valuetext", words);
+  $("place").textContent = `${at + 1} / ${trace.phase.length}`;
+  const now = trace.meta_step[at];
+  const looks = sofar((n) => trace.location[n] >= 0 && trace.meta_step[n] === now);
+  const past = sofar((n) => trace.location[n] >= 0 && trace.meta_step[n] < now);
+
+  const image = $("view-image").getContext("2d");
+  image.imageSmoothingEnabled = false;
+  image.drawImage(picture, 0, 0, image.canvas.width, image.canvas.height);
+  drawGrid(image);
+  for (const n of past) drawCell(image, trace.location[n], EARLIER, 2);
+  drawGlimpses(image, looks);
+  image.canvas.ariaLabel = looks.length
+    ? `The image. Glimpses at ${looks.map((n) => place(trace.location[n])).join("; ")}.`
+    : "The image. No glimpse in this meta-step yet.";
+
+  const saliency = $("view-saliency").getContext("2d");
+  drawMap(saliency, trace.saliency[at]);
+  drawContours(saliency, trace.mask[at]);
+  saliency.canvas.ariaLabel = `Saliency map, highest at ${place(highest(trace.saliency[at]))}; mask, highest at ${place(highest(trace.mask[at]))}.`;
+  const priority = $("view-priority").getContext("2d");
+  drawMap(priority, trace.priority[at]);
+  drawGlimpses(priority, looks);
+  priority.canvas.ariaLabel = `Priority map, highest at ${place(highest(trace.priority[at]))}.`;
+
+  drawBars();
+  drawNamed();
+}
+
+function element(tag, className, text) {
+  return Object.assign(document.createElement(tag), { className, textContent: text });
+}
+
+function drawBars() {
+  const probabilities = trace.label_probs[at];
+  $("bars").replaceChildren(
+    ...probabilities.map((p, label) => {
+      const row = element("li", label === trace.label[at] ? "chosen" : "", "");
+      const track = element("span", "track", ""), fill = element("span", "fill", "");
+      fill.style.width = `${100 * (p ?? 0)}%`;
+      track.append(fill);
+      row.append(element("span", "label", labelName(label)), track, element("span", "value", p === null ? "–" : p.toFixed(2)));
+      return row;
+    }),
+  );
+}
+
+function drawNamed() {
+  const names = sofar((n) => trace.label[n] >= 0);
+  $("named").replaceChildren(
+    ...names.map((n) => {
+      const verdict = trace.reward === null ? "" : trace.reward[n] > 0 ? "right" : "wrong";
+      const mark = { right: " ✓", wrong: " ✗" }[verdict] ?? "";
+      const item = element("li", verdict, labelName(trace.label[n]) + mark);
+      item.dataset.label = labelName(trace.label[n]);
+      return item;
+    }),
+  );
+  const done = at === trace.phase.length - 1, exact = trace.exact_match;
+  $("result").className = !done || exact === null ? "" : exact ? "right" : "wrong";
+  const ended = trace.truncated ? " It was cut off: it may name no more." : "";
+  if (!done) $("result").textContent = "";
+  else if (exact === null) $("result").textContent = `It read {${trace.named.join(", ")}}.${ended}`;
+  else $("result").textContent = `It read {${trace.named.join(", ")}}, true is {${trace.labels.join(", ")}}: ${exact ? "all right ✓" : "not all right ✗"}.${ended}`;
+}
+
+// --- maps: H x W cells over the whole image -----------------------------------------------------------------------
+
+const highest = (map) => map.flat().reduce((best, value, i, all) => (value > all[best] ? i : best), 0);
+
+function colour(value) {
+  const x = Math.min(1, Math.max(0, value)) * (VIRIDIS.length - 1), low = Math.min(Math.floor(x), VIRIDIS.length - 2);
+  return `rgb(${VIRIDIS[low].map((part, i) => Math.round(part + (x - low) * (VIRIDIS[low + 1][i] - part))).join(" ")})`;
+}
+
+function box(context, cell) {
+  const [rows, cols] = trace.map_size, { width, height } = context.canvas;
+  return [((cell % cols) * width) / cols, (Math.floor(cell / cols) * height) / rows, width / cols, height / rows];
+}
+
+function drawMap(context, map) {
+  map.flat().forEach((value, cell) => {
+    const [x, y, width, height] = box(context, cell);
+    context.fillStyle = colour(value);
+    context.fillRect(Math.floor(x), Math.floor(y), Math.ceil(width) + 1, Math.ceil(height) + 1);
+  });
+}
+
+function drawGrid(context) {
+  for (let cell = 0; cell < trace.map_size[0] * trace.map_size[1]; cell++) drawCell(context, cell, "#ffffff24", 1, 0);
+}
+
+function drawCell(context, cell, style, width, inset = 2) {
+  const [x, y, w, h] = box(context, cell);
+  context.strokeStyle = style;
+  context.lineWidth = width;
+  context.strokeRect(x + inset, y + inset, w - 2 * inset, h - 2 * inset);
+}
+
+function drawGlimpses(context, looks) {
+  const numbers = new Map(); // of each cell
+  for (const n of looks) numbers.set(trace.location[n], [...(numbers.get(trace.location[n]) ?? []), trace.phase[n]]);
+  context.font = "700 20px system-ui, sans-serif";
+  context.textBaseline = "middle";
+  for (const [cell, those] of numbers) {
+    drawCell(context, cell, "#000", 8, 3);
+    drawCell(context, cell, GLIMPSE, 4, 3);
+    const [x, y] = box(context, cell), text = those.join(" ");
+    context.fillStyle = GLIMPSE;
+    context.fillRect(x + 1, y + 1, context.measureText(text).width + 10, 25);
+    context.fillStyle = "#000";
+    context.fillText(text, x + 6, y + 15);
+  }
+}
+
+/** Lines at shares of the map's maximum, by marching squares on the map interpolated between the cells' centres. */
+function drawContours(context, map) {
+  const [rows, cols] = trace.map_size, fine = 8, { width, height } = context.canvas;
+  const peak = Math.max(...map.flat());
+  if (!(peak > 0)) return;
+  const value = (row, col) => {
+    const r = Math.min(rows - 1, Math.max(0, row / fine - 0.5)), c = Math.min(cols - 1, Math.max(0, col / fine - 0.5));
+    const top = Math.min(Math.floor(r), rows - 2), left = Math.min(Math.floor(c), cols - 2);
+    const [a, b, d, e] = [map[top][left], map[top][left + 1], map[top + 1][left], map[top + 1][left + 1]];
+    return (a + (b - a) * (c - left)) * (1 - r + top) + (d + (e - d) * (c - left)) * (r - top);
+  };
+  const lines = new Path2D();
+  const grid = Array.from({ length: rows * fine + 1 }, (_, r) => Array.from({ length: cols * fine + 1 }, (_, c) => value(r, c)));
+  for (const level of [0.25, 0.5, 0.75].map((share) => share * peak))
+    for (let r = 0; r < rows * fine; r++)
+      for (let c = 0; c < cols * fine; c++) {
+        const corners = [[r, c], [r, c + 1], [r + 1, c + 1], [r + 1, c]], ends = [];
+        corners.forEach(([r0, c0], i) => {
+          const [r1, c1] = corners[(i + 1) % 4], from = grid[r0][c0] - level, to = grid[r1][c1] - level;
+          if (from < 0 === to < 0) return;
+          const share = from / (from - to);
+          ends.push([((c0 + share * (c1 - c0)) * width) / cols / fine, ((r0 + share * (r1 - r0)) * height) / rows / fine]);
+        });
+        for (let i = 0; i + 1 < ends.length; i += 2) {
+          lines.moveTo(...ends[i]);
+          lines.lineTo(...ends[i + 1]);
+        }
+      }
+  context.lineCap = "round";
+  for (const [style, lineWidth] of [["#000", 5], ["#fff", 2.5]]) {
+    context.strokeStyle = style;
+    context.lineWidth = lineWidth;
+    context.stroke(lines);
+  }
+}
+
+show(pixels);

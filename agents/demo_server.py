@@ -1,0 +1,150 @@
+"""Serves the page to play with. The one module that imports Flask, the extra ``demo``.
+
+| path | answer |
+|---|---|
+| ``GET /`` | the page; its parts under ``/static/`` |
+| ``GET /api/options`` | :meth:`agents.demo.Player.options` |
+| ``GET /api/canvas?index=N`` | a test canvas: image, labels, source |
+| ``POST /api/upload?invert=1`` | a PNG or JPEG, as it is, in; a canvas out |
+| ``POST /api/play`` | JSON of image, labels and the fields of :class:`agents.demo.Settings` in; the trace out |
+
+Images travel as base64 of 100 x 100 grey bytes. What goes wrong is answered by ``{"error": why}``.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import dataclasses
+import socket
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flask import Flask, Response, jsonify, request
+from werkzeug.exceptions import HTTPException
+from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
+
+from agents.demo import CANVAS_PX, MOST_UPLOAD_BYTES, Player, Settings, plain, read_image
+from hsal_env.errors import ConfigError, DataError, HSALError
+
+LOCALHOST = "127.0.0.1"
+_LOOPBACK = ("localhost", LOCALHOST, "[::1]")
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+
+
+def create_app(player: Player, host: str = LOCALHOST) -> Flask:
+    """The page and what it asks for.
+
+    Args:
+        player: runs the agents.
+        host: where it will listen. On a loopback address requests must name one: a page elsewhere whose name resolves to
+            this machine (DNS rebinding) gets nothing.
+    """
+    app = Flask(__name__, static_url_path="/static", static_folder=str(Path(__file__).with_name("demo_page")))
+    app.config["MAX_CONTENT_LENGTH"] = MOST_UPLOAD_BYTES
+    if is_loopback(host):
+        app.config["TRUSTED_HOSTS"] = [*_LOOPBACK]
+
+    @app.get("/")
+    def page() -> Response:
+        return app.send_static_file("index.html")
+
+    @app.get("/api/options")
+    def options() -> Response:
+        return jsonify(player.options())
+
+    @app.get("/api/canvas")
+    def canvas() -> Response:
+        asked = request.args.get("index", "")
+        if not (asked.isascii() and asked.isdigit() and len(asked) < 10):
+            raise DataError(f"Expected index as the number of a test canvas; got {asked!r}.")
+        found = player.canvas(int(asked))
+        return jsonify(image=_encoded(found.image), labels=found.labels, source=found.source)
+
+    @app.post("/api/upload")
+    def upload() -> Response:
+        return jsonify(image=_encoded(read_image(request.get_data(), request.args.get("invert") == "1")))
+
+    @app.post("/api/play")
+    def play() -> Response:
+        image, labels, settings = _wish(request.get_json())
+        return jsonify(plain(player.play(image, labels, settings), labels is not None))
+
+    @app.errorhandler(HSALError)
+    def refuse(error: HSALError) -> tuple[Response, int]:
+        return jsonify(error=str(error)), 400
+
+    @app.errorhandler(HTTPException)
+    def explain(error: HTTPException) -> tuple[Response, int]:
+        if error.code == 413:
+            return jsonify(error=f"That is too large: at most {MOST_UPLOAD_BYTES:,} bytes. Make it smaller."), 400
+        if error.code == 500:  # what went wrong is in the log
+            return jsonify(error="The server failed at this. Its terminal says why."), 500
+        return jsonify(error=f"{error.name}."), error.code or 400
+
+    @app.after_request
+    def guard(response: Response) -> Response:
+        response.headers.update(_HEADERS)
+        return response
+
+    return app
+
+
+def listen(app: Flask, host: str = LOCALHOST, port: int = 0) -> tuple[BaseWSGIServer, str]:
+    """A server that is bound, and its address; ``serve_forever`` and ``shutdown`` are its methods.
+
+    Raises:
+        ConfigError: the host or port cannot be had.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.create_server((host, port), family=family) as bound:
+            port = bound.getsockname()[1]
+            server = make_server(
+                host, port, app, threaded=True, request_handler=_QuietHandler, fd=bound.fileno()
+            )  # on a copy of the socket
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"Cannot listen on {host}, port {port}: {error}. Pass another --host or --port.") from error
+    return server, f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach ``host``."""
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+class _QuietHandler(WSGIRequestHandler):
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+        """Nothing: errors are logged, requests are not."""
+
+
+def _encoded(image: np.ndarray) -> str:
+    return base64.b64encode(image.tobytes()).decode("ascii")
+
+
+def _wish(content: Any) -> tuple[np.ndarray, list[int] | None, Settings]:
+    """What a request to play asks for.
+
+    Raises:
+        ConfigError, DataError: it is not of that form.
+    """
+    known = [field.name for field in dataclasses.fields(Settings)]
+    if not isinstance(content, dict) or set(content) - {"image", "labels", *known}:
+        raise ConfigError(f"Expected JSON of image, labels, {', '.join(known)}.")
+    try:
+        pixels = base64.b64decode(content.get("image", ""), validate=True)
+    except (TypeError, ValueError, binascii.Error):
+        pixels = b""
+    if len(pixels) != CANVAS_PX**2:
+        raise DataError(f"Expected image as base64 of {CANVAS_PX}x{CANVAS_PX} grey bytes.")
+    labels = content.get("labels")
+    if labels is not None and not isinstance(labels, list):
+        raise DataError(f"Expected labels as a list of whole numbers, or null; got {labels!r}.")
+    image = np.frombuffer(pixels, np.uint8).reshape(CANVAS_PX, CANVAS_PX)
+    return image, labels, Settings(**{name: content[name] for name in known if name in content})

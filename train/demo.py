@@ -1,0 +1,57 @@
+"""A page to play with: draw digits and watch an agent attend, glimpse and name.
+
+python train/demo.py                                  # then open the address that it prints
+python train/demo.py --agent runs/x/checkpoint.pt --port 0 --open
+"""
+
+from __future__ import annotations
+
+import sys
+import webbrowser
+from dataclasses import dataclass
+
+import tyro
+
+from hsal_env.errors import ConfigError, HSALError
+
+
+@dataclass(frozen=True)
+class Args:
+    """Serve a page to play with, to this machine alone."""
+
+    agent: str = "mnist-multiset"
+    """a bundled agent's name, or the path of a checkpoint.pt; the page offers the other bundled ones, too"""
+    host: str = "127.0.0.1"
+    """address to listen on; anything else than this machine's own lets others in, and there is no password"""
+    port: int = 8000
+    """0: any that is free"""
+    open: bool = False
+    """open the page in the browser"""
+
+
+def main(args: Args) -> None:
+    """Load, listen, serve."""
+    try:
+        import flask  # noqa: F401
+    except ImportError as error:
+        raise ConfigError('The page needs Flask: pip install -c constraints.txt -e ".[demo]"') from error
+    from agents.demo import Player
+    from agents.demo_server import create_app, listen
+
+    server, address = listen(create_app(Player(args.agent), args.host), args.host, args.port)
+    print(f"Serving on {address} (Ctrl-C stops)", flush=True)
+    if args.open:
+        webbrowser.open(address)
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        print()
+    finally:
+        server.server_close()
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Args))
+    except HSALError as error:
+        sys.exit(f"error: {error}")
