@@ -52,6 +52,6 @@ def draw(
             axes.axhline(1, color="grey", lw=0.8, ls=":")
         axes.set(xlabel=xlabel, title=title)
         axes.spines[["top", "right"]].set_visible(False)
-        if any(curve.label for curve in curves):
+        if axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False, fontsize=8)
     return figure

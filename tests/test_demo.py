@@ -546,7 +546,7 @@ def check_map(page, view, values):
         shown = np.array(image.convert("RGB")).astype(int).reshape(7, 64, 7, 64, 3)[:, 8::8, :, 8::8]
     expected = colormaps["viridis"](np.array(values), bytes=True)[:, None, :, None, :3].astype(int)
     off = np.abs(shown - expected).max(axis=-1).min(axis=(1, 3))  # [7, 7]
-    assert off.max() < 12, view  # the page interpolates between nine colours
+    assert off.max() < 12, view  # the page interpolates between seventeen colours
 
 
 @pytest.mark.browser

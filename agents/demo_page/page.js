@@ -2,9 +2,8 @@
 
 const SIDE = 100; // px of the canvas
 const GLIMPSE = "#e69f00", EARLIER = "#56b4e9";
-const VIRIDIS = ["440154", "472d7b", "3b528b", "2c728e", "21918c", "28ae80", "5ec962", "addc30", "fde725"].map((hex) =>
-  [0, 2, 4].map((at) => parseInt(hex.slice(at, at + 2), 16)),
-);
+const VIRIDIS = ("440154 47186a 472c7b 424085 3a528b 32628d 2c728e 26818e 20908c " +
+  "1e9f88 28ae7f 3ebc73 5ec961 83d34b addc30 d7e219 fde724").split(" ").map((hex) => [0, 2, 4].map((at) => parseInt(hex.slice(at, at + 2), 16)));
 const DECISION_MS = 800;
 
 const $ = (id) => document.getElementById(id);
