@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # the rows stand in a script bes
 
 from reproduce import LEARNERS, ROWS
 
-from agents import curves, runs
+from agents import runs
 from agents.paper import TABLE_1
 from agents.statistics import spread
 from hsal_env.files import replacing
@@ -166,6 +166,8 @@ def texts(root: Path = ROOT) -> dict[Path, str]:
 
 def draw_figures(root: Path = ROOT) -> None:
     """The paper's figures 5 and 6 over our runs: results/figure5.png and results/figure6.png."""
+    from agents import curves  # matplotlib: not before --help
+
     lines = []
     for name, (label, colour) in _CURVES.items():
         for number, path in enumerate(sorted((root / "results" / name).glob("seed-*/metrics.json"))):
