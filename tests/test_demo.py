@@ -93,6 +93,8 @@ def same(found, trace):
         elif isinstance(value, np.ndarray):
             got = np.array(found[name], dtype=value.dtype).reshape(value.shape)  # None is read as NaN
             np.testing.assert_array_equal(got, value, err_msg=name)
+        elif name == "grid":
+            assert [tuple(pair) for pair in found[name]] == list(value)
         else:
             assert found[name] == value, name
 

@@ -312,7 +312,8 @@ function draw() {
 
   const image = $("view-image").getContext("2d");
   image.imageSmoothingEnabled = false;
-  image.drawImage(picture, 0, 0, image.canvas.width, image.canvas.height);
+  image.clearRect(0, 0, image.canvas.width, image.canvas.height);
+  image.drawImage(picture, ...placed(image, trace.image[0].length, trace.image.length));
   drawGrid(image);
   for (const n of past) drawCell(image, trace.location[n], EARLIER, 2);
   drawGlimpses(image, looks);
@@ -370,7 +371,14 @@ function drawNamed() {
   else $("result").textContent = `It read {${trace.named.join(", ")}}, true is {${trace.labels.join(", ")}}: ${exact ? "all right ✓" : "not all right ✗"}.${ended}`;
 }
 
-// --- maps: H x W cells over the whole image -----------------------------------------------------------------------
+// --- maps: the H x W cells fill a panel, and the image lies behind them where they look ------------------------------
+
+/** Where an image of width x height px lies on a panel that its cells fill: left, top, width, height. */
+function placed(context, width, height) {
+  const [[firstRow, firstCol], [rowStride, colStride]] = trace.grid, [rows, cols] = trace.map_size;
+  const down = context.canvas.height / (rows * rowStride), across = context.canvas.width / (cols * colStride);
+  return [(colStride / 2 - firstCol) * across, (rowStride / 2 - firstRow) * down, width * across, height * down];
+}
 
 const highest = (map) => map.flat().reduce((best, value, i, all) => (value > all[best] ? i : best), 0);
 
