@@ -249,11 +249,12 @@ class _Panel(NamedTuple):
             self._square(axes, centre, grid.field_px, linewidth=0.9, linestyle=(0, (4, 3)))
             self._square(axes, centre, grid.stride_px, linewidth=1.6)
             numbers = _runs([i for i, location in enumerate(locations, start=1) if location == cell])
-            side = 1 if place % 2 else -1  # neighbours' numbers keep out of each other's way
-            x, y = self.at(centre[0] + side * (grid.stride_px[0] / 2), centre[1])
+            x, y = self.at(*centre)
+            away = grid.stride_px[0] * self.scale / 2 + 9  # outside of the cell, so that what lies in it stays visible
+            above = y - away > self.top + 8 and (place % 2 == 0 or y + away > self.top + _PANEL - 8)
             text = axes.text(
-                min(max(x, self.left + 8), self.left + _PANEL - 8),
-                min(max(y + side * 9, self.top + 9), self.top + _PANEL - 9),
+                min(max(x, self.left + 5 + 4 * len(numbers)), self.left + _PANEL - 5 - 4 * len(numbers)),
+                min(y - away if above else y + away, self.top + _PANEL - 8),
                 numbers, size=7.5, weight="bold", color=_ORANGE, ha="center", va="center_baseline",
             )  # fmt: skip
             text.set_path_effects([withStroke(linewidth=2.0, foreground="black")])

@@ -865,7 +865,7 @@ BAD_VALUES = [
     ("task", "list"), ("source", "cifar"), ("split", "validation"), ("glyphs", "leaky"), ("features", "eager"),
     ("coordinates", "polar"), ("beta", "free"), ("mask_scale", "sum"), ("update", "double"), ("protocol", "student"),
     ("action_mode", "continuous"), ("forbidden", "ignore"),
-    ("activation", "resnet1000"), ("saliency", "itti"), ("render_mode", "human"),
+    ("activation", "resnet1000"), ("saliency", "itti"), ("render_mode", "ansi"),
     ("glimpses", -1), ("components", 0), ("seed", -1), ("num_examples", 0), ("min_objects", 0), ("max_objects", 0),
     ("max_objects", 5), ("min_size_px", 0), ("max_size_px", 101), ("canvas_px", 40), ("clutter", -1), ("clutter_px", 29),
     ("glimpses", 1.5), ("glimpses", "2"), ("components", None), ("num_examples", 2.5), ("max_objects", "4"),

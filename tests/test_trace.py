@@ -1,6 +1,7 @@
 """Traces: what is recorded is what happened; files hold all of it; the written schema is the one in the code."""
 
 import csv
+import re
 import sys
 from pathlib import Path
 
@@ -307,3 +308,13 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, traces, monkeypatch, suffix
         save(traces, path)
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
     assert path.read_text() == "before"
+
+
+def test_the_documented_lines_run(tmp_path, monkeypatch, mnist_root):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HSAL_DATA", mnist_root)
+    text = (ROOT / "docs" / "traces.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(block, {})
+    assert {path.name for path in tmp_path.iterdir()} == {"traces.npz", "traces.csv"}
+    assert len(load("traces.npz")) == 3
