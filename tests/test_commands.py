@@ -227,7 +227,9 @@ def test_where_mnist_is_absent_an_agent_is_tested_on_digits(command: "Command", 
 # --- help and errors --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [TRAIN, EVALUATE, ANALYSE, BUNDLE, COUNT, PRETRAIN, REPRODUCE, "make_figures.py", "report.py"])
+@pytest.mark.parametrize(
+    "name", [TRAIN, EVALUATE, ANALYSE, BUNDLE, COUNT, PRETRAIN, REPRODUCE, "make_figures.py", "report.py"]
+)
 def test_help_is_given(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")  # imports are listed on stderr
     done = succeeded(run(name, "--help", cwd=tmp_path))
