@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
+from torch.nn.functional import one_hot, pad
 
 from hsal_env import functional as F
 from hsal_env.config import Rules
@@ -167,7 +167,7 @@ def look(state: State, location: Tensor, rules: Rules) -> Outcome:
         locations=locations,
         last_location=location,
         phase=state.phase + 1,
-        returns=state.returns + torch.stack([reward, torch.zeros_like(reward)], dim=1),
+        returns=state.returns + pad(reward[:, None], (0, 1)),
         looks=state.looks + torch.stack([raw.gather(1, at).squeeze(1), raw.mean(dim=1)], dim=1),
     )
     return Outcome(following, reward, never, never)
@@ -200,10 +200,10 @@ def name(state: State, label: Tensor, rules: Rules) -> Outcome:
         last_location=torch.full_like(state.last_location, cells),
         last_label=label,
         remaining=F.take(state.remaining, label),
-        predicted=state.predicted + one_hot(label, classes + 1)[:, :-1],
+        predicted=state.predicted + (label[:, None] == torch.arange(classes, device=label.device)),
         phase=torch.zeros_like(state.phase),
         meta_step=meta_step,
-        returns=state.returns + torch.stack([torch.zeros_like(reward), reward], dim=1),
+        returns=state.returns + pad(reward[:, None], (1, 0)),
     )
     return Outcome(following, reward, terminated, truncated)
 

@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 # --- saliency ---------------------------------------------------------------------------------------------------------
 
@@ -182,8 +181,8 @@ def label_rewards(remaining: Tensor, final: Tensor | None = None) -> Tensor:
 
 def take(remaining: Tensor, label: Tensor) -> Tensor:
     """``A_{i+1}``: remove one ``label`` ``[B]`` from ``remaining`` ``[B, C]`` where it is there; stop removes nothing."""
-    named = one_hot(label, remaining.shape[1] + 1)[:, :-1].to(remaining.dtype)
-    return (remaining - named).clamp(min=0)
+    named = label[:, None] == torch.arange(remaining.shape[1], device=label.device)
+    return (remaining - named.to(remaining.dtype)).clamp(min=0)
 
 
 # --- update (section 3, "Update Mechanism") ---------------------------------------------------------------------------
