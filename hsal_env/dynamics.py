@@ -160,7 +160,7 @@ def look(state: State, location: Tensor, rules: Rules) -> Outcome:
         slot = one_hot(which, rules.glimpses).bool().to(at.device)  # [B, k]
         locations = torch.where(slot, at, state.locations)
     else:
-        locations = torch.cat([state.locations[:, : phase - 1], at, state.locations[:, phase:]], dim=1)
+        locations = state.locations.slice_scatter(at, dim=1, start=phase - 1, end=phase)
     never = torch.zeros_like(reward, dtype=torch.bool)
     following = state._replace(
         glimpse=F.glimpse(state.example.volume, location),

@@ -220,5 +220,4 @@ def _batched(action: Any) -> Any:
 
 def _unbatched(value: torch.Tensor) -> Any:
     """Lane 0 as a numpy array of its own, or a numpy scalar."""
-    lane = value.numpy()[0]
-    return lane.copy() if value.dim() > 1 else lane
+    return value.numpy()[0].copy()

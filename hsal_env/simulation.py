@@ -18,7 +18,7 @@ from hsal_env.views import make_view
 
 
 class Simulation:
-    """Draws examples, applies decisions, and describes states. Holds no state of its own.
+    """Draws examples, applies decisions, and describes states. Holds no state of its own. To be called without gradient.
 
     Args:
         config: everything that decides the task.
@@ -31,7 +31,6 @@ class Simulation:
         self.examples = Examples(config)
         self.view = make_view(config, self.examples.channels, self.examples.map_size, policy)
 
-    @torch.no_grad()
     def start(self, indices: np.ndarray) -> tuple[State, Tensor | None]:
         """Initial state of the examples ``indices`` ``[B]``, and their images uint8 ``[B, h_px, w_px, 1 or 3]`` if observed."""
         on_host, canvases = self.examples.load(indices)
@@ -42,7 +41,6 @@ class Simulation:
             images = torch.from_numpy(pixels).view(len(pixels), *self.config.image_shape).to(self.device)
         return self.view.begin(dynamics.initial(example, self.rules)), images
 
-    @torch.no_grad()
     def step(self, state: State, action: Any) -> Outcome:
         """Apply batched actions of the view.
 

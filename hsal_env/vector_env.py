@@ -106,6 +106,7 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
             raise ResetNeeded("No episode has begun; call reset() before step() and render().")
         return self._state
 
+    @torch.no_grad()
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -134,6 +135,7 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         self._truncated = self._truncated.index_fill(0, begun, False)
         return self._observe(), self._info(self._nowhere)
 
+    @torch.no_grad()
     def step(self, actions: Any) -> tuple[dict[str, Any], Any, Any, Any, dict[str, Any]]:
         """Make one decision in every lane.
 
