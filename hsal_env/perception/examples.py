@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import cast
 
@@ -24,7 +25,7 @@ from hsal_env.perception.grid import Grid
 from hsal_env.perception.registry import activation_model, model_name, saliency_model
 
 _COMPOSE_BATCH = 256  # composing is the quicker, the more at once; encoding is not
-_ENCODE_BATCH = {True: 64, False: 16}  # by whether in bfloat16; a convolution may round otherwise in another batch
+_ENCODE_BATCH = {True: 64, False: 32}  # by whether in bfloat16; a convolution may round otherwise in another batch
 
 
 def to_images(canvases: np.ndarray, channels: int) -> Tensor:
@@ -171,14 +172,23 @@ class Examples:
 
     def _encode_all(self, progress: bool) -> Iterator[Record]:
         with tqdm(total=len(self), desc=f"features, {self.config.split}", disable=not progress, mininterval=1) as bar:
-            for start in range(0, len(self), _COMPOSE_BATCH):
-                composed = self.canvases.compose(range(start, min(start + _COMPOSE_BATCH, len(self))))
+            for composed in self._compose_all():
                 batch = _ENCODE_BATCH[native_bfloat16()]
                 for first in range(0, len(composed.images), batch):
                     part = slice(first, first + batch)
                     columns = self.encode(composed.images[part]).permute(0, 2, 3, 1)  # [B, H, W, D]
                     yield {"volume": columns.numpy(), "labels": composed.labels[part]}
                     bar.update(len(columns))
+
+    def _compose_all(self) -> Iterator[CanvasBatch]:
+        """All canvases in batches, each composed in a thread of its own while the one before it is in use."""
+        parts = [range(i, min(i + _COMPOSE_BATCH, len(self))) for i in range(0, len(self), _COMPOSE_BATCH)]
+        with ThreadPoolExecutor(1) as thread:
+            ahead = thread.submit(self.canvases.compose, parts[0])
+            for part in parts[1:]:
+                composed, ahead = ahead.result(), thread.submit(self.canvases.compose, part)
+                yield composed
+            yield ahead.result()
 
 
 def _canvases(config: EnvConfig) -> CanvasSource:
