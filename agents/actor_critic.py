@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -42,6 +44,7 @@ class ActorCritic(nn.Module):
     def __init__(self, world: World, config: AgentConfig) -> None:
         super().__init__()
         self.world, self.config = world, config
+        self._folded: tuple[Tensor, Tensor] | None = None
         cells, labels = world.map_size[0] * world.map_size[1], world.num_classes + 1
         self.meta_controller = MetaController(
             cells, labels, world.rules.components, config.meta_hidden, grid=config.attention_init == "grid"
@@ -56,6 +59,15 @@ class ActorCritic(nn.Module):
             config.location_prior,
             config.location_policy,
         )
+
+    @contextmanager
+    def weights_fixed(self) -> Iterator[None]:
+        """A block of calls of :meth:`act` in which the weights do not change: what depends on them alone is computed once."""
+        self._folded = self.controller.folded()
+        try:
+            yield
+        finally:
+            self._folded = None
 
     def initial(self, lanes: int) -> AgentState:
         """Zeros."""
@@ -121,7 +133,7 @@ class ActorCritic(nn.Module):
             zero = torch.zeros(len(attention), device=attention.device)
             return Decision({"attention": attention / ATTENTION_SCALE}, zero, zero, state)
         begins = phase == 1 and self.config.controller_state == "reset"
-        controller_state = self.read(observation, None if begins else state.controller_state, self.controller.folded())
+        controller_state = self.read(observation, None if begins else state.controller_state, self._folded)
         state = state._replace(controller_state=controller_state)
         if phase <= self.world.rules.glimpses:
             name, log_probs = "location", self.controller.location_log_probs(controller_state, observation["priority"])

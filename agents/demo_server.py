@@ -29,7 +29,7 @@ from agents.demo import CANVAS_PX, MOST_UPLOAD_BYTES, Player, Settings, plain, r
 from hsal_env.errors import ConfigError, DataError, HSALError
 
 LOCALHOST = "127.0.0.1"
-_LOOPBACK = ("localhost", LOCALHOST, "[::1]")
+_LOOPBACK = ("localhost", LOCALHOST)
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -45,11 +45,16 @@ def create_app(player: Player, host: str = LOCALHOST) -> Flask:
         player: runs the agents.
         host: where it will listen. On a loopback address requests must name one: a page elsewhere whose name resolves to
             this machine (DNS rebinding) gets nothing.
+
+    Raises:
+        ConfigError: ``::1``.
     """
+    if host == "::1":  # Werkzeug cannot tell it from other hosts
+        raise ConfigError("Expected --host 127.0.0.1 for this machine alone; got ::1.")
     app = Flask(__name__, static_url_path="/static", static_folder=str(Path(__file__).with_name("demo_page")))
     app.config["MAX_CONTENT_LENGTH"] = MOST_UPLOAD_BYTES
     if is_loopback(host):
-        app.config["TRUSTED_HOSTS"] = [*_LOOPBACK]
+        app.config["TRUSTED_HOSTS"] = [*_LOOPBACK, host]
 
     @app.get("/")
     def page() -> Response:
@@ -73,7 +78,11 @@ def create_app(player: Player, host: str = LOCALHOST) -> Flask:
 
     @app.post("/api/play")
     def play() -> Response:
-        image, labels, settings = _wish(request.get_json())
+        try:
+            content = request.get_json()
+        except RecursionError:
+            raise DataError("Expected JSON without nested lists.") from None
+        image, labels, settings = _wish(content)
         return jsonify(plain(player.play(image, labels, settings), labels is not None))
 
     @app.errorhandler(HSALError)

@@ -27,22 +27,12 @@ class EncodedGRU(nn.Module):
         super().__init__()
         self.encode = nn.Linear(inputs, hidden)
         self.gru = nn.GRUCell(hidden, hidden)
-        self._kept: tuple[object, tuple[Tensor, Tensor]] | None = None
 
     def folded(self) -> tuple[Tensor, Tensor]:
-        """Weight ``W_ih W_encode`` ``[3 hidden, inputs]`` and bias ``W_ih b_encode + b_ih``, with gradient.
-
-        Without gradient they are kept until the weights change.
-        """
-        weights = (self.encode.weight, self.encode.bias, self.gru.weight_ih, self.gru.bias_ih)
-        version = None if torch.is_grad_enabled() else [(part.data_ptr(), part._version) for part in weights]
-        if self._kept is not None and self._kept[0] == version:
-            return self._kept[1]
-        weight, bias, weight_ih, bias_ih = weights
-        with torch.autocast(weight.device.type, enabled=False):
-            both = weight_ih @ weight, weight_ih @ bias + bias_ih
-        self._kept = None if version is None else (version, both)
-        return both
+        """Weight ``W_ih W_encode`` ``[3 hidden, inputs]`` and bias ``W_ih b_encode + b_ih``, with gradient."""
+        weight_ih, bias_ih = self.gru.weight_ih, self.gru.bias_ih
+        with torch.autocast(weight_ih.device.type, enabled=False):
+            return weight_ih @ self.encode.weight, weight_ih @ self.encode.bias + bias_ih
 
     def step(self, x: Tensor, state: Tensor | None, folded: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """The new state, float32 ``[B, hidden]`` also where its products are computed in bfloat16.

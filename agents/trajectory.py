@@ -6,6 +6,7 @@ volume is kept once per lane, not once per step.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -111,28 +112,29 @@ def collect(
         name: [] for name in ("locations", "labels", "rewards", "log_probs", "values", "live")
     }
     option_length = env.simulation.rules.option_length
-    for _ in range(env.simulation.rules.max_meta_steps):
-        if ended.is_cpu and bool(ended.all()):  # an accelerator would have to be waited for
-            break
-        actions: list[dict[str, Tensor]] = []
-        scores: dict[str, list[Tensor]] = {"rewards": [], "log_probs": [], "values": []}
-        rows["live"].append(~ended)
-        for phase in range(option_length):
-            action, log_prob, value, agent_state, *_ = agent.act(observation, agent_state, deterministic, generator)
-            if forced_labels is not None and phase == option_length - 1:
-                action = {**action, "label": forced_labels[len(rows["labels"])]}
-            observation, reward, terminated, truncated, _ = env.step(action)
-            actions.append(action)
-            for name, part in (("rewards", reward), ("log_probs", log_prob), ("values", value)):
-                scores[name].append(part)
-        final_state = env.state if final_state is None else _keep(ended, final_state, env.state)
-        ended = terminated | truncated
-        none = ended.new_zeros(0, env.num_envs, dtype=torch.int64)
-        looked = [action["location"] for action in actions[1:-1]]
-        rows["locations"].append(torch.stack(looked) if looked else none)
-        rows["labels"].append(actions[-1]["label"])
-        for name, parts in scores.items():
-            rows[name].append(torch.stack(parts[1:]))  # attention earns nothing
+    with getattr(agent, "weights_fixed", nullcontext)():
+        for _ in range(env.simulation.rules.max_meta_steps):
+            if ended.is_cpu and bool(ended.all()):  # an accelerator would have to be waited for
+                break
+            actions: list[dict[str, Tensor]] = []
+            scores: dict[str, list[Tensor]] = {"rewards": [], "log_probs": [], "values": []}
+            rows["live"].append(~ended)
+            for phase in range(option_length):
+                action, log_prob, value, agent_state, *_ = agent.act(observation, agent_state, deterministic, generator)
+                if forced_labels is not None and phase == option_length - 1:
+                    action = {**action, "label": forced_labels[len(rows["labels"])]}
+                observation, reward, terminated, truncated, _ = env.step(action)
+                actions.append(action)
+                for name, part in (("rewards", reward), ("log_probs", log_prob), ("values", value)):
+                    scores[name].append(part)
+            final_state = env.state if final_state is None else _keep(ended, final_state, env.state)
+            ended = terminated | truncated
+            none = ended.new_zeros(0, env.num_envs, dtype=torch.int64)
+            looked = [action["location"] for action in actions[1:-1]]
+            rows["locations"].append(torch.stack(looked) if looked else none)
+            rows["labels"].append(actions[-1]["label"])
+            for name, parts in scores.items():
+                rows[name].append(torch.stack(parts[1:]))  # attention earns nothing
     assert final_state is not None
     trajectory = Trajectory(env.state.example, **{name: torch.stack(row) for name, row in rows.items()})
     glimpses = trajectory.live.sum(dim=0) * env.simulation.rules.glimpses

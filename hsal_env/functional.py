@@ -92,15 +92,16 @@ def attention_mask(parameters: Mixture, map_size: tuple[int, int], scale: str = 
     ``scale="peak"`` divides each mask by its maximum, so that the most attended cell has weight 1.
 
     Returns:
-        ``[B, H, W]`` in (0, 1].
+        ``[B, H, W]`` in [0, 1].
     """
     alpha, beta, row, col = parameters
     i = torch.arange(1, map_size[0] + 1, device=alpha.device, dtype=alpha.dtype)
     j = torch.arange(1, map_size[1] + 1, device=alpha.device, dtype=alpha.dtype)
     distance = torch.cat([row[..., None] - i, col[..., None] - j], dim=2)  # [B, K, H + W]: a Gaussian is separable
-    # products of factors below exp(-32) = 1e-14 would be denormal numbers in float32, many times as slow
-    least = -256.0 if distance.dtype == torch.float64 else -32.0
-    by_row, by_col = (-beta[..., None] * distance.square()).clamp(min=least).exp().split(map_size, dim=2)
+    # factors below 1e-17 count as 0: their products would be denormal numbers in float32, many times as slow
+    bottom, least = (-330.0, 1e-139) if distance.dtype == torch.float64 else (-40.0, 1e-17)
+    exponent = (-beta[..., None] * distance.square()).clamp(min=bottom)  # exp(bottom) < least
+    by_row, by_col = (exponent.exp() - least).clamp(min=0).split(map_size, dim=2)
     mask = (alpha[..., None] * by_row).transpose(1, 2) @ by_col  # [B, H, W]
     return _peak(mask) if scale == "peak" else mask
 

@@ -218,7 +218,8 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
             return
         into = torch.from_numpy(lanes).to(self.simulation.device)
         before, volume = self._current, self._current.example.volume
-        if self._lent or (self.output == "torch" and self.simulation.config.shows_volume):
+        shown = self.output == "torch" and self.simulation.config.shows_volume
+        if self._lent or shown or volume.is_inference():
             # somebody may hold it; by far the largest part, so not copied in vain
             volume = volume.clone()
         volume.index_copy_(0, into, fresh.example.volume)

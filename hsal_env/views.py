@@ -57,7 +57,8 @@ class _Given:
 
     def ask(self, state: State) -> tuple[dict[str, Any], State]:
         """What it would do, and the state with what it remembers after it."""
-        choice = self.policy.act(self._seen.observe(state, None), state.memory, deterministic=True)
+        with torch.inference_mode(False), torch.no_grad():  # a policy may keep tensors, and be trained later
+            choice = self.policy.act(self._seen.observe(state, None), state.memory, deterministic=True)
         return choice.action, state._replace(memory=choice.state)
 
     def decide(self, state: State) -> tuple[Action, State]:

@@ -122,16 +122,18 @@ def test_weights_multiplied_beforehand_are_the_two_maps_one_after_the_other():
     torch.testing.assert_close(gradient, expected)
 
 
-@torch.no_grad()
-def test_multiplied_weights_are_kept_until_the_weights_change():
-    net = small_agent().controller
-    first = net.folded()
-    assert net.folded()[0] is first[0]
-    net.encode.weight.mul_(2)
-    torch.testing.assert_close(net.folded()[0], 2 * first[0])
-    net.load_state_dict({name: torch.zeros_like(part) for name, part in net.state_dict().items()})
-    assert not net.folded()[0].any()
-    assert "folded" not in str(net.state_dict().keys())
+def test_multiplied_weights_are_kept_only_while_the_weights_are_fixed(env: HSALVectorEnv):
+    agent = small_agent(world_of(env))
+    before = collect(env, agent, np.arange(LANES), True).trajectory
+    with torch.no_grad():
+        agent.controller.encode.weight.data.mul_(-3)  # which no version counter notices
+    after = collect(env, agent, np.arange(LANES), True).trajectory
+    live = after.live[:, None].expand_as(after.values)
+    torch.testing.assert_close(agent.evaluate(after).values[live], after.values[live])
+    assert not torch.allclose(before.values[0], after.values[0])
+    with agent.weights_fixed():
+        assert agent._folded is not None
+    assert agent._folded is None
 
 
 def test_an_ended_lane_is_left_out_wherever_it_stands(env: HSALVectorEnv):

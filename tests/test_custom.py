@@ -543,6 +543,13 @@ def test_a_given_models_bad_answers_are_named_by_its_class():
         Examples(config(saliency=lambda images, volume: -volume.sum(dim=1))).load([0])
 
 
+@pytest.mark.parametrize("features", ["lazy", "store"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_saliency_map_of_any_precision_becomes_float32(features, dtype):
+    given = config(features=features, saliency=lambda images, volume: volume.abs().sum(dim=1).to(dtype))
+    assert Examples(given).load([0, 1])[0].raw_saliency.dtype == torch.float32
+
+
 @pytest.mark.parametrize("shape", [(100, 100), (48, 64), (37, 130)])
 def test_the_compact_model_reads_other_sizes(shape):
     env = single(images=np.zeros((1, *shape), np.uint8), labels=[[0]], activation="compact")

@@ -421,6 +421,21 @@ def test_only_this_machine_is_listened_to_unless_told(player):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.0.0.2"])
+def test_each_loopback_address_answers_by_its_own_name(player, host):
+    client = demo_server.create_app(player, host).test_client()
+    assert client.get("/api/options", headers={"Host": f"{host}:8000"}).status_code == 200
+
+
+def test_json_too_deep_to_read_is_refused(client):
+    refused(client.post("/api/play", data="[" * 100_000, content_type="application/json"), "nested")
+
+
+def test_a_host_that_cannot_be_checked_is_refused():
+    with pytest.raises(ConfigError, match=r"127\.0\.0\.1"):
+        demo_server.create_app(None, "::1")
+
+
 def test_a_port_that_is_taken_is_told(player):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -5,6 +5,7 @@ the CPU, is an error.
 """
 
 import contextlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -39,6 +40,13 @@ def test_a_wait_for_the_device_would_be_noticed(elsewhere):
         bool((observation["saliency"] > 0).any())
     with pytest.raises(RuntimeError, match="meta"):
         observation["saliency"] + torch.zeros(LANES, 7, 7)
+
+
+def test_the_example_agent_follows_to_the_device(elsewhere, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "examples" / "hsal_ram" / "src"))
+    env, _ = elsewhere
+    agent = build_agent("hsal_ram:RAM", World.of(env.simulation.examples), AgentConfig()).to("meta")
+    assert collect(env, agent, np.arange(LANES)).trajectory.labels.shape == (5, LANES)
 
 
 @pytest.mark.parametrize("deterministic", [False, True])

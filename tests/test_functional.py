@@ -136,6 +136,15 @@ def test_a_mask_too_narrow_for_any_cell_is_finite(scale):
     assert F.attention_mask(parameters, (7, 7), scale).isfinite().all()
 
 
+def test_a_narrow_mask_between_four_cells_is_on_them_alone():
+    """Inverse width 148, half a cell from each: factors of exp(-37), far below 1 and not nothing."""
+    raw = torch.tensor([[0.0, 5.0, 0.0, 0.0]])
+    mask = F.attention_mask(F.mixture(raw, (7, 7), beta="exp"), (7, 7), "peak")[0]
+    expected = torch.zeros(7, 7)
+    expected[2:4, 2:4] = 1.0  # the centre is at 3.5, cells count from 1
+    torch.testing.assert_close(mask, expected, rtol=1e-3, atol=0)
+
+
 @pytest.mark.parametrize("map_size", [(7, 7), (3, 5), (5, 2)])
 @pytest.mark.parametrize("coordinates", ["paper", "centred"])
 def test_a_spotlight_is_the_inverse_of_the_mixture(map_size, coordinates):

@@ -134,7 +134,7 @@ class Examples:
         return Example(volume, raw, counts, torch.from_numpy(indices)), canvases
 
     def _known_saliency(self, indices: np.ndarray, volume: Tensor) -> Tensor:
-        """Raw saliency of the store's canvases, each computed once."""
+        """Raw saliency of the store's canvases, each computed once and kept: 4 H W bytes per canvas."""
         if not len(self._known):
             self._raw = np.empty((len(self), *self.map_size), np.float32)
             self._known = np.zeros(len(self), bool)
@@ -145,7 +145,7 @@ class Examples:
         return torch.from_numpy(self._raw[indices])
 
     def _raw_saliency(self, indices: np.ndarray, volume: Tensor, canvases: CanvasBatch | None) -> Tensor:
-        raw = self._saliency(self._model_images(indices, canvases), volume)
+        raw = self._saliency(self._model_images(indices, canvases), volume).float()
         if raw.shape != (len(volume), *self.map_size) or not bool((raw >= 0).all() & raw.isfinite().all()):
             raise DataError(
                 f"saliency={model_name(self.config.saliency)}: expected a map {(len(volume), *self.map_size)} of finite values "

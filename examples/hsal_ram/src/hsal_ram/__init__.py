@@ -71,7 +71,8 @@ class RAM(nn.Module):
         generator: torch.Generator | None = None,
     ) -> Decision:
         """One decision per lane. All three parts are decided for every lane; its phase says which one counts."""
-        attends, names = observation["phase"] == 0, observation["phase"] == self.world.rules.glimpses + 1
+        phase = observation["phase"].to(state.device)  # it comes on the CPU
+        attends, names = phase == 0, phase == self.world.rules.glimpses + 1
         state = torch.where(attends[:, None], state, self.read(observation, state))  # phase 0 brings no glimpse
 
         def choose(log_probs: Tensor) -> tuple[Tensor, Tensor]:
