@@ -10,7 +10,7 @@ from agents.errors import Episode, describe
 from hsal_env.trace import Trace
 
 KINDS = {
-    "best": "Right, with the highest least probability of a label.",
+    "best": "Right, and the least certain of its labels is the most certain.",
     "typical": "Their least probability of a label is nearest the median over all episodes.",
     "worst": "Wrong, with most labels too many or missing, then with the most probable wrong label.",
 }

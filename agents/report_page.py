@@ -138,7 +138,7 @@ def _results(rows: Sequence[Row]) -> list[str]:
 
 def _aggregate(rows: Sequence[Row]) -> list[str]:
     if sum(len(row.runs) for row in rows) < 2:
-        return [_paragraph("One run: nothing to put together. Give several, of other seeds or tasks.")]
+        return [_paragraph("One run: nothing to aggregate. Give several, of other seeds or tasks.")]
     pooled = [[rows[number] for number in part] for part in methods([row.runs for row in rows])]
     labels = [", ".join(row.name for row in method) for method in pooled]
     table: list[list[Any]] = [
@@ -150,7 +150,8 @@ def _aggregate(rows: Sequence[Row]) -> list[str]:
         for cells, method in zip(table, pooled, strict=True):
             tasks = [[float(run.metrics["test"][score]) for run in row.runs] for row in method]
             found.append((float(interquartile_mean(np.concatenate(tasks))), *bootstrap_interval(tasks)))
-            cells.append("{:.4f} [{:.4f}, {:.4f}]".format(*found[-1]))
+            several = sum(map(len, tasks)) > 1  # one run has no interval
+            cells.append(("{:.4f} [{:.4f}, {:.4f}]" if several else "{:.4f}").format(*found[-1]))
         title = f"IQM of {_HEADS[score]}"
         drawn.append(_picture(_svg(_interval_figure(title, labels, found)), f"{title} with its intervals"))
     parts: list[str] = [
@@ -207,6 +208,10 @@ def _breakdown(rows: Sequence[Row]) -> list[str]:
             _heading("0-1 by number of objects, test canvases"),
             _table(["row", *(_count(int(n), "object") for n in numbers)], table),
         ]
+    if any(row.traces for row in rows):
+        parts.append(
+            _paragraph("What follows is of episodes that this report has played, on the canvases that a heading names.")
+        )
     for row in rows:
         if not row.traces:
             continue
@@ -239,8 +244,9 @@ def _scan_path(rows: Sequence[Row]) -> list[str]:
     if parts:
         parts.append(
             _paragraph(
-                "Two controls fixate as often on the same canvases: uniform, cells drawn uniformly; centre, cells drawn from the "
-                "agent's fixations on all other canvases, which know nothing of this one."
+                "Fixations are the glimpses taken while an object remained to be named. Two controls fixate as often on the same "
+                "canvases: uniform, cells drawn uniformly; centre, cells drawn from the agent's fixations on all other canvases, "
+                "which know nothing of this one."
             )
         )
     return [*parts, *_agentless(rows)]
@@ -265,7 +271,10 @@ def _configuration(rows: Sequence[Row]) -> list[str]:
     differing = [name for name in names if len({str(part.get(name, Html())) for part in settings}) > 1]
     parts = []
     if differing:
-        table = [[name, *("" if name not in part else str(part[name]) for part in settings)] for name in differing]
+        table = [
+            [name, *("not recorded" if name not in part else str(part[name]) for part in settings)]
+            for name in differing
+        ]
         parts += [_heading("What differs"), _table(["setting", *(row.name for row in rows)], table)]
     same = "".join(f"<dt>{_text(n)}</dt><dd>{_text(settings[0][n])}</dd>" for n in names if n not in differing)
     if same:

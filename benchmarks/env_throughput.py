@@ -109,7 +109,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Decisions per second of the environments, beside CartPole.")
     parser.add_argument("--lanes", type=int, default=1024)
     parser.add_argument("--turns", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=1.0, help="about so long is a turn of each")
+    parser.add_argument("--seconds", type=float, default=1.0, help="approximate length of a turn of each")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="default: one per core")
     parser.add_argument("--json", type=Path, help="where the numbers go")
     args = parser.parse_args()

@@ -451,7 +451,7 @@ def test_the_numbers_of_one_run_are_those_of_its_files(whole: str, trained: Path
     assert (lines["images"], lines["seeds"]) == ("digits", "1")
     assert lines["saliency at glimpses / uniform"] == f"{test['attn_saliency_ratio']:.1f}"
     assert lines["train min"] == f"{content['train_seconds'] / 60:.1f}"
-    assert "One run: nothing to put together" in Page(whole).sections["aggregate"]
+    assert "One run: nothing to aggregate" in Page(whole).sections["aggregate"]
 
 
 def test_several_seeds_are_a_mean_with_its_spread_and_an_interval(three: Path, tmp_path: Path):
@@ -509,7 +509,8 @@ def test_runs_of_other_commands_are_reported_as_far_as_they_go(tmp_path: Path):
     assert lines["saliency at glimpses / uniform"] == ["24.2", ""]
     assert "No progress.csv: evaluated." in seen.sections["curves"]
     settings = {name: others for name, *others in seen.table("setting", "evaluated", "dqn")}
-    assert settings == {"agent": ["mnist-set", ""], "max_objects": ["6", ""], "algorithm": ["", "dqn"]}
+    unknown = "not recorded"
+    assert settings == {"agent": ["mnist-set", unknown], "max_objects": ["6", unknown], "algorithm": [unknown, "dqn"]}
 
 
 def test_what_comes_from_files_is_escaped(tmp_path: Path):
@@ -525,8 +526,8 @@ def test_what_comes_from_files_is_escaped(tmp_path: Path):
     assert text.count(html.escape(nasty)) >= 5
     assert seen.table("row", "<b>&", "other")[0] == ["images", nasty, "mnist"]
     assert seen.table("setting", "<b>&", "other")[-2:] == [
-        [f"agent/{nasty}", nasty, ""],
-        ["agent/meta_hidden", "", "128"],
+        [f"agent/{nasty}", nasty, "not recorded"],
+        ["agent/meta_hidden", "not recorded", "128"],
     ]
 
 

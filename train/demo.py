@@ -22,7 +22,7 @@ class Args:
     agent: str = "mnist-multiset"
     """a bundled agent's name, or the path of a checkpoint.pt; the page offers the other bundled ones, too"""
     host: str = "127.0.0.1"
-    """address to listen on; anything else than this machine's own lets others in, and there is no password"""
+    """address to listen on; any other than this machine's own lets others in, and there is no password"""
     port: int = 8000
     """0: any that is free"""
     open: bool = False

@@ -37,7 +37,7 @@ class Args:
     episodes: int = 1_000
     """canvases that each row's first agent plays for the page; 0: none"""
     split: str = "val"
-    """that they are of; look at test errors only when nothing is chosen by them any more"""
+    """split to play; test only after all choices are made"""
     source: str | None = None
     """mnist or digits; default: as for evaluate_agent.py"""
     data_root: str | None = None

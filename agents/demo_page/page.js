@@ -178,7 +178,7 @@ function asTrained() {
   $("glimpses").value = glimpses;
   $("update").value = update;
   if (saliency) $("saliency").value = saliency;
-  $("glimpses-trained").textContent = `It was trained with ${glimpses}.`;
+  $("glimpses-trained").textContent = `It was trained with ${glimpses}; expect more errors with another number.`;
   explain();
 }
 
