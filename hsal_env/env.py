@@ -142,7 +142,7 @@ class HSALEnv(gym.Env[dict[str, Any], Any]):
         if self._state is None or self._ended:
             raise ResetNeeded("The episode has ended or not begun; call reset() before step().")
         self._state, reward, terminated, truncated, between = self.simulation.step(self._state, _batched(action))
-        self._ended = bool(terminated | truncated)
+        self._ended = bool(terminated) or bool(truncated)
         if self._recorder:
             for state in (*between, self._state):
                 self._recorder.add(state)

@@ -77,6 +77,7 @@ class NativeView:
         self.stop = config.classes
         self.glimpses = config.glimpses
         self.observation_space = self._observation_space(channels)
+        self._seen = [name for name in self.observation_space if name != "action_mask"]
         self.action_space = self._action_space()
 
     def _action_space(self) -> spaces.Space[Any]:
@@ -119,8 +120,8 @@ class NativeView:
 
     def observe(self, state: State, images: Tensor | None) -> dict[str, Tensor]:
         """See :class:`View`."""
-        known = {**state._asdict(), "image": images, "volume": state.example.volume}
-        seen = {name: known[name] for name in self.observation_space if name in known}
+        apart: dict[str, Any] = {"image": images, "volume": state.example.volume}
+        seen: dict[str, Tensor] = {name: apart[name] if name in apart else getattr(state, name) for name in self._seen}
         if self.vectors:
             seen |= {name: seen[name].flatten(1) for name in ("saliency", "priority", "volume") if name in seen}
         return seen
