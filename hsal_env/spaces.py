@@ -277,12 +277,17 @@ def read_discrete(given: dict[str, Any], name: str, bound: int, like: Tensor, re
             f"Expected integer {name} of shape {tuple(like.shape)}; got {value.dtype} of {tuple(value.shape)}."
         )
     value = value.long()
-    least, most = value.aminmax()
-    if like.is_cpu and not 0 <= int(least) <= int(most) < bound:
+    if like.is_cpu and not _within(value, bound):
         outside = ((value < 0) | (value >= bound)) & read
         if bool(outside.any()):
             raise ActionError(f"Expected {name} in 0..{bound - 1}; got {int(value[outside][0])}.")
     return _where_read(read, value)
+
+
+def _within(value: Tensor, bound: int) -> bool:
+    """Whether all values are in 0..bound - 1."""
+    least, most = value.aminmax()
+    return int(least) >= 0 and int(most) < bound
 
 
 def _any(read: bool | Tensor) -> bool:
