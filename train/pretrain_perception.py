@@ -57,8 +57,8 @@ class Args:
     output: Path = Path("compact.pt")
     """where the model goes; named after its --activation"""
     objects: Literal["multiset", "ten", "crowded", "single", "house-numbers", "house-numbers-single"] = "multiset"
-    """multiset: canvases of 1 to 10 digits; ten: of 10 small ones; crowded: of 10 that are as small or smaller; single: of one, as
-    the paper fine-tunes its own; house-numbers: synthetic numbers in colour"""
+    """multiset: canvases of 1 to 10 digits; ten: of 10 small ones; crowded: of 10 that are as small or smaller; single: of
+    one, as the paper fine-tunes its own; house-numbers: synthetic numbers in colour"""
     architecture: str = "compact"
     """compact, resnet18 or resnet34"""
     output_stride: int | None = None
@@ -102,7 +102,9 @@ def supplies(args: Args, split: str, seed: int) -> dict[str, dict[str, Supply]]:
     return {
         source: {
             look: Supply(
-                EnvConfig(source=source, split=split, seed=1_000 * (place + 1) + seed, data_root=args.data_root, **kwargs),
+                EnvConfig(
+                    source=source, split=split, seed=1_000 * (place + 1) + seed, data_root=args.data_root, **kwargs
+                ),
                 of_source * share,
             )
             for place, (look, (kwargs, share)) in enumerate(LOOKS[args.objects].items())
@@ -116,8 +118,7 @@ def main(args: Args) -> None:
 
     Raises:
         ConfigError: fewer than one pass, one canvas a batch, or one batch a pass; or an unknown architecture or device.
-        CheckpointError: ``init`` is no model file of the architecture.
-        DataError: the output cannot be written.
+        CheckpointError: ``init`` is no model file of the architecture, or the output cannot be written.
     """
     import torch
     from torch import nn
@@ -157,7 +158,8 @@ def main(args: Args) -> None:
             images = pretraining.warped(to_images(canvases, channels).to(device), args.warp_px)
             with torch.autocast(device, dtype=torch.bfloat16, enabled=has_matrix_unit(device)):
                 if args.objective == "count":
-                    loss = pretraining.counting_loss(*net(images), counts.to(device), args.sharp_coef)
+                    saliency, log_probs = net(images)
+                    loss = pretraining.counting_loss(saliency, log_probs, counts.to(device), args.sharp_coef)
                 else:
                     loss = pretraining.classification_loss(net.pooled(images), counts)
             optimiser.zero_grad()

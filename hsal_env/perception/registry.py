@@ -21,7 +21,8 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {"compact": CompactResNet}
 """What a model file may hold, by name; built with keyword arguments."""
 
 ACTIVATION_MODELS: dict[str, Callable[[], Any]] = {
-    path.stem: partial(load_model, path, ARCHITECTURES) for path in sorted(WEIGHTS_FOLDER.glob("*.pt"))
+    path.stem: partial(load_model, path, ARCHITECTURES)
+    for path in sorted(WEIGHTS_FOLDER.glob("*.pt"), key=lambda path: path.stem)
 }
 SALIENCY_MODELS: dict[str, Callable[[], Any]] = {"sum-of-squares": SumOfSquares}
 
@@ -116,5 +117,7 @@ def _build(kind: str, name: str, known: dict[str, Callable[[], Any]]) -> Any:
         return known[name]()
     if ":" not in name:
         file = ", a file .pt" if kind == "activation" else ""
-        raise ConfigError(f"Expected {kind} to be one of {', '.join(known)}{file} or 'package.module:Name'; got {name!r}.")
+        raise ConfigError(
+            f"Expected {kind} to be one of {', '.join(known)}{file} or 'package.module:Name'; got {name!r}."
+        )
     return import_object(name, kind)()
