@@ -11,6 +11,7 @@ from torch import nn
 
 from hsal_env.errors import ConfigError
 from hsal_env.perception.activation import WEIGHTS_FOLDER, ActivationModel, load_compact
+from hsal_env.perception.resnet import load_imagenet
 from hsal_env.perception.saliency import SaliencyModel, SumOfSquares
 from hsal_env.plugins import import_object
 
@@ -18,6 +19,11 @@ ACTIVATION_MODELS: dict[str, Callable[[], Any]] = {
     "compact": load_compact,
     "compact-ten": partial(load_compact, WEIGHTS_FOLDER / "compact-ten.pt"),
     "compact-single": partial(load_compact, WEIGHTS_FOLDER / "compact-single.pt"),
+    "resnet18": partial(load_imagenet, 18),
+    "resnet34": load_imagenet,  # the paper's, before it is fine-tuned
+    "resnet34-stride16": partial(load_imagenet, output_stride=16),
+    "resnet34-stride8": partial(load_imagenet, output_stride=8),
+    "resnet34-lower-level": partial(load_imagenet, lower_level=True),
 }
 SALIENCY_MODELS: dict[str, Callable[[], Any]] = {"sum-of-squares": SumOfSquares}
 
