@@ -18,8 +18,9 @@ from hsal_env.perception import examples as examples_module
 from hsal_env.perception import registry, resnet
 from hsal_env.perception.examples import Examples, to_images
 from hsal_env.perception.grid import Grid
-from hsal_env.perception.registry import activation_model
-from hsal_env.perception.resnet import ResNet, imagenet_file, load_imagenet
+from hsal_env.perception.model_file import save_model
+from hsal_env.perception.registry import ARCHITECTURES, activation_model, initial_model
+from hsal_env.perception.resnet import ResNet, ResNet18, ResNet34, imagenet_file
 
 STAGES = {
     32: ("layer4", "layer3"),
@@ -47,7 +48,7 @@ def of(torchvision_net):
     """Our net of the given arguments with torchvision_net's weights."""
 
     def build(output_stride: int = 32, lower_level: bool = False) -> ResNet:
-        model = ResNet(18, output_stride, lower_level).eval()
+        model = ResNet18(output_stride, lower_level).eval()
         model.load_state_dict({k: v for k, v in torchvision_net.state_dict().items() if not k.startswith("fc.")})
         return model
 
@@ -101,7 +102,7 @@ def test_it_is_torchvisions_network_up_to_its_4th_stage(of, torchvision_net, siz
 def test_it_has_torchvisions_parameters_by_the_same_names(depth, parameters):
     with torch.device("meta"):
         theirs = getattr(import_torchvision().models, f"resnet{depth}")(weights=None).state_dict()
-        ours = ResNet(depth, output_stride=8, lower_level=True)
+        ours = ARCHITECTURES[f"resnet{depth}"](output_stride=8, lower_level=True)
     shapes = {name: tensor.shape for name, tensor in theirs.items() if not name.startswith("fc.")}
     assert {name: tensor.shape for name, tensor in ours.state_dict().items()} == shapes
     assert sum(parameter.numel() for parameter in ours.parameters()) == parameters
@@ -115,7 +116,7 @@ def test_shapes(of, volume, stride, cells, lower):
     assert volume[stride, lower].shape == (2, channels, cells, cells)
     assert (model.in_channels, model.channels, model.saliency_channels) == (3, channels, 512)
     assert volume[stride, lower].min() == 0
-    assert model.arguments == {"depth": 18, "output_stride": stride, "lower_level": lower}
+    assert model.arguments == {"output_stride": stride, "lower_level": lower}
 
 
 @pytest.mark.parametrize("lower", [False, True])
@@ -162,23 +163,16 @@ def test_where_its_cells_lie_is_read_off_the_image(of):
 
 def test_all_layers_can_be_fine_tuned():
     torch.manual_seed(0)
-    model = ResNet(18, lower_level=True)
+    model = ResNet18(lower_level=True)
     before = model.bn1.running_mean.clone()
     model(torch.rand(2, 3, 40, 40)).square().mean().backward()
     assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in model.parameters())
     assert not torch.equal(model.bn1.running_mean, before)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ({"depth": 50}, "depth to be one of 18, 34; got 50"),
-        ({"output_stride": 4}, "output_stride to be one of 32, 16, 8; got 4"),
-    ],
-)
-def test_other_arguments_are_refused(arguments, words):
-    with pytest.raises(ConfigError, match=words):
-        ResNet(**arguments)
+def test_another_output_stride_is_refused():
+    with pytest.raises(ConfigError, match="output_stride to be one of 32, 16, 8; got 4"):
+        ResNet34(output_stride=4)
 
 
 def test_torchvision_is_imported_only_when_a_resnet_is_built():
@@ -187,7 +181,7 @@ import sys, hsal_env.perception.registry as registry
 assert "torchvision" not in sys.modules
 registry.activation_model("compact")
 assert "torchvision" not in sys.modules
-assert registry.ResNet(18).channels == 512
+assert registry.ARCHITECTURES['resnet18']().channels == 512
 assert "torchvision" in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
@@ -245,7 +239,7 @@ def test_imagenet_weights_are_found_in_each_place(folders, imagenet, of, images,
         (folders[place] / imagenet.name).write_bytes(imagenet.read_bytes())
         imagenet.unlink()
     assert imagenet_file(18) == folders[place] / imagenet.name
-    model = load_imagenet(18, output_stride=16).eval()
+    model = ResNet18.published(output_stride=16).eval()
     with torch.inference_mode():
         assert torch.equal(model(images), volume[16, False])
 
@@ -259,7 +253,7 @@ def test_loading_changes_no_other_draw(imagenet):
     torch.manual_seed(0)
     expected = torch.rand(1)
     torch.manual_seed(0)
-    load_imagenet(18)
+    ResNet18.published()
     assert torch.equal(torch.rand(1), expected)
 
 
@@ -291,12 +285,7 @@ def test_a_file_of_another_hash_is_refused(imagenet):
     whole = imagenet.read_bytes()
     imagenet.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(CheckpointError, match=rf"{imagenet.name}: its SHA-256 begins with .*{imagenet.stem[-8:]}"):
-        load_imagenet(18)
-
-
-def test_other_depths_have_no_weights():
-    with pytest.raises(ConfigError, match="depth to be one of 18, 34; got 50"):
-        imagenet_file(50)
+        ResNet18.published()
 
 
 def save(path: Path, content: object) -> Path:
@@ -323,7 +312,7 @@ DAMAGES = {
     ),
     "others": (
         lambda path, _: save(path, nn.Linear(2, 2).state_dict()),
-        r"got 122 tensors missing \(conv1\.weight, …\), 2 tensors unknown \(weight, …\)\.",
+        r"got 120 tensors missing \(conv1\.weight, …\), 2 tensors unknown \(weight, …\)\.",
     ),
     "another shape": (
         lambda path, state: save(path, {**state, "conv1.weight": torch.zeros(64, 1, 7, 7)}),
@@ -338,40 +327,58 @@ DAMAGES = {
 def test_weights_that_do_not_fit_are_refused(tmp_path, torchvision_net, damage, words):
     path = damage(tmp_path / "own.pth", torchvision_net.state_dict())
     with pytest.raises(CheckpointError, match=rf"own\.pth: .*{words}"):
-        load_imagenet(18, path=path)
+        ResNet18.published(path=path)
 
 
 def test_weights_of_another_depth_are_refused(tmp_path, torchvision_net):
     path = save(tmp_path / "resnet18.pth", torchvision_net.state_dict())
-    # 16 - 8 = 8 blocks more, of 2 convolutions with one tensor and 2 batch norms with five each
+    # 8 blocks more, of 2 convolutions with one tensor and 2 batch norms with five each
     with pytest.raises(CheckpointError, match=r"torchvision's resnet34; got 96 tensors missing \(layer1\.2\."):
-        load_imagenet(34, path=path)
+        ResNet34.published(path=path)
 
 
 def test_weights_of_your_own_are_loaded_from_their_file(tmp_path, torchvision_net, images, volume):
-    path = save(tmp_path / "own.pth", without(torchvision_net.state_dict(), "fc.weight", "fc.bias"))
+    state = torchvision_net.state_dict()
+    counters = [name for name in state if name.endswith("num_batches_tracked")]  # older files have none
+    path = save(tmp_path / "own.pth", without(state, "fc.weight", "fc.bias", *counters))
     with torch.inference_mode():
-        assert torch.equal(load_imagenet(18, path=path).eval()(images), volume[32, False])
+        assert torch.equal(ResNet18.published(path=path).eval()(images), volume[32, False])
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments"),
+    ("name", "kind", "arguments"),
     [
-        ("resnet18", (18, 32, False)),
-        ("resnet34", (34, 32, False)),
-        ("resnet34-stride16", (34, 16, False)),
-        ("resnet34-stride8", (34, 8, False)),
-        ("resnet34-lower-level", (34, 32, True)),
+        ("resnet18", ResNet18, (32, False)),
+        ("resnet34", ResNet34, (32, False)),
+        ("resnet34-stride16", ResNet34, (16, False)),
+        ("resnet34-stride8", ResNet34, (8, False)),
+        ("resnet34-lower-level", ResNet34, (32, True)),
     ],
 )
-def test_registered_names(monkeypatch, name, arguments):
-    found = {}
-    monkeypatch.setattr(resnet, "imagenet_file", lambda depth: found.setdefault("depth", depth))
-    monkeypatch.setattr(ResNet, "load_state_dict", lambda self, state: None)
+def test_registered_names(monkeypatch, name, kind, arguments):
+    asked = []
+    monkeypatch.setattr(resnet, "imagenet_file", asked.append)
     monkeypatch.setattr(torch, "load", lambda *_, **__: {})
+    monkeypatch.setattr(ResNet, "load_state_dict", lambda *_: None)
     model = registry.ACTIVATION_MODELS[name]()
-    assert tuple(model.arguments.values()) == arguments
-    assert found == {"depth": arguments[0]}
+    assert (type(model), tuple(model.arguments.values()), asked) == (kind, arguments, [model.depth])
+
+
+def test_training_starts_from_imagenet_or_from_scratch(imagenet, torchvision_net):
+    known = torchvision_net.conv1.weight
+    assert torch.equal(initial_model("resnet18").conv1.weight, known)
+    fine = initial_model("resnet18", output_stride=16)
+    assert torch.equal(fine.conv1.weight, known)
+    assert fine.arguments["output_stride"] == 16
+    assert not torch.equal(initial_model("resnet18", "scratch").conv1.weight, known)
+
+
+def test_a_fine_tuned_resnet_is_read_from_its_model_file(tmp_path, of, images, volume):
+    path = tmp_path / "tuned.pt"
+    save_model(path, "resnet18", of(16, lower_level=True))
+    with torch.inference_mode():
+        assert torch.equal(activation_model(str(path))(images), volume[16, True])
+        assert torch.equal(initial_model("resnet18", str(path), lower_level=False).eval()(images), volume[16, False])
 
 
 # --- in the environment -----------------------------------------------------------------------------------------------

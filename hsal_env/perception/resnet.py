@@ -44,31 +44,32 @@ class ResNet(nn.Module):
     Where the cells lie on an image depends on its size, so there is no ``first_px`` and no ``stride_px``.
 
     Args:
-        depth: 18 or 34.
         output_stride: 32, 16 or 8; px of the resized image per cell.
         lower_level: append the next finer stage; 1024, 512 or 256 channels at the three strides.
 
     Attributes:
+        depth: 18 or 34, of the subclass.
         channels: D, 512 and what is appended.
         saliency_channels: the first 512 of them, what sum-of-squares runs over.
 
     Raises:
-        ConfigError: another depth or output_stride.
+        ConfigError: another output_stride.
     """
 
     in_channels = 3
     saliency_channels = 512
+    depth: int
     mean: Tensor
     std: Tensor
 
-    def __init__(self, depth: int = 34, output_stride: int = 32, lower_level: bool = False) -> None:
+    def __init__(self, output_stride: int = 32, lower_level: bool = False) -> None:
         super().__init__()
-        _check_choice("depth", depth, tuple(WEIGHTS_FILES))
-        _check_choice("output_stride", output_stride, OUTPUT_STRIDES)
-        self.arguments: dict[str, Any] = {"depth": depth, "output_stride": output_stride, "lower_level": lower_level}
+        if output_stride not in OUTPUT_STRIDES:
+            raise ConfigError(f"Expected output_stride to be one of 32, 16, 8; got {output_stride!r}.")
+        self.arguments: dict[str, Any] = {"output_stride": output_stride, "lower_level": lower_level}
         self.register_buffer("mean", torch.tensor(MEAN).reshape(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).reshape(3, 1, 1), persistent=False)
-        net = getattr(import_torchvision().models, f"resnet{depth}")(weights=None)
+        net = getattr(import_torchvision().models, f"resnet{self.depth}")(weights=None)
         self.conv1, self.bn1, self.relu, self.maxpool = net.conv1, net.bn1, net.relu, net.maxpool
         self.layer1, self.layer2, self.layer3, self.layer4 = net.layer1, net.layer2, net.layer3, net.layer4
         dilation = 1
@@ -93,49 +94,62 @@ class ResNet(nn.Module):
                 finer = x
         return x if finer is None else torch.cat([x, pixel_unshuffle(finer, 2)], dim=1)
 
+    @classmethod
+    def published(cls, output_stride: int = 32, lower_level: bool = False, path: str | Path | None = None) -> ResNet:
+        """With torchvision's ImageNet weights, or with those in ``path``.
+
+        Args:
+            path: a file with the parameters of torchvision's ResNet of that depth, whatever they were trained on; those of its
+                last layer, ``fc``, are not read. None: :func:`imagenet_file`.
+
+        Raises:
+            ConfigError: see :class:`ResNet`.
+            DataUnavailableError: see :func:`imagenet_file`.
+            CheckpointError: the file is missing, damaged, or of another architecture.
+        """
+        with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten, and must change no other draw
+            model = cls(output_stride, lower_level)
+        path = imagenet_file(cls.depth) if path is None else Path(path)
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises several kinds for a damaged file
+            raise CheckpointError(
+                f"{path}: the weights of resnet{cls.depth} cannot be read ({type(error).__name__}: "
+                f"{str(error).partition(chr(10))[0]}). Delete the file and fetch it again."
+            ) from error
+        try:
+            state = {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}
+            model.load_state_dict(state)
+        except (AttributeError, TypeError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{path}: expected the weights of torchvision's resnet{cls.depth}; got {_difference(state, model)}."
+            ) from error
+        return model
+
+
+class ResNet18(ResNet):
+    """8 residual blocks; about half of the work of :class:`ResNet34`."""
+
+    depth = 18
+
+
+class ResNet34(ResNet):
+    """16 residual blocks: the paper's."""
+
+    depth = 34
+
 
 def _dilate(stage: nn.Module, dilation: int) -> None:
-    """Turn the stride 2 of a stage whose input lies on a grid ``dilation`` times as fine as it was trained on into dilation."""
-    convolutions = [part for part in stage.modules() if isinstance(part, nn.Conv2d)]
-    for convolution in convolutions:
-        reach = dilation if convolution.stride == (2, 2) else 2 * dilation  # the first one reads the finer input
-        convolution.stride = (1, 1)
-        if convolution.kernel_size == (3, 3):
-            convolution.dilation = convolution.padding = (reach, reach)
+    """Turn the stride of a stage into dilation; its input is ``dilation`` times as fine as the stage was trained on.
 
-
-def load_imagenet(
-    depth: int = 34, output_stride: int = 32, lower_level: bool = False, path: str | Path | None = None
-) -> ResNet:
-    """A :class:`ResNet` with torchvision's ImageNet weights, or with those in ``path``.
-
-    Args:
-        path: a file with the parameters of torchvision's ResNet of that depth, whatever they were trained on; those of its last
-            layer, ``fc``, are not read. None: :func:`imagenet_file`.
-
-    Raises:
-        ConfigError: see :class:`ResNet`.
-        DataUnavailableError: see :func:`imagenet_file`.
-        CheckpointError: the file is missing, damaged, or of another architecture.
+    Torchvision's blocks of two convolutions cannot be built dilated.
     """
-    with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten, and must change no other draw
-        model = ResNet(depth, output_stride, lower_level)
-    path = imagenet_file(depth) if path is None else Path(path)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises several kinds for a damaged file
-        raise CheckpointError(
-            f"{path}: the weights of resnet{depth} cannot be read ({type(error).__name__}: {str(error).splitlines()[0]}). "
-            "Delete the file and fetch it again."
-        ) from error
-    try:
-        state = {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}
-        model.load_state_dict(state)
-    except (AttributeError, TypeError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{path}: expected the weights of torchvision's resnet{depth}; got {_difference(state, model)}."
-        ) from error
-    return model
+    for part in stage.modules():
+        if isinstance(part, nn.Conv2d):
+            reach = dilation if part.stride == (2, 2) else 2 * dilation  # those of stride 2 read the stage's input
+            part.stride = (1, 1)
+            if part.kernel_size == (3, 3):
+                part.dilation = part.padding = (reach, reach)
 
 
 def _difference(state: Any, model: nn.Module) -> str:
@@ -156,14 +170,12 @@ def imagenet_file(depth: int) -> Path:
 
     Looked for in ``$HSAL_DATA``, in ``weights`` in the cache folder, and in the checkpoints of torch.hub; else downloaded to the
     second of them. The file's SHA-256 must begin as its name says: a network with other weights than those it is named after
-    gives wrong results without a word. Weights of your own go by ``load_imagenet(path=...)``.
+    gives wrong results without a word. Weights of your own go by ``published(path=...)``.
 
     Raises:
-        ConfigError: another depth than 18 or 34.
         DataUnavailableError: found nowhere, and the download failed.
         CheckpointError: found, but its SHA-256 is another: cut off, damaged or exchanged.
     """
-    _check_choice("depth", depth, tuple(WEIGHTS_FILES))
     name = WEIGHTS_FILES[depth]
     digits = name.rpartition("-")[2].partition(".")[0]
     downloads = cache_folder() / "weights"
@@ -185,7 +197,7 @@ def imagenet_file(depth: int) -> Path:
         raise CheckpointError(
             f"{path}: its SHA-256 begins with {found[: len(digits)]}, that of torchvision's ImageNet weights with {digits}: it "
             "is cut off, damaged or another file. Delete it and fetch it again; weights of your own are loaded with "
-            "hsal_env.perception.resnet.load_imagenet(path=...)."
+            f"hsal_env.perception.resnet.ResNet{depth}.published(path=...)."
         )
     return path
 
@@ -196,8 +208,3 @@ def _sha256(path: Path) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def _check_choice(name: str, value: int, known: tuple[int, ...]) -> None:
-    if value not in known:
-        raise ConfigError(f"Expected {name} to be one of {', '.join(map(str, known))}; got {value!r}.")
