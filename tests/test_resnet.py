@@ -1,6 +1,7 @@
 """ResNet-18 and ResNet-34: against torchvision's own, dilated against strided, and their weights files."""
 
 import hashlib
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -57,7 +58,7 @@ def of(torchvision_net):
 
 @pytest.fixture(scope="module")
 def images():
-    return torch.rand(2, 3, 100, 100, generator=torch.Generator().manual_seed(1))
+    return torch.rand(1, 3, 100, 100, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +114,7 @@ def test_it_has_torchvisions_parameters_by_the_same_names(depth, parameters):
 def test_shapes(of, volume, stride, cells, lower):
     channels = 512 + (4 * {32: 256, 16: 128, 8: 64}[stride] if lower else 0)
     model = of(stride, lower)
-    assert volume[stride, lower].shape == (2, channels, cells, cells)
+    assert volume[stride, lower].shape == (1, channels, cells, cells)
     assert (model.in_channels, model.channels, model.saliency_channels) == (3, channels, 512)
     assert volume[stride, lower].min() == 0
     assert model.arguments == {"output_stride": stride, "lower_level": lower}
@@ -192,19 +193,26 @@ assert "torchvision" in sys.modules
 
 
 @pytest.fixture
-def folders(tmp_path, monkeypatch) -> dict[str, Path]:
+def folder(tmp_path):
+    """For files of 45 MB, which pytest would keep."""
+    yield tmp_path
+    shutil.rmtree(tmp_path)
+
+
+@pytest.fixture
+def folders(folder, monkeypatch) -> dict[str, Path]:
     """Where weights are looked for, each empty; and nothing can be downloaded."""
-    monkeypatch.setenv("HSAL_DATA", str(tmp_path / "data"))
-    monkeypatch.setenv("HSAL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setenv("HSAL_DATA", str(folder / "data"))
+    monkeypatch.setenv("HSAL_CACHE", str(folder / "cache"))
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(folder / "hub"))
     monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
     found = {
-        "data": tmp_path / "data",
-        "cache": tmp_path / "cache" / "weights",
-        "hub": tmp_path / "hub" / "checkpoints",
+        "data": folder / "data",
+        "cache": folder / "cache" / "weights",
+        "hub": folder / "hub" / "checkpoints",
     }
-    for folder in found.values():
-        folder.mkdir(parents=True)
+    for place in found.values():
+        place.mkdir(parents=True)
     registry._activation_of_name.cache_clear()
     yield found
     registry._activation_of_name.cache_clear()
@@ -324,23 +332,23 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize(("damage", "words"), DAMAGES.values(), ids=DAMAGES)
-def test_weights_that_do_not_fit_are_refused(tmp_path, torchvision_net, damage, words):
-    path = damage(tmp_path / "own.pth", torchvision_net.state_dict())
+def test_weights_that_do_not_fit_are_refused(folder, torchvision_net, damage, words):
+    path = damage(folder / "own.pth", torchvision_net.state_dict())
     with pytest.raises(CheckpointError, match=rf"own\.pth: .*{words}"):
         ResNet18.published(path=path)
 
 
-def test_weights_of_another_depth_are_refused(tmp_path, torchvision_net):
-    path = save(tmp_path / "resnet18.pth", torchvision_net.state_dict())
+def test_weights_of_another_depth_are_refused(folder, torchvision_net):
+    path = save(folder / "resnet18.pth", torchvision_net.state_dict())
     # 8 blocks more, of 2 convolutions with one tensor and 2 batch norms with five each
     with pytest.raises(CheckpointError, match=r"torchvision's resnet34; got 96 tensors missing \(layer1\.2\."):
         ResNet34.published(path=path)
 
 
-def test_weights_of_your_own_are_loaded_from_their_file(tmp_path, torchvision_net, images, volume):
+def test_weights_of_your_own_are_loaded_from_their_file(folder, torchvision_net, images, volume):
     state = torchvision_net.state_dict()
     counters = [name for name in state if name.endswith("num_batches_tracked")]  # older files have none
-    path = save(tmp_path / "own.pth", without(state, "fc.weight", "fc.bias", *counters))
+    path = save(folder / "own.pth", without(state, "fc.weight", "fc.bias", *counters))
     with torch.inference_mode():
         assert torch.equal(ResNet18.published(path=path).eval()(images), volume[32, False])
 
@@ -373,8 +381,8 @@ def test_training_starts_from_imagenet_or_from_scratch(imagenet, torchvision_net
     assert not torch.equal(initial_model("resnet18", "scratch").conv1.weight, known)
 
 
-def test_a_fine_tuned_resnet_is_read_from_its_model_file(tmp_path, of, images, volume):
-    path = tmp_path / "tuned.pt"
+def test_a_fine_tuned_resnet_is_read_from_its_model_file(folder, of, images, volume):
+    path = folder / "tuned.pt"
     save_model(path, "resnet18", of(16, lower_level=True))
     with torch.inference_mode():
         assert torch.equal(activation_model(str(path))(images), volume[16, True])
