@@ -44,6 +44,7 @@ def activation_model(given: str | nn.Module) -> ActivationModel:
     Raises:
         ConfigError: the name is unknown or cannot be imported; no module, or one without ``in_channels`` or ``channels``.
         CheckpointError: no such file, or it is damaged.
+        DataUnavailableError: the name's published weights are nowhere to be had.
     """
     if not isinstance(given, str):
         return _checked_activation(given, given)
