@@ -162,8 +162,8 @@ def accuracy(net: Pretrainer, config: EnvConfig, count: int = 10_000, objective:
     count = min(count, config.size)
     names = ("label",) if objective == "classify" else ("counts", "peaks")
     right = np.zeros(len(names))
-    for start in range(0, count, 250):
-        batch = config.canvases.compose(range(start, min(start + 250, count)))
+    for start in range(0, count, 64):
+        batch = config.canvases.compose(range(start, min(start + 64, count)))
         true = torch.from_numpy(label_counts(batch.labels, net.classes)).to(device)
         images = to_images(batch.images, net.model.in_channels).to(device)
         if objective == "classify":

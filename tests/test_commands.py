@@ -555,10 +555,10 @@ def test_warping_bends_an_image_a_little():
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ("--passes 0", "error: Expected passes and test_canvases of at least 1"),
-        ("--batch-size 0", "error: Expected passes and test_canvases of at least 1"),
-        ("--batch-size 64 --num-canvases 32", "error: Expected passes and test_canvases of at least 1"),
-        ("--test-canvases 0", "error: Expected passes and test_canvases of at least 1"),
+        ("--passes 0", "error: Expected passes, val_canvases and test_canvases of at least 1"),
+        ("--batch-size 0", "error: Expected passes, val_canvases and test_canvases of at least 1"),
+        ("--batch-size 64 --num-canvases 32", "error: Expected passes, val_canvases and test_canvases of at least 1"),
+        ("--test-canvases 0", "error: Expected passes, val_canvases and test_canvases of at least 1"),
         ("--objects pair", "--objects"),
         ("--architecture vgg --passes 1", "error: Expected architecture to be one of compact"),
         ("--init nowhere.pt --passes 1", "error: No activation model at nowhere.pt"),
@@ -787,7 +787,7 @@ def test_the_count_networks_losses_by_hand():
         ("--head cells", ["--head", "cells"]),
         (
             "--activation nobody",
-            ["error: Expected activation to be one of compact, compact-ten, compact-single", "'nobody'"],
+            ["error: Expected activation to be one of compact, compact-single, compact-ten", "'nobody'"],
         ),
         ("--passes 0", ["error: Expected passes, batch_size"]),
         ("--hidden 0", ["error: Expected passes, batch_size"]),

@@ -163,7 +163,7 @@ def test_blurring_by_hand():
         ({"min_objects": 3, "max_objects": 2}, "got 3 and 2"),
         ({"canvas_px": 16}, "canvas_px of at least 32"),
         ({"clutter": 3}, "clutter: how canvases are composed; house-numbers has no such argument"),
-        ({"min_size_px": 10, "max_size_px": 30}, "max_size_px, min_size_px: how canvases"),
+        ({"min_size_px": 10, "max_size_px": 30}, "min_size_px, max_size_px: how canvases"),
         ({"images": "folder"}, "images: for images of your own"),
         ({"split": "all"}, "split='all': for images of your own"),
     ],

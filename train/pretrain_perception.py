@@ -83,6 +83,8 @@ class Args:
     """largest amplitude of the smooth random displacements of a training canvas"""
     mnist_share: float = 0.85
     """share of canvases from MNIST; the others are from scikit-learn's digits"""
+    val_canvases: int = 2_000
+    """validation canvases, tested after every pass"""
     test_canvases: int = 10_000
     """canvases of each kind tested at the end"""
     device: str = "auto"
@@ -132,10 +134,14 @@ def main(args: Args) -> None:
     from hsal_env.perception.model_file import save_model
     from hsal_env.perception.registry import initial_model
 
-    if args.passes < 1 or not 1 <= args.batch_size <= args.num_canvases or args.test_canvases < 1:
+    if (
+        args.passes < 1
+        or not 1 <= args.batch_size <= args.num_canvases
+        or min(args.val_canvases, args.test_canvases) < 1
+    ):
         raise ConfigError(
-            "Expected passes and test_canvases of at least 1 and 1 <= batch_size <= num_canvases; got "
-            f"{args.passes}, {args.test_canvases}, {args.batch_size}, {args.num_canvases}."
+            "Expected passes, val_canvases and test_canvases of at least 1 and 1 <= batch_size <= num_canvases; got "
+            f"{args.passes}, {args.val_canvases}, {args.test_canvases}, {args.batch_size}, {args.num_canvases}."
         )
     device = ALONE.device(args.device)
     torch.manual_seed(args.seed)
@@ -155,7 +161,7 @@ def main(args: Args) -> None:
         for _ in tqdm(range(steps), desc=f"pass {epoch + 1}/{args.passes}", mininterval=10):
             canvases, label_counts = next(supply)
             counts = torch.from_numpy(label_counts).float()
-            images = pretraining.warped(to_images(canvases, channels).to(device), args.warp_px)
+            images = pretraining.warped(to_images(canvases, net.model.in_channels).to(device), args.warp_px)
             with torch.autocast(device, dtype=torch.bfloat16, enabled=has_matrix_unit(device)):
                 if args.objective == "count":
                     saliency, log_probs = net(images)
@@ -168,7 +174,7 @@ def main(args: Args) -> None:
             optimiser.step()
             schedule.step()
         val = {
-            source: pretraining.accuracy(net, next(iter(looks.values())).config, 2_000, args.objective)
+            source: pretraining.accuracy(net, next(iter(looks.values())).config, args.val_canvases, args.objective)
             for source, looks in held_out["val"].items()
         }
         tqdm.write(f"pass {epoch + 1}: loss {loss.item():.4f}, validation {val}, {time.perf_counter() - start:.0f} s")

@@ -6,13 +6,5 @@ from hsal_env.data.glyphs import SOURCES, SPLITS, Glyphs, load_glyphs
 from hsal_env.data.house_numbers import HouseNumbers
 
 __all__ = [
-    "SOURCES",
-    "SPLITS",
-    "CanvasBatch",
-    "CanvasConfig",
-    "Canvases",
-    "Glyphs",
-    "HouseNumbers",
-    "LabelledImages",
-    "load_glyphs",
-]
+    "SOURCES", "SPLITS", "CanvasBatch", "CanvasConfig", "Canvases", "Glyphs", "HouseNumbers", "LabelledImages", "load_glyphs",
+]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -13,16 +14,28 @@ from torch import nn
 from hsal_env.errors import ConfigError
 from hsal_env.perception.activation import ActivationModel, CompactResNet
 from hsal_env.perception.model_file import load_model
+from hsal_env.perception.resnet import ResNet18, ResNet34
 from hsal_env.perception.saliency import SaliencyModel, SumOfSquares
 from hsal_env.plugins import import_object
 
 WEIGHTS_FOLDER = Path(__file__).with_name("weights")
-ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {"compact": CompactResNet}
+ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
+    "compact": CompactResNet,
+    "resnet18": ResNet18,
+    "resnet34": ResNet34,
+}
 """What a model file may hold, by name; built with keyword arguments."""
 
+BUNDLED = sorted(path.stem for path in WEIGHTS_FOLDER.glob("*.pt"))
+"""Model files that come with the package."""
 ACTIVATION_MODELS: dict[str, Callable[[], Any]] = {
-    path.stem: partial(load_model, path, ARCHITECTURES)
-    for path in sorted(WEIGHTS_FOLDER.glob("*.pt"), key=lambda path: path.stem)
+    **{name: partial(load_model, WEIGHTS_FOLDER / f"{name}.pt", ARCHITECTURES) for name in BUNDLED},
+    "compact-ten-lower-level": partial(load_model, WEIGHTS_FOLDER / "compact-ten.pt", ARCHITECTURES, lower_level=True),
+    "resnet18": ResNet18.published,
+    "resnet34": ResNet34.published,  # the paper's, before it is fine-tuned
+    "resnet34-stride16": partial(ResNet34.published, output_stride=16),
+    "resnet34-stride8": partial(ResNet34.published, output_stride=8),
+    "resnet34-lower-level": partial(ResNet34.published, lower_level=True),
 }
 SALIENCY_MODELS: dict[str, Callable[[], Any]] = {"sum-of-squares": SumOfSquares}
 
@@ -35,6 +48,7 @@ def activation_model(given: str | nn.Module) -> ActivationModel:
     Raises:
         ConfigError: the name is unknown or cannot be imported; no module, or one without ``in_channels`` or ``channels``.
         CheckpointError: no such file, or it is damaged.
+        DataUnavailableError: the name's published weights are nowhere to be had.
     """
     if not isinstance(given, str):
         return _checked_activation(given, given)
@@ -48,21 +62,22 @@ def initial_model(architecture: str, init: str | None = None, **arguments: Any) 
 
     Args:
         architecture: a key of :data:`ARCHITECTURES`.
-        init: a registered model or a model file, whose weights it starts from; ``"scratch"``: random ones; None: the published
+        init: a bundled model or a model file, whose weights it starts from; ``"scratch"``: random ones; None: the published
             weights of the architecture if it has any (its class then has ``published``), else random ones.
-        arguments: of the architecture; None: its default, or what ``init`` has.
+        arguments: of the architecture; None, and ``in_channels`` where it has no such: its default, or what ``init`` has.
 
     Raises:
-        ConfigError: an unknown architecture or argument.
+        ConfigError: an unknown architecture, or an argument outside its range.
         CheckpointError: ``init`` is no such file, of another architecture, or does not fit.
     """
     if architecture not in ARCHITECTURES:
         raise ConfigError(f"Expected architecture to be one of {', '.join(ARCHITECTURES)}; got {architecture!r}.")
-    given = {name: value for name, value in arguments.items() if value is not None}
-    if init is not None and init != "scratch":
-        path = WEIGHTS_FOLDER / f"{init}.pt" if init in ACTIVATION_MODELS else Path(init).expanduser()
-        return load_model(path, {architecture: ARCHITECTURES[architecture]}, **given)
     make = ARCHITECTURES[architecture]
+    known = inspect.signature(make).parameters
+    given = {name: value for name, value in arguments.items() if value is not None and name in known}
+    if init is not None and init != "scratch":
+        path = WEIGHTS_FOLDER / f"{init}.pt" if init in BUNDLED else Path(init).expanduser()
+        return load_model(path, {architecture: make}, **given)
     return make(**given) if init == "scratch" else getattr(make, "published", make)(**given)
 
 
