@@ -147,17 +147,14 @@ class Examples:
 
     def _raw_saliency(self, indices: np.ndarray, volume: Tensor, canvases: CanvasBatch | None) -> Tensor:
         reads = getattr(self._saliency, "reads", ())
-        needs_images = getattr(self._saliency, "needs_images", True)
-        if canvases is None and (needs_images or "boxes" in reads):
-            canvases = self.compose(indices)
-        images = to_images(canvases.images, self._activation.in_channels) if canvases and needs_images else None
-        parts = {
-            "boxes": lambda: known_boxes(canvases.labels, canvases.boxes) if canvases else None,
-            "indices": lambda: torch.from_numpy(indices),
-            "grid": lambda: self.grid,
-            "config": lambda: self.config,
-        }
-        raw = self._saliency(images, volume, **{name: parts[name]() for name in reads}).float()
+        images, parts = None, {"indices": torch.from_numpy(indices), "grid": self.grid, "config": self.config}
+        if getattr(self._saliency, "needs_images", True):
+            canvases = canvases or self.compose(indices)
+            images = to_images(canvases.images, self._activation.in_channels)
+        if "boxes" in reads:
+            canvases = canvases or self.compose(indices)
+            parts["boxes"] = known_boxes(canvases.labels, canvases.boxes)
+        raw = self._saliency(images, volume, **{name: parts[name] for name in reads}).float()
         if raw.shape != (len(volume), *self.map_size) or not bool((raw >= 0).all() & raw.isfinite().all()):
             raise DataError(
                 f"saliency={model_name(self.config.saliency)}: expected a map {(len(volume), *self.map_size)} of finite values "

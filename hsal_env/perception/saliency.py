@@ -34,7 +34,7 @@ class SaliencyModel(Protocol):
       images are given, ``config.split`` and ``config.size`` are those of the canvases.
     """
 
-    def __call__(self, images: Tensor | None, volume: Tensor, **read: Any) -> Tensor:
+    def __call__(self, images: Tensor | None, volume: Tensor, *_: Any, **read: Any) -> Tensor:
         """``[B, C, h_px, w_px]`` in [0, 1] and ``[B, D, H, W]`` to ``[B, H, W]``.
 
         C is the ``in_channels`` of the activation model. An image's map must not depend on the others of its batch.
