@@ -123,9 +123,7 @@ def batches(supplies: Sequence[Supply], size: int, count: int, seed: int) -> Ite
         if not supply.config.is_finite:
             return whole
         rounds, places = np.divmod(whole, supply.config.size)
-        orders = {
-            r: np.random.default_rng([seed, r]).permutation(supply.config.size) for r in np.unique(rounds).tolist()
-        }
+        orders = {r: np.random.default_rng([seed, r]).permutation(supply.config.size) for r in np.unique(rounds).tolist()}
         return np.array([orders[r][place] for r, place in zip(rounds.tolist(), places.tolist(), strict=True)])
 
     def compose(drawn: list[int], first: list[int]) -> tuple[np.ndarray, np.ndarray]:

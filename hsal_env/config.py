@@ -214,9 +214,7 @@ class EnvConfig:
                 f"{', '.join(of_custom)}: for images of your own. Make HSAL-Custom-v0 (--env-id HSAL-Custom-v0), or leave it out."
             )
         if given:
-            taken = (
-                "images of your own are taken as they are" if self.is_custom else f"{self.source} has no such argument"
-            )
+            taken = "images of your own are taken as they are" if self.is_custom else f"{self.source} has no such argument"
             raise ConfigError(f"{', '.join(given)}: how canvases are composed; {taken}.")
 
     def _take_images(self) -> None:

@@ -102,9 +102,7 @@ def supplies(args: Args, split: str, seed: int) -> dict[str, dict[str, Supply]]:
     return {
         source: {
             look: Supply(
-                EnvConfig(
-                    source=source, split=split, seed=1_000 * (place + 1) + seed, data_root=args.data_root, **kwargs
-                ),
+                EnvConfig(source=source, split=split, seed=1_000 * (place + 1) + seed, data_root=args.data_root, **kwargs),
                 of_source * share,
             )
             for place, (look, (kwargs, share)) in enumerate(LOOKS[args.objects].items())
