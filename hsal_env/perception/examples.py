@@ -154,6 +154,7 @@ class Examples:
         if "boxes" in reads:
             canvases = canvases or self.compose(indices)
             parts["boxes"] = known_boxes(canvases.labels, canvases.boxes)
+        volume = volume[:, : getattr(self._activation, "saliency_channels", None)]
         raw = self._saliency(images, volume, **{name: parts[name] for name in reads}).float()
         if raw.shape != (len(volume), *self.map_size) or not bool((raw >= 0).all() & raw.isfinite().all()):
             raise DataError(

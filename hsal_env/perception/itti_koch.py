@@ -6,6 +6,7 @@ L. Itti, C. Koch, E. Niebur, "A Model of Saliency-Based Visual Attention for Rap
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ CENTRES, DELTAS, MAP_SCALE = (2, 3, 4), (3, 4), 4
 ORIENTATIONS = (0, 45, 90, 135)
 _CENTRE_PX = 64  # the longer side at scale 2, the first that is read: that of an image of 256 px
 _FLAT = 1e-3  # of the range 0..1, a quarter of a grey value: a map that varies no more is flat
+_REACH_PX = 4  # of the filters of orientation
 _LOW = 0.1  # of the highest: a lower local maximum is none
 
 
@@ -37,20 +39,17 @@ class IttiKoch(ImageSaliency):
     def pixel_map(self, image: Tensor) -> Tensor:
         """``[C, h_px, w_px]`` in [0, 1] to ``[h, w]`` of 16 px on its longer side."""
         scales = _pyramid(_features(image))
-        oriented = [nnf.conv2d(_padded(scale[:, :1]), _gabors()) for scale in scales]
-        oriented = [both[:, ::2].square().add(both[:, 1::2].square()).sqrt() for both in oriented]  # [1, 4, h, w]
-        features = [torch.cat(both, dim=1)[0] for both in zip(scales, oriented, strict=True)]
+        features = [torch.cat([scale, _orientations(scale[:1])]) for scale in scales]
         size = features[MAP_SCALE - CENTRES[0]].shape[1:]
-        added = torch.zeros(features[0].shape[0], *size)
+        added = torch.zeros(len(features[0]), *size)
         for centre in CENTRES:
-            for delta in DELTAS:
-                fine, coarse = (features[scale - CENTRES[0]] for scale in (centre, centre + delta))
-                added = added + _resized(promote((fine - _resized(coarse, fine.shape[1:])).abs()), size)
-        intensity, colour, orientation = added[:1], added[1:-4], added[-4:]
-        conspicuity = torch.cat(
-            [intensity, colour.sum(dim=0, keepdim=True), promote(orientation).sum(dim=0, keepdim=True)]
-        )
-        return promote(conspicuity).mean(dim=0)
+            fine = features[centre - CENTRES[0]]
+            around = [_resized(features[centre + delta - CENTRES[0]], fine.shape[1:]) for delta in DELTAS]
+            promoted = promote((fine - torch.stack(around)).abs().flatten(0, 1))  # one by one, all deltas at once
+            added = added + _resized(promoted, size).unflatten(0, (len(DELTAS), -1)).sum(dim=0)
+        intensity, colour, orientation = added.tensor_split([1, len(added) - len(ORIENTATIONS)])
+        parts = [intensity, colour.sum(dim=0, keepdim=True), promote(orientation).sum(dim=0, keepdim=True)]
+        return promote(torch.cat(parts)).mean(dim=0)
 
 
 def promote(maps: Tensor) -> Tensor:
@@ -60,7 +59,7 @@ def promote(maps: Tensor) -> Tensor:
     the highest: cells that none of their eight neighbours exceeds, of at least 0.1. A flat map gives zeros.
     """
     maps = F.normalise(maps, least=_FLAT)
-    peaks = (maps == nnf.max_pool2d(maps, 3, stride=1, padding=1)) & (maps >= _LOW)
+    peaks = (maps == _highest_about(maps)) & (maps >= _LOW)
     others = peaks.sum(dim=(1, 2)) - 1
     mean = ((maps * peaks).sum(dim=(1, 2)) - 1) / others.clamp(min=1)
     return maps * torch.where(others > 0, 1 - mean, 1.0).square()[:, None, None]
@@ -81,14 +80,34 @@ def _features(image: Tensor) -> Tensor:
 
 
 def _pyramid(features: Tensor) -> list[Tensor]:
-    """Scales 2 to 8, ``[1, K, h, w]`` each."""
+    """Scales 2 to 8, ``[K, h, w]`` each."""
     longer = max(features.shape[1:])
     size = [max(1, round(length * _CENTRE_PX / longer)) for length in features.shape[1:]]
-    scales = [_resized(features, size)[None]]
+    scales = [_resized(features, size)]
     for _ in range(CENTRES[0], CENTRES[-1] + DELTAS[-1]):
         size = [(length + 1) // 2 for length in size]
-        scales.append(_resized(scales[-1][0], size)[None])
+        scales.append(_resized(scales[-1], size))
     return scales
+
+
+def _orientations(intensity: Tensor) -> Tensor:
+    """How much of each orientation there is: ``[1, h, w]`` to ``[4, h, w]``."""
+    padded = nnf.pad(intensity[None], (_REACH_PX,) * 4, mode="replicate")
+    even, odd = nnf.conv2d(padded, _gabors())[0].unflatten(0, (2, -1))
+    return (even.square() + odd.square()).sqrt()
+
+
+@cache
+def _gabors() -> Tensor:
+    """Even, then odd Gabor filters of each orientation: ``[8, 1, 9, 9]``, wavelength 4 px, a Gaussian of 2 px."""
+    away = torch.arange(-_REACH_PX, _REACH_PX + 1.0)
+    envelope = torch.exp(-(away[:, None].square() + away.square()) / 8)
+    angle = torch.tensor(ORIENTATIONS).deg2rad()[:, None, None]
+    across = 2 * math.pi / 4 * (away * angle.cos() + away[:, None] * angle.sin())  # [4, 9, 9]
+    even = envelope * across.cos()
+    even = even - envelope * even.sum(dim=(1, 2), keepdim=True) / envelope.sum()  # answers nothing to a flat image
+    both = torch.cat([even, envelope * across.sin()])
+    return (both / both.abs().sum(dim=(1, 2), keepdim=True))[:, None]
 
 
 def _resized(maps: Tensor, size: list[int] | torch.Size) -> Tensor:
@@ -96,18 +115,8 @@ def _resized(maps: Tensor, size: list[int] | torch.Size) -> Tensor:
     return nnf.interpolate(maps[None], size=list(size), mode="bilinear", antialias=True)[0]
 
 
-def _padded(maps: Tensor) -> Tensor:
-    return nnf.pad(maps, (4, 4, 4, 4), mode="replicate")
-
-
-def _gabors() -> Tensor:
-    """Even and odd Gabor filters of each orientation: ``[8, 1, 9, 9]``, wavelength 4 px, a Gaussian of 2 px."""
-    row, col = torch.meshgrid(torch.arange(-4.0, 5), torch.arange(-4.0, 5), indexing="ij")
-    envelope = torch.exp(-(row**2 + col**2) / 8)
-    filters = []
-    for degrees in ORIENTATIONS:
-        across = 2 * math.pi / 4 * (col * math.cos(math.radians(degrees)) + row * math.sin(math.radians(degrees)))
-        even = envelope * across.cos()
-        even = even - envelope * even.sum() / envelope.sum()  # answers nothing to a flat image
-        filters += [part / part.abs().sum() for part in (even, envelope * across.sin())]
-    return torch.stack(filters)[:, None]
+def _highest_about(maps: Tensor) -> Tensor:
+    """Of each cell of ``[K, h, w]``: the highest of it and its eight neighbours."""
+    padded = nnf.pad(maps, (1, 1, 1, 1), value=-1.0)  # pooling is several times slower
+    rows = torch.maximum(torch.maximum(padded[:, :-2], padded[:, 2:]), padded[:, 1:-1])
+    return torch.maximum(torch.maximum(rows[..., :-2], rows[..., 2:]), rows[..., 1:-1])

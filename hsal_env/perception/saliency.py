@@ -37,7 +37,8 @@ class SaliencyModel(Protocol):
     def __call__(self, images: Tensor | None, volume: Tensor, *_: Any, **read: Any) -> Tensor:
         """``[B, C, h_px, w_px]`` in [0, 1] and ``[B, D, H, W]`` to ``[B, H, W]``.
 
-        C is the ``in_channels`` of the activation model. An image's map must not depend on the others of its batch.
+        C is the ``in_channels`` of the activation model, D its ``saliency_channels`` or, where it does not say, ``channels``. An
+        image's map must not depend on the others of its batch.
         """
         ...
 
