@@ -763,7 +763,7 @@ def test_the_count_networks_losses_by_hand():
         ("--head cells", ["--head", "cells"]),
         (
             "--activation nobody",
-            ["error: Expected activation to be one of compact, compact-ten, compact-single", "'nobody'"],
+            ["error: Unknown activation model 'nobody'. Expected one of compact-single, compact-ten, compact", "'nobody'"],
         ),
         ("--passes 0", ["error: Expected passes, batch_size"]),
         ("--hidden 0", ["error: Expected passes, batch_size"]),

@@ -54,8 +54,8 @@ def markdown(results: dict[str, Any]) -> str:
     head = f"{results['episodes']} {results['split']} canvases of {results['env_id']}, {results['source']}"
     lines = [
         f"# Objects found by saliency maps: {head}", "",
-        "found: share of objects that hold a local maximum of the map; spurious: maxima that no object holds, per image; high: the",
-        "same of maxima in the upper half of the map's range; AUC: the chance that a cell in an object is higher than one in none.",
+        "found: share of objects that hold a local maximum of the map; spurious: maxima that no object holds, per image; high:",
+        "of maxima in the upper half of the map's range; AUC: the chance that a cell in an object is higher than one in none.",
         "", "| saliency model | found | spurious | found, high | spurious, high | AUC |", "|---|---|---|---|---|---|",
     ]  # fmt: skip
     for name, row in results["models"].items():
