@@ -144,7 +144,7 @@ def test_the_test_on_the_page_can_fail(site: Path, tmp_path: Path, part: str):
 
 
 def test_links_on_the_pages_exist():
-    for page in (ROOT / "docs" / "agents.md", ROOT / "examples" / "README.md"):
+    for page in (ROOT / "docs" / "agents.md", ROOT / "docs" / "perception.md", ROOT / "examples" / "README.md"):
         links = [link for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()) if "://" not in link]
         assert links
         assert [link for link in links if not (page.parent / link).exists()] == []

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import re
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -506,9 +507,7 @@ def test_an_installed_model_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch
         ConfigError, match=r"saliency model 'yours'\. Expected one of sum-of-squares, .*boxes, mine, 'file:"
     ):
         saliency_model("yours")
-    with pytest.raises(
-        ConfigError, match=r"activation model 'yours'\. Expected one of compact.*, mine, a model file"
-    ):
+    with pytest.raises(ConfigError, match=r"activation model 'yours'\. Expected one of compact.*, mine, a model file"):
         activation_model("yours")
 
 
@@ -700,3 +699,20 @@ def test_models_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 def test_what_cannot_be_compared_is_a_clear_error(tmp_path: Path, changed: dict, error: type, said: str):
     with pytest.raises(error, match=said):
         compare_saliency.main(compare_saliency.Args(**{**FEW, "output_dir": tmp_path, **changed}))
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+
+PAGE = (Path(__file__).parents[1] / "docs" / "perception.md").read_text()
+
+
+def test_the_page_names_every_model():
+    section = PAGE.partition("## Saliency models")[2]
+    assert re.findall(r"^\| `(.+?)` \|", section, re.MULTILINE) == [*SALIENCY_MODELS, "file:PATH"]
+
+
+def test_the_example_on_the_page_runs(capsys: pytest.CaptureFixture[str]):
+    (block,) = re.findall(r"```python\n(.*?)```", PAGE.partition("### One of your own")[2], re.DOTALL)
+    exec(compile(block, "docs/perception.md", "exec"), {})
+    assert capsys.readouterr().out.count("[[") == 3
