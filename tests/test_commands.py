@@ -763,7 +763,10 @@ def test_the_count_networks_losses_by_hand():
         ("--head cells", ["--head", "cells"]),
         (
             "--activation nobody",
-            ["error: Unknown activation model 'nobody'. Expected one of compact-single, compact-ten, compact", "'nobody'"],
+            [
+                "error: Unknown activation model 'nobody'. Expected one of compact-single, compact-ten, compact",
+                "'nobody'",
+            ],
         ),
         ("--passes 0", ["error: Expected passes, batch_size"]),
         ("--hidden 0", ["error: Expected passes, batch_size"]),
