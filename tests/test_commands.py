@@ -787,7 +787,10 @@ def test_the_count_networks_losses_by_hand():
         ("--head cells", ["--head", "cells"]),
         (
             "--activation nobody",
-            ["error: Expected activation to be one of compact, compact-single, compact-ten", "'nobody'"],
+            [
+                "error: Unknown activation model 'nobody'. Expected one of compact, compact-single, compact-ten",
+                "'nobody'",
+            ],
         ),
         ("--passes 0", ["error: Expected passes, batch_size"]),
         ("--hidden 0", ["error: Expected passes, batch_size"]),
