@@ -68,7 +68,7 @@ def main() -> None:
             Examples(config, progress=False)
 
     def fill_given() -> None:
-        with mock.patch.object(examples, "_canvases", lambda _: Given()):
+        with mock.patch.object(EnvConfig, "canvases", Given()):
             fill()
 
     def bare(size: int, dtype: str, layout: str) -> Callable[[], None]:

@@ -7,16 +7,17 @@ from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Any
 
-from hsal_env.data.canvases import CanvasConfig
+from hsal_env.data.canvases import Canvases, CanvasConfig, CanvasSource
 from hsal_env.data.custom import CustomCanvases, LabelledImages, load_folder
-from hsal_env.data.glyphs import GLYPH_POLICIES, NUM_CLASSES, SOURCES, SPLITS
+from hsal_env.data.glyphs import GLYPH_POLICIES, NUM_CLASSES, SOURCES, SPLITS, load_glyphs
+from hsal_env.data.house_numbers import MOST_DIGITS, HouseNumbers
 from hsal_env.errors import ConfigError
 
 DEFAULT_NUM_EXAMPLES = {"train": 60_000, "val": 5_000, "test": 10_000}
 """Canvases in a split: the paper's 60,000 and 10,000, and a validation set from the training side."""
 
 _CHOICES = {
-    "source": (*SOURCES, CustomCanvases.source),
+    "source": (*SOURCES, HouseNumbers.source, CustomCanvases.source),
     "split": (*SPLITS, "all"),
     "glyphs": GLYPH_POLICIES,
     "features": ("lazy", "store"),
@@ -32,6 +33,15 @@ _CHOICES = {
 OF_CANVASES = ("glyphs", *(field.name for field in fields(CanvasConfig) if field.name != "max_objects"))
 """Arguments that say how canvases are composed: not for images of your own."""
 _OF_CUSTOM = ("images", "labels", "num_classes")
+_OF_A_SOURCE = {
+    HouseNumbers.source: ("glyphs", "task", "min_objects", "canvas_px"),
+    CustomCanvases.source: _OF_CUSTOM,
+    **dict.fromkeys(SOURCES, OF_CANVASES),
+}
+"""Which of the arguments above each source has."""
+_COLOUR = (HouseNumbers.source,)
+_FINITE = (CustomCanvases.source,)
+"""Sources that hold so many images and no more."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +76,8 @@ class EnvConfig:
     Attributes:
         task: ``"single"``, ``"set"`` (no label twice) or ``"multiset"`` (labels independent) (D3).
         source: ``"mnist"``, ``"digits"`` (scikit-learn's, no network) or ``"auto"``: MNIST where it can be had; or
-            ``"custom"``: ``images``, as in ``HSAL-Custom-v0``.
+            ``"house-numbers"``, synthetic numbers in colour, see :mod:`hsal_env.data.house_numbers`; or ``"custom"``:
+            ``images``, as in ``HSAL-Custom-v0``.
         split: ``"train"``, ``"val"`` or ``"test"``; of your own images also ``"all"``, in their own order. Their shares are
             described at :meth:`hsal_env.data.custom.LabelledImages.part`.
         glyphs: ``"disjoint"``: no digit in two splits; ``"paper"``: all splits draw from the training digits (D1).
@@ -79,8 +90,8 @@ class EnvConfig:
         labels: of images that are an array: N lists of whole numbers from 0 on, a multiset each.
         num_classes: C of your own images; None: their largest label plus 1.
         min_objects: fewest objects in an image.
-        max_objects: most objects in an image; None: 1 for ``"single"``, else 4. Of your own images: at least as many as any
-            has, None: as many.
+        max_objects: most objects in an image; None: 1 for ``"single"``, else 4, of house numbers 5. Of your own images: at least
+            as many as any has, None: as many.
         min_size_px: smallest digit.
         max_size_px: largest digit.
         canvas_px: side of the image.
@@ -166,16 +177,13 @@ class EnvConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"Expected {name} of at least 1; got {value}.")
+        self._check_source()
         if self.is_custom:
             self._take_images()
-            return
-        _ = self.canvas  # validates the canvas fields
-        given = [name for name in _OF_CUSTOM if getattr(self, name) is not None]
-        if given or self.split == "all":
-            raise ConfigError(
-                f"{', '.join(given) or 'split=' + repr(self.split)}: for images of your own. Make HSAL-Custom-v0 "
-                f"(--env-id HSAL-Custom-v0), or leave it out."
-            )
+        elif self.source in SOURCES:
+            _ = self.canvas  # validates the canvas fields
+        elif self.source == HouseNumbers.source:
+            HouseNumbers.check(self.task, self.min_objects, self.objects_limit, self.canvas_px)
 
     @classmethod
     def from_kwargs(cls, kwargs: dict[str, Any]) -> EnvConfig:
@@ -190,12 +198,26 @@ class EnvConfig:
             raise ConfigError(f"Unknown environment arguments {', '.join(unknown)}. Known ones: {known}.")
         return cls(**kwargs)
 
-    def _take_images(self) -> None:
-        given = [name for name in OF_CANVASES if getattr(self, name) != getattr(EnvConfig, name)]
-        if given:
+    def _check_source(self) -> None:
+        """Refuse arguments that the source has not: they would do nothing."""
+        every = {name for names in _OF_A_SOURCE.values() for name in names}
+        given = sorted(
+            name
+            for name in every - set(_OF_A_SOURCE[self.source])
+            if getattr(self, name) is not getattr(EnvConfig, name) and getattr(self, name) != getattr(EnvConfig, name)
+        )
+        if self.split == "all" and not self.is_custom:
+            given.append("split='all'")
+        of_custom = [name for name in given if name in (*_OF_CUSTOM, "split='all'")]
+        if of_custom:
             raise ConfigError(
-                f"{', '.join(given)}: how canvases are composed; images of your own are taken as they are."
+                f"{', '.join(of_custom)}: for images of your own. Make HSAL-Custom-v0 (--env-id HSAL-Custom-v0), or leave it out."
             )
+        if given:
+            taken = "images of your own are taken as they are" if self.is_custom else f"{self.source} has no such argument"
+            raise ConfigError(f"{', '.join(given)}: how canvases are composed; {taken}.")
+
+    def _take_images(self) -> None:
         if self.max_objects is not None and self.max_objects < 0:
             raise ConfigError(f"Expected max_objects of at least 0; got {self.max_objects}.")
         images: Any = self.images
@@ -233,6 +255,11 @@ class EnvConfig:
         return {name: value for name, value in values.items() if name not in _OF_CUSTOM}
 
     @property
+    def is_finite(self) -> bool:
+        """Whether the source holds so many images and no more."""
+        return self.source in _FINITE
+
+    @property
     def is_custom(self) -> bool:
         """Whether the images are your own."""
         return self.source == CustomCanvases.source
@@ -252,20 +279,31 @@ class EnvConfig:
         return self.images if isinstance(self.images, LabelledImages) else load_folder(self.images)
 
     @cached_property
-    def own_canvases(self) -> CustomCanvases:
-        """Your own images of the split.
+    def canvases(self) -> CanvasSource:
+        """The images of the split.
 
         Raises:
-            ConfigError, DataError: see :attr:`data` and :class:`hsal_env.data.custom.CustomCanvases`.
+            ConfigError, DataError: see :attr:`data`, :class:`hsal_env.data.custom.CustomCanvases` and
+                :func:`hsal_env.data.glyphs.load_glyphs`.
         """
-        return CustomCanvases(self.data, self.split, self.seed)
+        if self.is_custom:
+            return CustomCanvases(self.data, self.split, self.seed)
+        if self.source == HouseNumbers.source:
+            return HouseNumbers(
+                self.split, self.glyphs, self.task, self.min_objects, self.objects_limit, self.canvas_px, self.seed
+            )
+        glyphs = load_glyphs(self.source, self.split, self.data_root, self.glyphs)
+        return Canvases(glyphs, self.canvas, self.seed, stream=SPLITS.index(self.split))
 
     @property
     def objects_limit(self) -> int:
         """``max_objects`` with its default filled in."""
         if self.is_custom:
             return self.data.max_objects(self.max_objects)
-        return self.max_objects if self.max_objects is not None else (1 if self.task == "single" else 4)
+        if self.max_objects is not None:
+            return self.max_objects
+        most = MOST_DIGITS if self.source == HouseNumbers.source else 4
+        return 1 if self.task == "single" else most
 
     @property
     def canvas(self) -> CanvasConfig:
@@ -282,8 +320,9 @@ class EnvConfig:
     @property
     def size(self) -> int:
         """Canvases in the split."""
-        if self.is_custom:
-            return min(self.num_examples or len(self.own_canvases), len(self.own_canvases))
+        if self.is_finite:
+            there = len(self.canvases)  # type: ignore[arg-type]
+            return min(self.num_examples or there, there)
         return self.num_examples or DEFAULT_NUM_EXAMPLES[self.split]
 
     @property
@@ -294,7 +333,9 @@ class EnvConfig:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(h_px, w_px, 1 or 3) of an image."""
-        return self.data.image_shape if self.is_custom else (self.canvas_px, self.canvas_px, 1)
+        if self.is_custom:
+            return self.data.image_shape
+        return self.canvas_px, self.canvas_px, 3 if self.source in _COLOUR else 1
 
     @property
     def shows_image(self) -> bool:

@@ -17,12 +17,16 @@ _TEN = {
     "activation": "compact-ten",
 }
 
+_HOUSE = {"activation": "compact-house-numbers"}
+
 ENVIRONMENTS: dict[str, dict[str, Any]] = {
     f"HSAL-{name}{task}-v0": {"source": source, "task": key}
     for name, source in _SOURCES.items()
     for task, key in _TASKS.items()
 } | {
     "HSAL-MNISTMultiset10-v0": {"source": "auto", **_TEN},
+    "HSAL-HouseNumbersSingle-v0": {"source": "house-numbers", "task": "single", **_HOUSE},
+    "HSAL-HouseNumbersMultiset-v0": {"source": "house-numbers", "task": "multiset", **_HOUSE},
     "HSAL-Custom-v0": {"source": "custom", "split": "all"},
 }
 """Keyword arguments of each id; any of them, and every other, can be overridden in ``gymnasium.make``."""

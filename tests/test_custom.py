@@ -109,7 +109,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("images", [GREY, COLOUR], ids=["grey", "colour"])
 def test_a_canvas_is_the_image_and_its_labels_and_says_nothing_of_boxes(images):
-    chosen = config(images).own_canvases.compose([3, 0, 2])
+    chosen = config(images).canvases.compose([3, 0, 2])
     np.testing.assert_array_equal(chosen.images, images[[3, 0, 2]])
     assert chosen.labels.tolist() == [[2, 3, 1], [1, 1, -1], [-1, -1, -1]]
     assert chosen.boxes.shape == (3, 3, 4)
@@ -138,7 +138,7 @@ def test_images_are_copied_once_and_shared_after_that():
     np.testing.assert_array_equal(held.images, GREY)
     assert not held.images.flags.writeable
     assert copy.deepcopy(held) is held
-    assert config(held).own_canvases.compose([1]).images.tolist() == GREY[[1]].tolist()
+    assert config(held).canvases.compose([1]).images.tolist() == GREY[[1]].tolist()
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_what_is_for_images_of_your_own_is_refused_elsewhere(given):
 
 
 def test_a_canvas_index_outside_the_split_is_refused():
-    canvases = config().own_canvases
+    canvases = config().canvases
     for index in (-1, 12):
         with pytest.raises(DataError, match=rf"canvas indices in 0\.\.11; got {index}\.\.{index}"):
             canvases.compose([index])
@@ -239,7 +239,7 @@ def test_shares_do_not_depend_on_order_or_seed():
     shuffled = LabelledImages(data.images[order], [[0]] * 50)
     for split in ("train", "val", "test"):
         assert pictures(data, split) == pictures(shuffled, split)
-        drawn = [config(data, split=split, seed=seed).own_canvases for seed in (0, 1)]
+        drawn = [config(data, split=split, seed=seed).canvases for seed in (0, 1)]
         images = [canvases.compose(range(len(canvases))).images for canvases in drawn]
         assert (images[0] != images[1]).any()
         assert {image.tobytes() for image in images[0]} == {image.tobytes() for image in images[1]}
@@ -250,7 +250,7 @@ def test_a_few_more_images_move_none_from_train_to_test():
 
 
 def test_all_images_keep_their_order_whatever_the_seed():
-    np.testing.assert_array_equal(config(seed=5).own_canvases.compose(range(12)).images, GREY)
+    np.testing.assert_array_equal(config(seed=5).canvases.compose(range(12)).images, GREY)
 
 
 # --- a folder ---------------------------------------------------------------------------------------------------------
@@ -292,7 +292,7 @@ def test_folders_of_splits_are_the_splits(tmp_path):
         write_folder(tmp_path / name, GREY[rows], LABELS[rows])
     drawn = {split: config(str(tmp_path), split=split) for split in ("train", "val", "test", "all")}
     assert {split: one.size for split, one in drawn.items()} == {"train": 6, "val": 2, "test": 4, "all": 12}
-    np.testing.assert_array_equal(drawn["all"].own_canvases.compose(range(12)).images, GREY)
+    np.testing.assert_array_equal(drawn["all"].canvases.compose(range(12)).images, GREY)
     assert pictures(drawn["val"].data, "val") == {GREY[6].tobytes(), GREY[7].tobytes()}
     assert {one.classes for one in drawn.values()} == {4}  # of all splits: val alone has no label 3
     shutil.rmtree(tmp_path / "val")

@@ -1,11 +1,13 @@
-"""Train the activation model (paper section 3, "Saliency Model") on labels alone: no boxes, no order.
+"""Train an activation model (paper section 3, "Saliency Model") on labels alone: no boxes, no order.
 
-    python train/pretrain_perception.py --output compact.pt  # on multisets
+    python train/pretrain_perception.py --output compact.pt  # on multisets of digits
     python train/pretrain_perception.py --objects ten --init compact.pt --passes 16 --learning-rate 3e-3 --output compact-ten.pt
-    python train/pretrain_perception.py --objects single --passes 8 --output compact-single.pt  # as in the paper
+    python train/pretrain_perception.py --objects single --passes 8 --output compact-single.pt
+    python train/pretrain_perception.py --objects crowded --init compact-ten.pt --output-stride 8 --output fine.pt
+    python train/pretrain_perception.py --objects single --architecture resnet34 --objective classify --output resnet34.pt
 
-The objective is described in :mod:`agents.pretraining`. The output is a weights file for ``hsal_env/perception/weights`` and,
-beside it, a JSON of arguments and accuracies.
+Objectives are described in :mod:`agents.pretraining`. The output is a model file, for ``--activation FILE.pt`` and
+``gymnasium.make(..., activation="FILE.pt")``, and beside it a JSON of arguments and accuracies.
 """
 
 from __future__ import annotations
@@ -16,42 +18,55 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import tyro
 
-from hsal_env.data import CanvasConfig, Canvases, load_glyphs
+from hsal_env.config import EnvConfig
 from hsal_env.errors import ConfigError, HSALError
 from hsal_env.files import replacing
 
-_TEN = CanvasConfig("multiset", 10, 10, 20, 20)
-LOOKS = {
+if TYPE_CHECKING:
+    from agents.pretraining import Supply
+
+_TEN = {"min_objects": 10, "max_objects": 10, "min_size_px": 20, "max_size_px": 20}
+_SMALL = {**_TEN, "min_size_px": 12}
+LOOKS: dict[str, dict[str, tuple[dict[str, Any], float]]] = {
     "multiset": {
-        "plain": (CanvasConfig(), 0.65),
-        "crowded": (CanvasConfig(max_objects=9, max_size_px=33), 0.15),
+        "plain": ({}, 0.65),
+        "crowded": ({"max_objects": 9, "max_size_px": 33}, 0.15),
         "ten": (_TEN, 0.2),
     },
     "ten": {"ten": (_TEN, 1.0)},
+    "crowded": {"ten": (_TEN, 0.5), "small": (_SMALL, 0.5)},
     "single": {
-        "plain": (CanvasConfig("single", 1, 1), 0.5),
-        "crowded": (CanvasConfig("single", 1, 1, clutter=4, clutter_px=14), 0.25),
-        "most crowded": (CanvasConfig("single", 1, 1, max_size_px=33, clutter=12, clutter_px=14), 0.25),
+        "plain": ({"task": "single"}, 0.5),
+        "crowded": ({"task": "single", "clutter": 4, "clutter_px": 14}, 0.25),
+        "most crowded": ({"task": "single", "max_size_px": 33, "clutter": 12, "clutter_px": 14}, 0.25),
     },
+    "house-numbers": {"plain": ({}, 1.0)},
+    "house-numbers-single": {"plain": ({"task": "single"}, 1.0)},
 }
-"""Canvases to learn from, and their shares. Larger crops stand in for neighbours of single objects."""
+"""Canvases to learn from: arguments of the environment, and shares. Larger crops stand in for neighbours of single objects."""
 
 
 @dataclass
 class Args:
-    """Pretrain the compact activation model."""
+    """Pretrain an activation model."""
 
     output: Path = Path("compact.pt")
-    """where the weights go"""
-    objects: Literal["multiset", "ten", "single"] = "multiset"
-    """multiset: canvases of 1 to 10 objects; ten: of 10 small ones; single: of one, as the paper fine-tunes its own"""
-    init: Path | None = None
-    """weights to start from"""
+    """where the model goes; named after its --activation"""
+    objects: Literal["multiset", "ten", "crowded", "single", "house-numbers", "house-numbers-single"] = "multiset"
+    """multiset: canvases of 1 to 10 digits; ten: of 10 small ones; crowded: of 10 that are as small or smaller; single: of one, as
+    the paper fine-tunes its own; house-numbers: synthetic numbers in colour"""
+    architecture: str = "compact"
+    """compact, resnet18 or resnet34"""
+    output_stride: int | None = None
+    """px from one cell to the next; compact: 16 (7x7 cells), 8 (14x14) or 4 (28x28)"""
+    init: str | None = None
+    """model file to start from, or scratch; default: the architecture's published weights, if it has any, else scratch"""
+    objective: Literal["count", "classify"] = "count"
+    """count: all labels of the image; classify: the paper's, one of them at a time"""
     passes: int = 18
     """passes over num_canvases canvases, fresh ones in each"""
     num_canvases: int = 60_000
@@ -63,97 +78,116 @@ class Args:
     weight_decay: float = 0.01
     """AdamW's"""
     sharp_coef: float = 0.2
-    """weight of the penalty on cells between 0 and 1"""
+    """weight of the penalty on cells between 0 and 1 (count)"""
     warp_px: float = 3.0
     """largest amplitude of the smooth random displacements of a training canvas"""
     mnist_share: float = 0.85
     """share of canvases from MNIST; the others are from scikit-learn's digits"""
+    test_canvases: int = 10_000
+    """canvases of each kind tested at the end"""
+    device: str = "auto"
+    """cpu, cuda, or auto: cuda where there is one"""
     seed: int = 0
     """seed of weights and canvases"""
     data_root: str | None = None
     """where MNIST lies"""
 
 
-def stream(args: Args, split: str, source: str, look: str, seed: int) -> Canvases:
-    """Canvases of a source, split and look."""
-    looks = LOOKS[args.objects]
-    glyphs = load_glyphs(source, split, args.data_root)
-    return Canvases(glyphs, looks[look][0], seed=seed, stream=10 + list(looks).index(look))
+def supplies(args: Args, split: str, seed: int) -> dict[str, dict[str, Supply]]:
+    """By source and look; another seed lays canvases out otherwise than an environment's."""
+    from agents.pretraining import Supply
+
+    kind = args.objects.removesuffix("-single")
+    sources = {kind: 1.0} if kind == "house-numbers" else {"mnist": args.mnist_share, "digits": 1 - args.mnist_share}
+    return {
+        source: {
+            look: Supply(
+                EnvConfig(source=source, split=split, seed=1_000 * (place + 1) + seed, data_root=args.data_root, **kwargs),
+                of_source * share,
+            )
+            for place, (look, (kwargs, share)) in enumerate(LOOKS[args.objects].items())
+        }
+        for source, of_source in sources.items()
+    }
 
 
 def main(args: Args) -> None:
     """Train, test, save.
 
     Raises:
-        ConfigError: fewer than one pass, one canvas a batch, or one batch a pass.
-        CheckpointError: ``init`` is not weights of the compact model.
+        ConfigError: fewer than one pass, one canvas a batch, or one batch a pass; or an unknown architecture or device.
+        CheckpointError: ``init`` is no model file of the architecture.
+        DataError: the output cannot be written.
     """
     import torch
     from torch import nn
     from tqdm import tqdm
 
     from agents import pretraining
+    from agents.actor_critic import has_matrix_unit
+    from agents.distributed import ALONE
     from agents.report import versions
-    from hsal_env.perception.activation import load_compact
-    from hsal_env.perception.examples import label_counts, to_images
+    from hsal_env.perception.examples import to_images
+    from hsal_env.perception.model_file import save_model
+    from hsal_env.perception.registry import initial_model
 
-    if args.passes < 1 or not 1 <= args.batch_size <= args.num_canvases:
+    if args.passes < 1 or not 1 <= args.batch_size <= args.num_canvases or args.test_canvases < 1:
         raise ConfigError(
-            "Expected passes of at least 1 and 1 <= batch_size <= num_canvases; got "
-            f"{args.passes}, {args.batch_size}, {args.num_canvases}."
+            "Expected passes and test_canvases of at least 1 and 1 <= batch_size <= num_canvases; got "
+            f"{args.passes}, {args.test_canvases}, {args.batch_size}, {args.num_canvases}."
         )
+    device = ALONE.device(args.device)
     torch.manual_seed(args.seed)
-    rng = np.random.default_rng(args.seed)
-    net = pretraining.Pretrainer()
-    if args.init:
-        net.model = load_compact(args.init)
+    train = [supply for looks in supplies(args, "train", args.seed).values() for supply in looks.values()]
+    held_out = {split: supplies(args, split, 99) for split in ("val", "test")}
+    channels = train[0].config.image_shape[2]
+    model = initial_model(args.architecture, args.init, in_channels=channels, output_stride=args.output_stride)
+    net = pretraining.Pretrainer(model.requires_grad_(True)).to(device).train()
     optimiser = torch.optim.AdamW(net.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay)
     steps = args.num_canvases // args.batch_size
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, args.learning_rate, total_steps=args.passes * steps, pct_start=0.15
     )
-    sources = {"mnist": args.mnist_share, "digits": 1 - args.mnist_share}
-    looks = LOOKS[args.objects]
-    kinds = [(source, look) for source in sources for look in looks]
-    train = [stream(args, "train", source, look, args.seed) for source, look in kinds]
-    shares = [sources[source] * looks[look][1] for source, look in kinds]
-    cursor = np.zeros(len(train), dtype=np.int64)
+    supply = pretraining.batches(train, args.batch_size, args.passes * steps, args.seed)
     start = time.perf_counter()
     for epoch in range(args.passes):
         for _ in tqdm(range(steps), desc=f"pass {epoch + 1}/{args.passes}", mininterval=10):
-            drawn = rng.multinomial(args.batch_size, shares)
-            parts = [
-                canvases.compose(range(first, first + count))
-                for canvases, first, count in zip(train, cursor, drawn, strict=True)
-            ]
-            cursor += drawn
-            images = to_images(np.concatenate([part.images for part in parts]), net.model.in_channels)
-            counts = torch.from_numpy(np.concatenate([label_counts(part.labels) for part in parts])).float()
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                saliency, log_probs = net(pretraining.warped(images, args.warp_px))
-            loss = pretraining.counting_loss(saliency, log_probs, counts, args.sharp_coef)
+            canvases, label_counts = next(supply)
+            counts = torch.from_numpy(label_counts).float()
+            images = pretraining.warped(to_images(canvases, channels).to(device), args.warp_px)
+            with torch.autocast(device, dtype=torch.bfloat16, enabled=has_matrix_unit(device)):
+                if args.objective == "count":
+                    loss = pretraining.counting_loss(*net(images), counts.to(device), args.sharp_coef)
+                else:
+                    loss = pretraining.classification_loss(net.pooled(images), counts)
             optimiser.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(net.parameters(), 1.0)
             optimiser.step()
             schedule.step()
         val = {
-            source: pretraining.accuracy(net, stream(args, "val", source, next(iter(looks)), seed=99), 2_000)
-            for source in sources
+            source: pretraining.accuracy(net, next(iter(looks.values())).config, 2_000, args.objective)
+            for source, looks in held_out["val"].items()
         }
         tqdm.write(f"pass {epoch + 1}: loss {loss.item():.4f}, validation {val}, {time.perf_counter() - start:.0f} s")
-        with replacing(args.output) as path:
-            torch.save(net.model.state_dict(), path)
+        save_model(args.output, args.architecture, net.model)
+    seconds = time.perf_counter() - start
     results = {
         "test": {
-            source: {look: pretraining.accuracy(net, stream(args, "test", source, look, seed=99)) for look in looks}
-            for source in sources
+            source: {
+                look: pretraining.accuracy(net, supply.config, args.test_canvases, args.objective)
+                for look, supply in looks.items()
+            }
+            for source, looks in held_out["test"].items()
         },
-        "seconds": time.perf_counter() - start,
+        "seconds": seconds,
+        "images_per_second": args.passes * steps * args.batch_size / seconds,
+        "device": device,
+        "threads": torch.get_num_threads(),
         "args": {
             **dataclasses.asdict(args),
             "output": args.output.name,
-            "init": args.init and args.init.name,
+            "init": args.init and Path(args.init).name,
             "data_root": None,
         },
         "versions": versions(),

@@ -6,14 +6,13 @@ generator (Philox), so that canvas ``i`` is the same alone, in a batch, and in a
 
 from __future__ import annotations
 
-import inspect
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from hsal_env.data.draws import Draws, IndexedRandom, source_of
 from hsal_env.data.glyphs import NUM_CLASSES, Glyphs
 from hsal_env.data.resize import bilinear_resize
 from hsal_env.errors import ConfigError, DataError
@@ -131,8 +130,7 @@ class Canvases:
         self._class_start = np.concatenate([[0], np.cumsum(present)[:-1]])
         self._by_class = np.argsort(glyphs.labels, kind="stable")
         draws = 1 + _DRAWS_PER_OBJECT * self.config.max_objects + _DRAWS_PER_CROP * self.config.clutter
-        self._counters = -(-draws // 4)  # Philox yields four 64-bit words per counter
-        self._key = np.random.SeedSequence([seed, stream]).generate_state(2, np.uint64)
+        self._random = IndexedRandom(seed, stream, draws)
 
     @property
     def source(self) -> str:
@@ -142,8 +140,7 @@ class Canvases:
     @property
     def content(self) -> tuple[str | np.ndarray, ...]:
         """Configuration, key, glyphs, and the code that draws."""
-        code = [inspect.getsource(sys.modules[part.__module__]) for part in (Canvases, bilinear_resize)]
-        return repr(self.config), self._key, self.glyphs.images, self.glyphs.labels, *code
+        return repr(self.config), self._random.key, self.glyphs.images, self.glyphs.labels, *source_of(Canvases, Draws, bilinear_resize)
 
     def compose(self, indices: Sequence[int] | np.ndarray) -> CanvasBatch:
         """Compose the canvases of the given non-negative indices.
@@ -152,30 +149,14 @@ class Canvases:
             DataError: an index is negative.
         """
         indices = np.asarray(indices, dtype=np.int64)
-        if indices.size and indices.min() < 0:
-            raise DataError(f"Expected canvas indices of at least 0; got {indices.min()}.")
-        draw = _Draws(self._random_words(indices))
+        draw = self._random.draws(indices)
         labels, glyph, sizes, boxes = self._layout(draw)
         images = np.zeros((len(indices), self.config.canvas_px, self.config.canvas_px), np.uint8)
         self._paste_clutter(images, draw)
         self._paste_objects(images, glyph, sizes, boxes)
         return CanvasBatch(images, labels, boxes)
 
-    def _random_words(self, indices: np.ndarray) -> np.ndarray:
-        """The 32-bit random numbers of each canvas, ``[B, words]``."""
-        per_canvas = 4 * self._counters
-
-        def block(first: int, count: int) -> np.ndarray:
-            bits = np.random.Philox(key=self._key, counter=first * self._counters)
-            return bits.random_raw(count * per_canvas).reshape(count, per_canvas)
-
-        if len(indices) > 1 and (np.diff(indices) == 1).all():
-            words = block(int(indices[0]), len(indices))
-        else:
-            words = np.concatenate([np.empty((0, per_canvas), np.uint64), *(block(int(i), 1) for i in indices)])
-        return words >> np.uint64(32)
-
-    def _layout(self, draw: _Draws) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def _layout(self, draw: Draws) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Labels, glyph indices, sizes and boxes of the objects, each padded with -1."""
         c, lanes = self.config, draw.lanes
         count = c.min_objects + draw.below(c.max_objects - c.min_objects + 1)  # [B]
@@ -198,7 +179,7 @@ class Canvases:
             padded[absent] = -1
         return labels, glyph, sizes, boxes
 
-    def _paste_clutter(self, images: np.ndarray, draw: _Draws) -> None:
+    def _paste_clutter(self, images: np.ndarray, draw: Draws) -> None:
         c, px = self.config, self.config.clutter_px
         if not c.clutter:
             return
@@ -227,36 +208,3 @@ class Canvases:
             for digit, i, (top, left) in zip(digits, lane[first:last].tolist(), corners, strict=True):
                 window = images[i, top : top + size_px, left : left + size_px]
                 np.copyto(window, digit, where=digit > 0)
-
-
-class _Draws:
-    """Consumes a block of 32-bit random words column by column."""
-
-    def __init__(self, words: np.ndarray) -> None:
-        self._words, self._used = words, 0
-
-    @property
-    def lanes(self) -> int:
-        return len(self._words)
-
-    def below(self, bound: int | np.ndarray, count: int | None = None) -> np.ndarray:
-        """Integers in ``0..bound - 1``, ``[B]`` or ``[B, count]``; the bias is under bound / 2**32."""
-        width = 1 if count is None else count
-        words = self._words[:, self._used : self._used + width]
-        self._used += width
-        words = words[:, 0] if count is None else words
-        return (words * np.asarray(bound, np.uint64) >> np.uint64(32)).astype(np.int64)
-
-    def distinct_below(self, bound: np.ndarray, most: int, count: int) -> np.ndarray:
-        """``[B, count]`` different integers in ``0..bound - 1`` (``bound`` ``[B]``, at most ``most``).
-
-        The first ``count`` places of a Fisher-Yates shuffle. Where ``count`` exceeds ``bound`` the surplus repeats.
-        """
-        lanes = np.arange(self.lanes)
-        deck = np.tile(np.arange(most, dtype=np.int64), (self.lanes, 1))
-        for place in range(count):
-            place_in = np.minimum(place, bound - 1)
-            other = place_in + self.below(bound - place_in)
-            deck[lanes, place_in], deck[lanes, other] = deck[lanes, other], deck[lanes, place_in]
-        # a lane with bound < count has more slots than places; those slots are padding
-        return deck[lanes[:, None], np.minimum(np.arange(count), bound[:, None] - 1)]

@@ -8,15 +8,13 @@ alone, as in the paper. A JSON beside each says where it came from.
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad, pixel_unshuffle
 
-from hsal_env.errors import CheckpointError
-
-WEIGHTS_FOLDER = Path(__file__).with_name("weights")
+from hsal_env.errors import ConfigError
 
 
 class ActivationModel(Protocol):
@@ -27,7 +25,7 @@ class ActivationModel(Protocol):
         channels: D, the depth of its volume.
 
     It may also say ``first_px``, ``stride_px`` and ``receptive_field_px``, for pictures and scan paths: see
-    :class:`hsal_env.perception.grid.Grid`.
+    :class:`hsal_env.perception.grid.Grid`; and ``saliency_channels``: Σ V² runs over that many first channels, not over all.
     """
 
     in_channels: int
@@ -39,23 +37,31 @@ class ActivationModel(Protocol):
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions with batch norm beside a 1x1 shortcut; halves the map."""
+    """Two convolutions with batch norm beside a 1x1 shortcut.
 
-    def __init__(self, in_channels: int, channels: int) -> None:
+    Args:
+        in_channels: of the input.
+        channels: of the output.
+        stride: 2 halves the map; 1 leaves it.
+        dilation: of an input that an earlier block would have halved: its cells are so far apart.
+    """
+
+    def __init__(self, in_channels: int, channels: int, stride: int = 2, dilation: int = 1) -> None:
         super().__init__()
+        after = dilation if stride == 2 else 2 * dilation  # what this block does not halve, its second convolution skips
         self.body = nn.Sequential(
-            nn.Conv2d(in_channels, channels, 3, stride=2, padding=1, bias=False),
+            nn.Conv2d(in_channels, channels, 3, stride, padding=dilation, dilation=dilation, bias=False),
             nn.BatchNorm2d(channels),
             nn.ReLU(),
-            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            nn.Conv2d(channels, channels, 3, padding=after, dilation=after, bias=False),
             nn.BatchNorm2d(channels),
         )
         self.shortcut = nn.Sequential(
-            nn.Conv2d(in_channels, channels, 1, stride=2, bias=False), nn.BatchNorm2d(channels)
+            nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[B, in_channels, h, w]`` to ``[B, channels, h / 2, w / 2]``, rounded up."""
+        """``[B, in_channels, h, w]`` to ``[B, channels, h / stride, w / stride]``, rounded up."""
         return torch.relu(self.body(x) + self.shortcut(x))
 
 
@@ -63,41 +69,52 @@ class CompactResNet(nn.Module):
     """A small residual network: 100x100 px to 7x7 cells, 16 px apart, each seeing 87 px.
 
     A cell has to see the largest object (50 px) whole, and beyond it, to know whether it or a neighbour holds its centre.
+
+    Finer maps have the same weights: the last one or two blocks are dilated instead of halving the map (Yu and Koltun 2015), so
+    that a cell sees what it saw. An image is first continued at its lower and right edge to a multiple of 16 px, so that 100 px
+    give 14x14 or 28x28 cells.
+
+    Args:
+        in_channels: 1, grey, or 3, RGB.
+        output_stride: px from one cell to the next: 16, 8 or 4.
+        lower_level: each column also holds the activations of the stage before the last at the 2x2 finer places in its cell:
+            4 * 96 more channels, which do not count for saliency (paper section 5.2, "Activation Resolution").
+
+    Raises:
+        ConfigError: another value.
     """
 
-    in_channels = 1
-    channels = 128
-    first_px, stride_px, receptive_field_px = 0.5, 16, 87  # cell r is centred on the image's pixel 16 r
+    first_px, receptive_field_px = 0.5, 87  # cell r is centred on the image's pixel r * output_stride
 
-    def __init__(self) -> None:
+    def __init__(self, in_channels: int = 1, output_stride: int = 16, lower_level: bool = False) -> None:
         super().__init__()
+        if in_channels not in (1, 3) or output_stride not in (16, 8, 4) or (lower_level and output_stride != 16):
+            raise ConfigError(
+                "Expected in_channels 1 or 3, output_stride 16, 8 or 4, and lower_level only at 16; got "
+                f"{in_channels}, {output_stride}, {lower_level}."
+            )
+        self.arguments = {"in_channels": in_channels, "output_stride": output_stride, "lower_level": lower_level}
+        self.in_channels, self.stride_px, self.lower_level = in_channels, output_stride, lower_level
+        self.saliency_channels = 128
+        self.channels = self.saliency_channels + 4 * 96 * lower_level
         self.layers = nn.Sequential(
-            nn.Conv2d(self.in_channels, 24, 3, stride=2, padding=1, bias=False),
+            nn.Conv2d(in_channels, 24, 3, stride=2, padding=1, bias=False),
             nn.BatchNorm2d(24),
             nn.ReLU(),
             ResidualBlock(24, 48),
-            ResidualBlock(48, 96),
-            ResidualBlock(96, self.channels),
+            ResidualBlock(48, 96, stride=1 if output_stride == 4 else 2),
+            ResidualBlock(96, 128, stride=2 if output_stride == 16 else 1, dilation=2 if output_stride == 4 else 1),
         )
         # NCHW convolutions are several times slower on CPU
         self.layers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, images: Tensor) -> Tensor:
-        """``[B, 1, 100, 100]`` in [0, 1] to ``[B, 128, 7, 7]``, non-negative."""
-        return self.layers(images.contiguous(memory_format=torch.channels_last))
-
-
-def load_compact(path: Path = WEIGHTS_FOLDER / "compact.pt") -> CompactResNet:
-    """The compact model with the weights in ``path``.
-
-    Raises:
-        CheckpointError: the weights file is missing, damaged, or of another architecture.
-    """
-    model = CompactResNet()
-    try:
-        model.load_state_dict(torch.load(path, weights_only=True))
-    except Exception as error:  # torch raises several kinds for a damaged file
-        raise CheckpointError(
-            f"{path}: not the weights of CompactResNet ({error}). Reinstall hsal or retrain them."
-        ) from error
-    return model
+        """``[B, in_channels, 100, 100]`` in [0, 1] to ``[B, channels, H, W]``, non-negative."""
+        images = images.contiguous(memory_format=torch.channels_last)
+        if self.stride_px < 16 or self.lower_level:
+            below, right = (-size % 16 for size in images.shape[2:])
+            images = pad(images, (0, right, 0, below), mode="replicate")
+        if not self.lower_level:
+            return self.layers(images)
+        before = self.layers[:-1](images)
+        return torch.cat([self.layers[-1](before), pixel_unshuffle(before, 2)], dim=1)

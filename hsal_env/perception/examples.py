@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from hsal_env.array_store import ArrayStore, Record
 from hsal_env.config import EnvConfig
-from hsal_env.data.canvases import CanvasBatch, Canvases, CanvasSource
-from hsal_env.data.glyphs import NUM_CLASSES, SPLITS, cache_folder, load_glyphs
+from hsal_env.data.canvases import CanvasBatch
+from hsal_env.data.glyphs import NUM_CLASSES, cache_folder
 from hsal_env.dynamics import Example
 from hsal_env.errors import ConfigError, DataError
 from hsal_env.perception.grid import Grid
@@ -66,7 +66,7 @@ class Examples:
 
     def __init__(self, config: EnvConfig, progress: bool = True) -> None:
         self.config = config
-        self.canvases = _canvases(config)
+        self.canvases = config.canvases
         self.source = self.canvases.source
         self.num_classes = config.classes
         self._activation = activation_model(config.activation)
@@ -191,13 +191,6 @@ class Examples:
                 composed, ahead = ahead.result(), thread.submit(self.canvases.compose, part)
                 yield composed
             yield ahead.result()
-
-
-def _canvases(config: EnvConfig) -> CanvasSource:
-    if config.is_custom:
-        return config.own_canvases
-    glyphs = load_glyphs(config.source, config.split, config.data_root, config.glyphs)
-    return Canvases(glyphs, config.canvas, config.seed, stream=SPLITS.index(config.split))
 
 
 def _code(model: nn.Module) -> list[str]:

@@ -1,0 +1,70 @@
+"""Activation models as files: the name of an architecture, its arguments, and its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hsal_env.errors import CheckpointError, DataError
+from hsal_env.files import replacing
+
+_PARTS = {"architecture", "arguments", "weights"}
+
+
+def save_model(path: Path, architecture: str, model: nn.Module) -> None:
+    """Write ``model``, which :func:`load_model` rebuilds; an interrupted write leaves the previous file as it was.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    content = {"architecture": architecture, "arguments": model.arguments, "weights": model.state_dict()}
+    try:
+        with replacing(path) as temporary:
+            torch.save(content, temporary)
+    except (OSError, RuntimeError) as error:  # torch raises RuntimeError on a full disk
+        raise DataError(f"Cannot write {path}: {error}. Free space or choose another --output.") from error
+
+
+def read_model(path: Path) -> dict[str, Any]:
+    """The parts of a model file: ``architecture``, ``arguments``, ``weights``.
+
+    Raises:
+        CheckpointError: missing, cut off, damaged, or another kind of file.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"No activation model at {path}.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises several kinds for a damaged file
+        raise CheckpointError(
+            f"{path} is cut off, damaged, or no activation model ({type(error).__name__}: {error}). Reinstall hsal if it is one "
+            "of its own, or train it again."
+        ) from error
+    if not isinstance(content, dict) or set(content) != _PARTS:
+        raise CheckpointError(
+            f"{path}: expected an activation model written by train/pretrain_perception.py, with the parts "
+            f"{', '.join(sorted(_PARTS))}; got {sorted(map(str, content))[:5] if isinstance(content, dict) else type(content)}."
+        )
+    return content
+
+
+def load_model(path: Path, architectures: Mapping[str, Any], **arguments: Any) -> nn.Module:
+    """The model in ``path``, with other ``arguments`` of its architecture if you like (a finer map of the same weights).
+
+    Raises:
+        CheckpointError: see :func:`read_model`; or an unknown architecture, or weights that do not fit it.
+    """
+    content = read_model(path)
+    name = content["architecture"]
+    if name not in architectures:
+        raise CheckpointError(f"{path} holds a {name!r}; this version of HSAL knows {', '.join(architectures)}.")
+    try:
+        model = architectures[name](**{**content["arguments"], **arguments})
+        model.load_state_dict(content["weights"])
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: its weights do not fit the architecture {name!r}: {error}") from error
+    return model
