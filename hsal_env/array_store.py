@@ -146,6 +146,10 @@ class ArrayStore:
             for name in names
         }
 
+    def read_all(self, name: str) -> np.ndarray:
+        """A copy of the whole array ``name``."""
+        return self.read_slice(name, 0, len(self._arrays[name]))
+
     def read_slice(self, name: str, start: int, stop: int) -> np.ndarray:
         """A copy of the rows ``start`` to ``stop - 1`` of the array ``name``."""
         array = self._arrays[name]
