@@ -46,7 +46,7 @@ _PROBLEMS = (
     "listed in digitStruct.mat but not there",
     "not listed in digitStruct.mat",
     "listed more than once",
-    "not readable as PNG",
+    "not readable as PNG in grey or RGB",
     "without a digit",
     f"of more than {MOST_DIGITS} digits",
     "with a label that is none of 1 to 10",
@@ -153,12 +153,12 @@ class SVHN:
             pixels, names, places = self._crops[part].number(row)
             if digit:
                 names, places = names[digit], places[digit]
-                window = grown(places, *pixels.shape[:2])
+                window = grown(places, pixels.shape[:2])
                 pixels, places = cropped(pixels, places, window)
             count[lane] = len(names)
             images[lane] = np.moveaxis(bilinear_resize(np.moveaxis(pixels, 2, 0), px), 0, 2)
             labels[lane, : len(names)] = names
-            boxes[lane, : len(names)] = _scaled(places, *pixels.shape[:2], px)
+            boxes[lane, : len(names)] = _scaled(places, pixels.shape[:2], px)
         order = self._random.draws(indices).distinct_below(count, self.max_objects, self.max_objects)
         order = np.where(np.arange(self.max_objects) < count[:, None], order, np.arange(self.max_objects))
         return CanvasBatch(
@@ -207,8 +207,8 @@ class _Crops:
 # --- boxes ------------------------------------------------------------------------------------------------------------
 
 
-def grown(boxes: np.ndarray, height: int, width: int) -> tuple[int, int, int, int]:
-    """The common box of ``boxes`` ``[n, 4]``, grown by 15 % on each side, to whole px, as far as the image goes.
+def grown(boxes: np.ndarray, size: tuple[int, ...]) -> tuple[int, int, int, int]:
+    """The common box of ``boxes`` ``[n, 4]``, grown by 15 % on each side, to whole px, as far as the image (h, w) goes.
 
     Returns:
         (row, col, height, width).
@@ -216,7 +216,7 @@ def grown(boxes: np.ndarray, height: int, width: int) -> tuple[int, int, int, in
     start, stop = boxes[:, :2].min(axis=0), (boxes[:, :2] + boxes[:, 2:]).max(axis=0)
     margin = 15 * (stop - start)  # in hundredths of a px
     start = np.maximum((100 * start - margin) // 100, 0)
-    stop = np.minimum(-((-100 * stop - margin) // 100), (height, width))
+    stop = np.minimum(-((-100 * stop - margin) // 100), size)
     (top, left), (bottom, right) = start.tolist(), stop.tolist()
     return top, left, bottom - top, right - left
 
@@ -227,9 +227,8 @@ def cropped(pixels: np.ndarray, boxes: np.ndarray, window: tuple[int, int, int, 
     return pixels[top : top + height, left : left + width], boxes - (top, left, 0, 0)
 
 
-def _scaled(boxes: np.ndarray, height: int, width: int, out_px: int) -> np.ndarray:
-    """Boxes ``[n, 4]`` of an image stretched to a square: the smallest of whole px that cover them."""
-    size = np.array([height, width])
+def _scaled(boxes: np.ndarray, size: tuple[int, ...], out_px: int) -> np.ndarray:
+    """Boxes ``[n, 4]`` of an image (h, w) stretched to a square: the smallest of whole px that cover them."""
     start = boxes[:, :2] * out_px // size
     stop = -(-(boxes[:, :2] + boxes[:, 2:]) * out_px // size)
     return np.concatenate([start, stop - start], axis=1)
@@ -291,7 +290,7 @@ def _crop(folder: Path, entry: Entry) -> Record:
     if (start >= stop).any():
         raise _LeftOut(_OUTSIDE)
     boxes = np.concatenate([start, stop - start], axis=1)
-    pixels, boxes = cropped(pixels, boxes, grown(boxes, *pixels.shape[:2]))
+    pixels, boxes = cropped(pixels, boxes, grown(boxes, pixels.shape[:2]))
     padded = np.full((MOST_DIGITS, 5), -1, np.int32)
     padded[:count] = np.column_stack([labels % 10, boxes])  # 10 stands for 0
     return {
