@@ -71,8 +71,8 @@ class HSALEnv(gym.Env[dict[str, Any], Any]):
     max_objects + 1 meta-steps, or after (max_objects + 1)(k + 2) forbidden actions.
 
     ## Information
-    ``source`` (``"mnist"``, ``"digits"`` or ``"custom"``: what the pixels are), ``index``, ``label_counts``,
-    ``remaining_counts``, ``predicted_counts``; at the end of an episode ``exact_match``, ``precision``, ``recall``,
+    ``source`` (``"mnist"``, ``"digits"``, ``"house-numbers"``, ``"svhn"`` or ``"custom"``: what the pixels are), ``index``,
+    ``label_counts``, ``remaining_counts``, ``predicted_counts``; at the end of an episode ``exact_match``, ``precision``, ``recall``,
     ``return_location``, ``return_label``, ``attn_saliency``, ``attn_saliency_uniform``. For learners and plots; a policy
     that reads them cheats.
 

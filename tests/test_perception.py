@@ -519,6 +519,47 @@ def test_a_large_store_closes_its_files(tmp_path, unmapped):
             os.fstat(descriptor)
 
 
+UNEVEN = {
+    "pixels": np.arange(1000, dtype=np.uint8),
+    "labels": np.arange(12).reshape(4, 3),
+    "names": np.array([b"one", b"three"]),
+    "none": np.zeros((0, 2), np.int32),
+}
+
+
+def uneven():
+    """Now this array, now that."""
+    yield {"pixels": UNEVEN["pixels"][:700], "none": UNEVEN["none"]}
+    yield {"labels": UNEVEN["labels"][:1], "names": UNEVEN["names"]}
+    yield {"pixels": UNEVEN["pixels"][700:], "labels": UNEVEN["labels"][1:]}
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_without_a_length_every_array_has_its_own(tmp_path, another_process, request, large):
+    if large:
+        request.getfixturevalue("unmapped")
+    first = ArrayStore.open(tmp_path / "store", uneven, None)
+    another_process()
+    second = ArrayStore.open(tmp_path / "store", nothing, None)
+    for store in (first, second, pickle.loads(pickle.dumps(second))):
+        for name, values in UNEVEN.items():
+            whole = store.read_all(name)
+            np.testing.assert_array_equal(whole, values)
+            assert (whole.dtype, whole.flags.writeable) == (values.dtype, True)
+        np.testing.assert_array_equal(store.read_slice("pixels", 650, 750), UNEVEN["pixels"][650:750])
+        np.testing.assert_array_equal(store.read_slice("labels", 1, 3), UNEVEN["labels"][1:3])
+        assert store.read_slice("pixels", 5, 5).shape == (0,)
+
+
+def test_a_head_that_announces_fewer_rows_is_damage(tmp_path, another_process):
+    ArrayStore.open(tmp_path / "store", uneven, None)
+    path = tmp_path / "store" / "pixels.npy"
+    path.write_bytes(path.read_bytes().replace(b"(1000,)", b"(100,), ", 1))
+    another_process()
+    with pytest.warns(UserWarning, match=r"pixels\.npy does not match its checksum"):
+        ArrayStore.open(tmp_path / "store", uneven, None)
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_process_reads_a_large_store_on_its_own(tmp_path, unmapped):
     store = ArrayStore.open(tmp_path / "store", batches, 10)

@@ -16,6 +16,7 @@ from hashlib import md5
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import gymnasium as gym
 import h5py
 import numpy as np
 import pytest
@@ -23,11 +24,13 @@ from PIL import Image
 from svhn_files import random_part, write_digit_struct, write_part
 
 from hsal_env import array_store
+from hsal_env.config import EnvConfig
 from hsal_env.data import svhn
 from hsal_env.data.digit_struct import read_digit_struct
 from hsal_env.data.resize import bilinear_resize
 from hsal_env.data.svhn import MOST_DIGITS, SVHN, find_svhn, grown
 from hsal_env.errors import ConfigError, DataError, DataUnavailableError
+from hsal_env.vector_env import HSALVectorEnv
 
 NOISE = np.random.default_rng(0).integers(0, 256, (100, 200, 3), dtype=np.uint8)
 PAIR = [(20, 40, 40, 20, 3), (20, 60, 40, 20, 10)]  # their common box grows by 6 px on each side
@@ -673,3 +676,75 @@ def test_checksums_are_of_every_part():
     assert sorted(svhn.MD5) == ["extra", "test", "train"]
     assert all(len(bytes.fromhex(text)) == 16 for text in svhn.MD5.values())
     assert MOST_DIGITS == 6
+
+
+# --- the environment --------------------------------------------------------------------------------------------------
+
+
+def arguments(svhn_folder: str, **more) -> dict:
+    return {"data_root": svhn_folder, "activation": "playing:Colours", **more}
+
+
+@pytest.mark.parametrize("root", ["svhn_root", "svhn_folder"])
+@pytest.mark.parametrize(("task", "most"), [("Single", 1), ("Multiset", 6)])
+def test_the_environment_shows_the_numbers_in_colour(request, root, task, most):
+    root = request.getfixturevalue(root)
+    env = gym.make(f"HSAL-SVHN{task}-v0", **arguments(root, split="test", seed=5, canvas_px=40))
+    config = env.unwrapped.simulation.config
+    data = SVHN("test", task.lower(), 40, 5, root)
+    assert (config.size, config.objects_limit, config.image_shape) == (len(data), most, (40, 40, 3))
+    for index in range(len(data)):
+        observation, info = env.reset(options={"index": index})
+        batch = data.compose([index])
+        np.testing.assert_array_equal(observation["image"], batch.images[0])
+        assert info["source"] == "svhn"
+        assert info["label_counts"].tolist() == np.bincount(batch.labels[batch.labels >= 0], minlength=10).tolist()
+
+
+def test_lanes_are_single_environments_and_stored_features_the_lazy_ones(svhn_folder):
+    lazy, stored = (
+        HSALVectorEnv(3, source="svhn", **arguments(svhn_folder, features=features, include_volume=True))
+        for features in ("lazy", "store")
+    )
+    single = gym.make("HSAL-SVHNMultiset-v0", **arguments(svhn_folder, include_volume=True))
+    seen = [env.reset(options={"index": np.array([3, 7, 30])})[0] for env in (lazy, stored)]
+    for name in ("image", "saliency", "volume"):
+        np.testing.assert_allclose(seen[0][name], seen[1][name], rtol=1e-2)
+        for lane, index in enumerate((3, 7, 30)):
+            np.testing.assert_array_equal(single.reset(options={"index": index})[0][name], seen[0][name][lane])
+
+
+def test_a_model_that_reads_grey_is_refused(svhn_folder):
+    with pytest.raises(DataError, match="in colour and the activation model reads 1 channel"):
+        gym.make("HSAL-SVHNMultiset-v0", data_root=svhn_folder, activation="compact")
+
+
+@pytest.mark.parametrize(
+    ("extra", "wished", "size"), [(False, None, 36), (True, None, 51), (True, 40, 40), (False, 40, 36)]
+)
+def test_the_size_of_a_split_is_that_of_the_data(svhn_folder, extra, wished, size):
+    assert EnvConfig(source="svhn", data_root=svhn_folder, extra=extra, num_examples=wished).size == size
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"task": "set"}, "task to be one of single, multiset of SVHN; got 'set'"),
+        ({"max_objects": 5}, "max_objects of at least 6 of SVHN, whose images have up to 6; got 5"),
+        ({"task": "single", "max_objects": 0}, "max_objects of at least 1"),
+        ({"canvas_px": 0}, "canvas_px of at least 1; got 0"),
+        ({"extra": 1}, "extra as True or False; got 1"),
+        ({"clutter": 3, "glyphs": "paper"}, "clutter, glyphs: .*svhn has no such argument"),
+        ({"split": "all"}, "split='all': for images of your own"),
+        ({"source": "digits", "extra": True}, "extra: .*digits has no such argument"),
+    ],
+)
+def test_arguments_that_do_not_suit_svhn_are_refused(wrong, said):
+    with pytest.raises(ConfigError, match=said):
+        EnvConfig(**{"source": "svhn", **wrong})
+
+
+def test_more_objects_than_any_image_has_may_be_asked_for(svhn_folder):
+    env = HSALVectorEnv(2, source="svhn", max_objects=8, **arguments(svhn_folder))
+    assert env.simulation.config.rules.max_meta_steps == 9
+    assert env.reset(seed=0)[1]["label_counts"].sum(axis=1).max() <= 6

@@ -29,7 +29,7 @@ from hsal_env.data.glyphs import SPLITS, cache_folder
 from hsal_env.data.resize import bilinear_resize
 from hsal_env.errors import ConfigError, DataError, DataUnavailableError
 
-MOST_DIGITS = 6
+MOST_DIGITS = 6  # in an image of any part
 TASKS = ("single", "multiset")
 URL = "http://ufldl.stanford.edu/housenumbers"
 MD5 = {  # of PART.tar.gz; the site names none, these are what others who fetched the files recorded
@@ -80,6 +80,7 @@ class SVHN:
     """
 
     source = "svhn"
+    most_digits = MOST_DIGITS
 
     def __init__(
         self,
@@ -91,9 +92,9 @@ class SVHN:
         extra: bool = False,
         progress: bool = True,
     ) -> None:
-        self.check(task, image_px)
-        self.task, self.image_px = task, image_px
         self.max_objects = 1 if task == "single" else MOST_DIGITS
+        self.check(task, self.max_objects, image_px)
+        self.task, self.image_px = task, image_px
         self._crops = [_Crops("test" if split == "test" else "train", data_root, progress)]
         chosen = [np.arange(len(self._crops[0]))]
         if split != "test":
@@ -115,14 +116,19 @@ class SVHN:
         self._random = IndexedRandom(seed, 200 + SPLITS.index(split), MOST_DIGITS)
 
     @staticmethod
-    def check(task: str, image_px: int) -> None:
+    def check(task: str, max_objects: int, image_px: int) -> None:
         """Refuse what SVHN has not.
 
         Raises:
-            ConfigError: an unknown task, or an image of less than 1 px.
+            ConfigError: an unknown task, fewer objects than an image may have, or an image of less than 1 px.
         """
         if task not in TASKS:
             raise ConfigError(f"Expected task to be one of {', '.join(TASKS)} of SVHN; got {task!r}.")
+        least = 1 if task == "single" else MOST_DIGITS
+        if max_objects < least:
+            raise ConfigError(
+                f"Expected max_objects of at least {least} of SVHN, whose images have up to {least}; got {max_objects}."
+            )
         if image_px < 1:
             raise ConfigError(f"Expected canvas_px of at least 1; got {image_px}.")
 
