@@ -554,7 +554,7 @@ def test_without_a_length_every_array_has_its_own(tmp_path, another_process, req
 def test_a_head_that_announces_fewer_rows_is_damage(tmp_path, another_process):
     ArrayStore.open(tmp_path / "store", uneven, None)
     path = tmp_path / "store" / "pixels.npy"
-    path.write_bytes(path.read_bytes().replace(b"(1000,)", b"(100,), ", 1))
+    path.write_bytes(path.read_bytes().replace(b"(1000,)", b"(100,) ", 1))
     another_process()
     with pytest.warns(UserWarning, match=r"pixels\.npy does not match its checksum"):
         ArrayStore.open(tmp_path / "store", uneven, None)
