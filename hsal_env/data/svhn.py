@@ -138,8 +138,9 @@ class SVHN:
     @property
     def content(self) -> tuple[str | np.ndarray, ...]:
         """What, with an index, decides a canvas: checksums of the crops, both orders, arguments, and the code."""
-        parts = repr([crops.store.meta for crops in self._crops])
-        return parts, repr((self.task, self.image_px)), self._where, self._random.key, *source_of(SVHN, bilinear_resize)
+        crops = repr([crops.store.meta for crops in self._crops])
+        code = source_of(SVHN, IndexedRandom, bilinear_resize)
+        return crops, repr((self.task, self.image_px)), self._where, self._random.key, *code
 
     def compose(self, indices: Sequence[int] | np.ndarray) -> CanvasBatch:
         """The images (RGB), labels and boxes of the given indices.
