@@ -27,6 +27,7 @@ _OF_TASK = (
     "num_classes",
     "split",
     "seed",
+    "extra",
 )  # the canvases; other fields are rules
 _OF_MACHINE = ("data_root", "images", "output_dir")
 _OF_TABLE = ("agent", "trained_on", "min_objects", "max_objects", "max_size_px", "split")  # of evaluate_agent.py --json

@@ -11,6 +11,7 @@ from hsal_env.data.canvases import CanvasConfig, Canvases, CanvasSource
 from hsal_env.data.custom import CustomCanvases, LabelledImages, load_folder
 from hsal_env.data.glyphs import GLYPH_POLICIES, NUM_CLASSES, SOURCES, SPLITS, load_glyphs
 from hsal_env.data.house_numbers import MOST_DIGITS, HouseNumbers
+from hsal_env.data.svhn import SVHN
 from hsal_env.errors import ConfigError
 
 DEFAULT_NUM_EXAMPLES = {"train": 60_000, "val": 5_000, "test": 10_000}
@@ -22,6 +23,7 @@ _OF_CUSTOM = ("images", "labels", "num_classes")
 _OF_A_SOURCE = {
     **dict.fromkeys(SOURCES, OF_CANVASES),
     HouseNumbers.source: ("glyphs", "task", "min_objects", "canvas_px"),
+    SVHN.source: ("task", "canvas_px", "extra"),
     CustomCanvases.source: _OF_CUSTOM,
 }
 """Which of the arguments above each source has."""
@@ -38,8 +40,8 @@ _CHOICES = {
     "forbidden": ("penalise", "raise"),
     "action_mode": ("native", "flat", "packed", "option", "controller", "macro"),
 }
-_COLOUR = (HouseNumbers.source,)
-_FINITE = (CustomCanvases.source,)
+_COLOUR = (HouseNumbers.source, SVHN.source)
+_FINITE = (SVHN.source, CustomCanvases.source)
 """Sources that hold so many images and no more."""
 
 
@@ -80,22 +82,24 @@ class EnvConfig:
     Attributes:
         task: ``"single"``, ``"set"`` (no label twice) or ``"multiset"`` (labels independent) (D3).
         source: ``"mnist"``, ``"digits"`` (scikit-learn's, no network) or ``"auto"``: MNIST where it can be had; or
-            ``"house-numbers"``, synthetic numbers in colour, see :mod:`hsal_env.data.house_numbers`; or ``"custom"``:
-            ``images``, as in ``HSAL-Custom-v0``.
+            ``"house-numbers"``, synthetic numbers in colour, see :mod:`hsal_env.data.house_numbers`; or ``"svhn"``, photographs
+            of them, see :mod:`hsal_env.data.svhn`; or ``"custom"``: ``images``, as in ``HSAL-Custom-v0``.
         split: ``"train"``, ``"val"`` or ``"test"``; of your own images also ``"all"``, in their own order. Their shares are
             described at :meth:`hsal_env.data.custom.LabelledImages.part`.
         glyphs: ``"disjoint"``: no digit in two splits; ``"paper"``: all splits draw from the training digits (D1).
-        seed: picks the canvases; with ``split`` and an index it fixes a canvas. Of your own images it draws the order in a
-            split, not the split.
-        num_examples: canvases in the split; None: 60,000, 5,000 or 10,000. Of your own images: at most as many, None: all.
-        data_root: folder of MNIST; None: ``$HSAL_DATA``, else the cache folder.
+        seed: picks the canvases; with ``split`` and an index it fixes a canvas. Of SVHN and of your own images it draws the
+            order in a split, not the split.
+        num_examples: canvases in the split; None: 60,000, 5,000 or 10,000. Of SVHN and of your own images: at most as many,
+            None: all.
+        data_root: folder of MNIST or SVHN; None: ``$HSAL_DATA``, else the cache folder.
+        extra: whether SVHN's part ``extra`` is added to its training split (D4).
         images: your own images: uint8 ``[N, h_px, w_px]`` or ``[N, h_px, w_px, 3]``, or a folder as :mod:`hsal_env.data.custom`
             describes it, or :class:`hsal_env.data.custom.LabelledImages`.
         labels: of images that are an array: N lists of whole numbers from 0 on, a multiset each.
         num_classes: C of your own images; None: their largest label plus 1.
         min_objects: fewest objects in an image.
-        max_objects: most objects in an image; None: 1 for ``"single"``, else 4, of house numbers 5. Of your own images: at least
-            as many as any has, None: as many.
+        max_objects: most objects in an image; None: 1 for ``"single"``, else 4, of house numbers 5, of SVHN 6, and
+            there no fewer. Of your own images: at least as many as any has, None: as many.
         min_size_px: smallest digit.
         max_size_px: largest digit.
         canvas_px: side of the image.
@@ -130,6 +134,7 @@ class EnvConfig:
     seed: int = 0
     num_examples: int | None = None
     data_root: str | None = None
+    extra: bool = False
     images: Any = None
     labels: Any = None
     num_classes: int | None = None
@@ -188,6 +193,8 @@ class EnvConfig:
             _ = self.canvas  # validates the canvas fields
         elif self.source == HouseNumbers.source:
             HouseNumbers.check(self.task, self.min_objects, self.objects_limit, self.canvas_px)
+        elif self.source == SVHN.source:
+            SVHN.check(self.task, self.objects_limit, self.canvas_px)
 
     @classmethod
     def from_kwargs(cls, kwargs: dict[str, Any]) -> EnvConfig:
@@ -305,8 +312,8 @@ class EnvConfig:
         """The images of the split.
 
         Raises:
-            ConfigError, DataError: see :attr:`data`, :class:`hsal_env.data.custom.CustomCanvases` and
-                :func:`hsal_env.data.glyphs.load_glyphs`.
+            ConfigError, DataError: see :attr:`data`, :class:`hsal_env.data.custom.CustomCanvases`,
+                :class:`hsal_env.data.svhn.SVHN` and :func:`hsal_env.data.glyphs.load_glyphs`.
         """
         if self.is_custom:
             return CustomCanvases(self.data, self.split, self.seed)
@@ -314,6 +321,8 @@ class EnvConfig:
             return HouseNumbers(
                 self.split, self.glyphs, self.task, self.min_objects, self.objects_limit, self.canvas_px, self.seed
             )
+        if self.source == SVHN.source:
+            return SVHN(self.split, self.task, self.canvas_px, self.seed, self.data_root, self.extra)
         glyphs = load_glyphs(self.source, self.split, self.data_root, self.glyphs)
         return Canvases(glyphs, self.canvas, self.seed, stream=SPLITS.index(self.split))
 
@@ -324,8 +333,8 @@ class EnvConfig:
             return self.data.max_objects(self.max_objects)
         if self.max_objects is not None:
             return self.max_objects
-        most = MOST_DIGITS if self.source == HouseNumbers.source else 4
-        return 1 if self.task == "single" else most
+        most = {HouseNumbers.source: MOST_DIGITS, SVHN.source: SVHN.most_digits}
+        return 1 if self.task == "single" else most.get(self.source, 4)
 
     @property
     def canvas(self) -> CanvasConfig:

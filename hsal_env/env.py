@@ -71,10 +71,10 @@ class HSALEnv(gym.Env[dict[str, Any], Any]):
     max_objects + 1 meta-steps, or after (max_objects + 1)(k + 2) forbidden actions.
 
     ## Information
-    ``source`` (``"mnist"``, ``"digits"`` or ``"custom"``: what the pixels are), ``index``, ``label_counts``,
-    ``remaining_counts``, ``predicted_counts``; at the end of an episode ``exact_match``, ``precision``, ``recall``,
-    ``return_location``, ``return_label``, ``attn_saliency``, ``attn_saliency_uniform``. For learners and plots; a policy
-    that reads them cheats.
+    ``source`` (``"mnist"``, ``"digits"``, ``"house-numbers"``, ``"svhn"`` or ``"custom"``: what the pixels are), ``index``,
+    ``label_counts``, ``remaining_counts``, ``predicted_counts``; at the end of an episode ``exact_match``, ``precision``,
+    ``recall``, ``return_location``, ``return_label``, ``attn_saliency``, ``attn_saliency_uniform``. For learners and plots; a
+    policy that reads them cheats.
 
     ## Arguments
     ``render_mode`` (None, ``"rgb_array"``, or ``"human"``: a window, redrawn at each step), ``policy`` for the option and

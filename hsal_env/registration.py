@@ -27,6 +27,8 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
     "HSAL-MNISTMultiset10-v0": {"source": "auto", **_TEN},
     "HSAL-HouseNumbersSingle-v0": {"source": "house-numbers", "task": "single", **_HOUSE},
     "HSAL-HouseNumbersMultiset-v0": {"source": "house-numbers", "task": "multiset", **_HOUSE},
+    "HSAL-SVHNSingle-v0": {"source": "svhn", "task": "single", **_HOUSE},
+    "HSAL-SVHNMultiset-v0": {"source": "svhn", "task": "multiset", **_HOUSE},
     "HSAL-Custom-v0": {"source": "custom", "split": "all"},
 }
 """Keyword arguments of each id; any of them, and every other, can be overridden in ``gymnasium.make``."""

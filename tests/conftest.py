@@ -40,6 +40,30 @@ def mnist_root() -> str:
     return str(root)
 
 
+@pytest.fixture(scope="session")
+def svhn_root() -> str:
+    """A folder with ``SVHN/train`` and ``SVHN/test``, or some of their images: as above."""
+    beside = Path(__file__).parents[2] / "shared" / "data"
+    root = Path(os.environ.get("HSAL_DATA") or beside)
+    if not all((root / "SVHN" / part / "digitStruct.mat").is_file() for part in ("train", "test")):
+        pytest.skip(
+            f"SVHN's files are not under {root}; set HSAL_DATA to the folder that holds SVHN/train and SVHN/test"
+        )
+    return str(root)
+
+
+@pytest.fixture(scope="session")
+def svhn_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with ``SVHN/train``, ``test`` and ``extra`` as the official files are laid out: images of noise."""
+    pytest.importorskip("h5py", reason="needs h5py, the extra svhn")
+    from svhn_files import random_part
+
+    root = tmp_path_factory.mktemp("svhn")
+    for seed, (part, count) in enumerate({"train": 40, "test": 12, "extra": 15}.items()):
+        random_part(root / "SVHN" / part, count, seed)
+    return str(root)
+
+
 @pytest.fixture
 def no_mnist(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A machine that knows of no MNIST and cannot download it."""

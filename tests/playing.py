@@ -14,6 +14,15 @@ ATTENTION = np.zeros(20, np.float32)
 MODES = ["native", "flat", "packed", "option", "controller", "macro"]
 
 
+class Colours(torch.nn.Module):
+    """An activation model of colour images: the mean colour of each of 7x7 patches."""
+
+    in_channels, channels = 3, 3
+
+    def forward(self, images):
+        return torch.nn.functional.adaptive_avg_pool2d(images.float(), 7)
+
+
 class Wanderer:
     """A given policy whose decisions depend on all that it has seen; its memory is a tuple in a tuple."""
 

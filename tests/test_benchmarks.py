@@ -170,8 +170,8 @@ def test_a_stores_memory_is_bounded(tmp_path: Path):
 import re
 from pathlib import Path
 import numpy as np
-from hsal_env.perception import feature_store
-feature_store._MAPPED_BYTES = 1 << 24
+from hsal_env import array_store
+array_store._MAPPED_BYTES = 1 << 24
 def peak_mib():
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 rows = np.arange(1 << 13)
@@ -179,7 +179,7 @@ def batches():
     for start in range(0, len(rows), 64):
         yield {{"values": np.repeat(rows[start : start + 64, None], 2048, axis=1)}}
 before = peak_mib()
-store = feature_store.FeatureStore.open(Path({str(tmp_path / "store")!r}), batches, len(rows))
+store = array_store.ArrayStore.open(Path({str(tmp_path / "store")!r}), batches, len(rows))
 order = np.random.default_rng(0).permutation(len(rows))
 for chosen in (*rows.reshape(-1, 64), *order.reshape(-1, 64)):
     assert (store.read(chosen, "values")["values"] == chosen[:, None]).all()

@@ -59,9 +59,13 @@ END = {
 
 
 @pytest.fixture
-def small(env_id: str, custom_folder: Path) -> dict:
+def small(env_id: str, request: pytest.FixtureRequest) -> dict:
     """Arguments that make a small environment of any id."""
-    return {"images": str(custom_folder)} if env_id == "HSAL-Custom-v0" else SMALL
+    if env_id == "HSAL-Custom-v0":
+        return {"images": str(request.getfixturevalue("custom_folder"))}
+    if env_id.startswith("HSAL-SVHN"):
+        return {"data_root": request.getfixturevalue("svhn_folder"), "activation": "playing:Colours"}
+    return SMALL
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -110,6 +114,7 @@ def test_a_spec_survives_json(env_id, small):
 def test_the_ids_tasks():
     assert set(ENVIRONMENTS) == {
         *(f"HSAL-{source}{task}-v0" for source in ("MNIST", "Digits") for task in ("Single", "Set", "Multiset")),
+        *(f"HSAL-{source}{task}-v0" for source in ("HouseNumbers", "SVHN") for task in ("Single", "Multiset")),
         "HSAL-MNISTMultiset10-v0",
         "HSAL-Custom-v0",
     }

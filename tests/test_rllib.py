@@ -110,10 +110,14 @@ def test_a_mistyped_flag_is_an_error_of_one_line(no_ray: None, monkeypatch, flag
 
 @pytest.mark.rllib
 @pytest.mark.parametrize("env_id", ENVIRONMENTS)
-def test_two_agents_pass_rllibs_checker(rllib, env_id, custom_folder):
+def test_two_agents_pass_rllibs_checker(rllib, env_id, request):
     from ray.rllib.utils.pre_checks.env import check_multiagent_environments
 
-    few = {"images": str(custom_folder)} if env_id == "HSAL-Custom-v0" else SMALL
+    few = SMALL
+    if env_id == "HSAL-Custom-v0":
+        few = {"images": str(request.getfixturevalue("custom_folder"))}
+    elif env_id.startswith("HSAL-SVHN"):
+        few = {"data_root": request.getfixturevalue("svhn_folder"), "activation": "playing:Colours"}
     env = rllib.HSALMultiAgentEnv({"env_id": env_id, **few})
     check_multiagent_environments(env)
     assert (env.agents, env.possible_agents) == ([META, CONTROLLER], [META, CONTROLLER])

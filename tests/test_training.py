@@ -26,9 +26,9 @@ from agents.tracing import record
 from agents.training import Run
 from agents.trajectory import collect
 from hsal_env import multiset
+from hsal_env.array_store import ArrayStore
 from hsal_env.config import EnvConfig
 from hsal_env.errors import CheckpointError, ConfigError
-from hsal_env.perception.feature_store import FeatureStore
 
 ROOT = Path(__file__).parents[1]
 STOP = 10
@@ -527,7 +527,7 @@ def test_a_file_in_the_way_of_the_folder_is_a_clear_error(tmp_path: Path, below:
 def test_what_is_wrong_is_said_before_features_are_computed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict, message: str
 ):
-    monkeypatch.setattr(FeatureStore, "open", lambda *_: pytest.fail("it began to compute features"))
+    monkeypatch.setattr(ArrayStore, "open", lambda *_: pytest.fail("it began to compute features"))
     with pytest.raises(ConfigError, match=message):
         start(tmp_path, **changes)
 

@@ -303,9 +303,9 @@ def _read_images(
 ) -> LabelledImages:
     """Read the files of ``rows``, in colour if any is; ``parts``: name, start and stop of each split."""
     (first, *_), _ = rows[0]
-    images = np.empty((len(rows), *_read_image(first).shape), np.uint8)
+    images = np.empty((len(rows), *read_image(first).shape), np.uint8)
     for i, ((file, *_), _) in enumerate(rows):
-        pixels = _read_image(file)
+        pixels = read_image(file)
         if pixels.shape[:2] != images.shape[1:3]:
             height, width = pixels.shape[:2]
             raise DataError(
@@ -321,7 +321,7 @@ def _read_images(
     return LabelledImages(images, [labels for _, labels in rows], names, splits or None)
 
 
-def _read_image(file: str) -> np.ndarray:
+def read_image(file: str) -> np.ndarray:
     """uint8 ``[h, w]`` or ``[h, w, 3]``."""
     try:
         with Image.open(file, formats=("PNG", "JPEG")) as image:

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from hsal_env.array_store import ArrayStore, Record
 from hsal_env.config import EnvConfig
 from hsal_env.data.canvases import CanvasBatch
 from hsal_env.data.glyphs import NUM_CLASSES, cache_folder
 from hsal_env.dynamics import Example
 from hsal_env.errors import ConfigError, DataError
-from hsal_env.perception.feature_store import FeatureStore, Record
 from hsal_env.perception.grid import Grid
 from hsal_env.perception.registry import activation_model, model_name, saliency_model
 from hsal_env.perception.saliency import known_boxes
@@ -62,7 +62,7 @@ class Examples:
 
     Raises:
         ConfigError, DataError: see :func:`load_glyphs`, :class:`EnvConfig`, :func:`activation_model` and
-            :class:`FeatureStore`; or colour images for a model that reads grey.
+            :class:`ArrayStore`; or colour images for a model that reads grey.
     """
 
     def __init__(self, config: EnvConfig, progress: bool = True) -> None:
@@ -167,13 +167,15 @@ class Examples:
         """The canvases of the given indices."""
         return self.canvases.compose(indices)
 
-    def _open_store(self, progress: bool) -> FeatureStore:
+    def _open_store(self, progress: bool) -> ArrayStore:
         activation = cast("nn.Module", self._activation)
         key = fingerprint(
             repr((len(self), native_bfloat16())), inspect.getsource(sys.modules[type(self).__module__]),
             *self.canvases.content, activation, *_code(activation),
         )  # fmt: skip
-        return FeatureStore.open(cache_folder() / "features" / key, lambda: self._encode_all(progress), len(self))
+        return ArrayStore.open(
+            cache_folder() / "features" / key, lambda: self._encode_all(progress), len(self), ", or use features='lazy'"
+        )
 
     def _encode_all(self, progress: bool) -> Iterator[Record]:
         with tqdm(total=len(self), desc=f"features, {self.config.split}", disable=not progress, mininterval=1) as bar:

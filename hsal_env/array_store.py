@@ -6,6 +6,7 @@ a damaged or cut-off store is deleted and computed again, with a warning.
 
 Memory stays bounded however large a store is: the writer appends to plain files, checksums are taken a chunk at a time, and
 an array of more than ``_MAPPED_BYTES`` is read from its file instead of a memory map, whose pages would stay in the process.
+Two kinds of data are kept so: features (:mod:`hsal_env.perception.examples`) and SVHN's crops (:mod:`hsal_env.data.svhn`).
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ _checked: set[Path] = set()  # stores whose checksums this process has verified 
 Record = dict[str, np.ndarray]
 
 
-class FeatureStore:
-    """Arrays by name, all of the same length, memory-mapped and read-only."""
+class ArrayStore:
+    """Arrays by name, memory-mapped and read-only."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -54,8 +55,16 @@ class FeatureStore:
                 weakref.finalize(self, os.close, self._files[name])
 
     @classmethod
-    def open(cls, folder: Path, batches: Callable[[], Iterable[Record]], length: int) -> FeatureStore:
+    def open(
+        cls, folder: Path, batches: Callable[[], Iterable[Record]], length: int | None, hint: str = ""
+    ) -> ArrayStore:
         """Open the store in ``folder``, filling it from ``batches()`` where it is absent or damaged.
+
+        Args:
+            folder: where it lies; its parent is made if need be.
+            batches: yields the next rows of some or all arrays, by name.
+            length: rows of every array; None: as many of each as come.
+            hint: what else helps where it cannot be written, for the message.
 
         Raises:
             DataError: it cannot be written (no space, no permission); nothing is left behind.
@@ -77,42 +86,44 @@ class FeatureStore:
                 cls._write(temporary, batches(), length)
         except OSError as error:
             raise DataError(
-                f"Cannot write the feature store {folder}: {error}. Free space, set HSAL_CACHE to a folder with room, "
-                f"or use features='lazy'."
+                f"Cannot write the store {folder}: {error}. Free space, or set HSAL_CACHE to a folder with room{hint}."
             ) from error
         try:
             store = cls(folder)
             store.check(length)  # another process may have been first, or a damaged folder could not be deleted
         except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"The feature store {folder} is damaged ({error}) and could not be replaced; delete it."
-            ) from error
+            raise DataError(f"The store {folder} is damaged ({error}) and could not be replaced; delete it.") from error
         _checked.add(folder)
         return store
 
     @staticmethod
-    def _write(folder: Path, batches: Iterable[Record], length: int) -> None:
+    def _write(folder: Path, batches: Iterable[Record], length: int | None) -> None:
         files: dict[str, BinaryIO] = {}
-        sums: dict[str, int] = {}
-        filled = 0
+        kinds: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}  # shape of a row, dtype
+        arrays: dict[str, dict[str, int]] = {}
         with ExitStack() as opened:
             for batch in batches:
-                if filled + len(next(iter(batch.values()))) > length:
-                    raise DataError(f"Expected {length} examples for the feature store; got more.")
                 for name, values in batch.items():
                     if name not in files:
                         files[name] = opened.enter_context((folder / f"{name}.npy").open("wb"))
-                        _begin(files[name], (length, *values.shape[1:]), values.dtype)
+                        kinds[name] = values.shape[1:], values.dtype
+                        _begin(files[name], length or 0, *kinds[name])
+                        arrays[name] = {"rows": 0, "crc32": 0}
+                    arrays[name]["rows"] += len(values)
+                    if length is not None and arrays[name]["rows"] > length:
+                        raise DataError(f"Expected {length} examples for the store; got more.")
                     plain = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
                     files[name].write(plain.data)
-                    sums[name] = zlib.crc32(plain.data, sums.get(name, 0))
-                filled += len(next(iter(batch.values())))
-        if filled != length:
-            raise DataError(f"Expected {length} examples for the feature store; got {filled}.")
-        (folder / "store.json").write_text(json.dumps({"length": length, "arrays": sums}))
+                    arrays[name]["crc32"] = zlib.crc32(plain.data, arrays[name]["crc32"])
+            for name, array in arrays.items():
+                if length not in (None, array["rows"]):
+                    raise DataError(f"Expected {length} examples for the store; got {array['rows']} of {name}.")
+                files[name].seek(0)
+                _begin(files[name], array["rows"], *kinds[name])  # numpy leaves room for a number of any length
+        (folder / "store.json").write_text(json.dumps({"length": length, "arrays": arrays}))
 
-    def check(self, length: int) -> None:
-        """Compare length and checksums.
+    def check(self, length: int | None) -> None:
+        """Compare lengths and checksums.
 
         Raises:
             ValueError: they differ.
@@ -125,7 +136,7 @@ class FeatureStore:
                 file.seek(self._arrays[name].offset)
                 while count := file.readinto(chunk):
                     total = zlib.crc32(memoryview(chunk)[:count], total)
-            if total != expected or len(self._arrays[name]) != length:
+            if (total, len(self._arrays[name])) != (expected["crc32"], expected["rows"]):
                 raise ValueError(f"{name}.npy does not match its checksum")
 
     def read(self, indices: np.ndarray | list[int], *names: str) -> Record:
@@ -135,16 +146,34 @@ class FeatureStore:
             for name in names
         }
 
+    def read_all(self, name: str) -> np.ndarray:
+        """A copy of the whole array ``name``."""
+        return self.read_slice(name, 0, len(self._arrays[name]))
+
+    def read_slice(self, name: str, start: int, stop: int) -> np.ndarray:
+        """A copy of the rows ``start`` to ``stop - 1`` of the array ``name``."""
+        array = self._arrays[name]
+        if name not in self._files:
+            return np.array(array[start:stop])
+        rows = np.empty((stop - start, *array.shape[1:]), array.dtype)
+        self._fill(rows, name, start)
+        return rows
+
     def _from_file(self, name: str, indices: np.ndarray | list[int]) -> np.ndarray:
-        array, file = self._arrays[name], self._files[name]
+        array = self._arrays[name]
         rows = np.empty((len(indices), *array.shape[1:]), array.dtype)
-        row_bytes = array.nbytes // len(array)
-        for index, row in zip(indices, rows.reshape(-1).view(np.uint8).reshape(len(rows), row_bytes), strict=True):
+        for place, index in enumerate(indices):
             if not 0 <= index < len(array):
                 raise IndexError(f"Expected rows in 0..{len(array) - 1}; got {index}.")
-            if os.preadv(file, [row.data], array.offset + int(index) * row_bytes) != row_bytes:
-                raise DataError(f"{self.folder / name}.npy was cut off while it was in use; delete {self.folder}.")
+            self._fill(rows[place : place + 1], name, int(index))
         return rows
+
+    def _fill(self, rows: np.ndarray, name: str, start: int) -> None:
+        """Read consecutive rows from the file, the first of them row ``start``."""
+        array = self._arrays[name]
+        offset = array.offset + start * (array.nbytes // len(array))
+        if os.preadv(self._files[name], [rows.reshape(-1).view(np.uint8).data], offset) != rows.nbytes:
+            raise DataError(f"{self.folder / name}.npy was cut off while it was in use; delete {self.folder}.")
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder, "meta": self.meta}  # a pickled memory map would be a copy of the file
@@ -154,10 +183,10 @@ class FeatureStore:
         self._map()
 
 
-def _begin(file: BinaryIO, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+def _begin(file: BinaryIO, rows: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
     """Write the head of a ``.npy`` file and take its disk space at once: a full disk is said before minutes of work."""
-    head = {"shape": shape, "fortran_order": False, "descr": np.lib.format.dtype_to_descr(dtype)}
+    head = {"shape": (rows, *shape), "fortran_order": False, "descr": np.lib.format.dtype_to_descr(dtype)}
     np.lib.format.write_array_header_1_0(file, head)
-    if hasattr(os, "posix_fallocate"):
+    if rows and hasattr(os, "posix_fallocate"):
         file.flush()
-        os.posix_fallocate(file.fileno(), 0, file.tell() + dtype.itemsize * math.prod(shape))
+        os.posix_fallocate(file.fileno(), 0, file.tell() + dtype.itemsize * rows * math.prod(shape))
