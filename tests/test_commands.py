@@ -842,11 +842,33 @@ def test_a_control_differs_from_the_default_in_what_it_says_alone():
 
 def test_the_rows_are_listed(command: Command, capsys: pytest.CaptureFixture, started: list):
     command(REPRODUCE, "--list")
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[::2] == [f"{name}: {row.what}" for name, row in ROWS.items()]
-    for line, row in zip(lines[1::2], ROWS.values(), strict=True):
-        assert shlex.split(line)[1:] == row.command(row.seeds[0])
+    lines = iter(capsys.readouterr().out.splitlines())
+    for name, row in ROWS.items():
+        assert next(lines) == f"{name}: {row.what}"
+        if row.model:
+            assert shlex.split(next(lines))[1:] == script(REPRODUCE).model_command(row.model)
+        assert shlex.split(next(lines))[1:] == row.command(row.seeds[0])
+    assert next(lines, None) is None
     assert started == []
+
+
+@pytest.mark.parametrize("name", script(REPRODUCE).MODELS)
+def test_a_models_flags_parse(name: str):
+    path, *flags = script(REPRODUCE).model_command(name)
+    args = tyro.cli(script(Path(path).name).Args, args=flags)
+    assert args.output == Path(f"runs/models/{name}.pt")
+    assert any(row.model == name for row in ROWS.values())
+
+
+def test_a_rows_model_is_trained_first_and_once(command: Command, started: list, tmp_path: Path):
+    command(REPRODUCE, "svhn-multiset")
+    model = os.path.relpath(tmp_path / "runs" / "models" / "svhn-resnet34.pt", ROOT)
+    assert [line[0] for line in started] == ["train/pretrain_perception.py", *["train/ppo_or_reinforce.py"] * 3]
+    assert started[0][-2:] == ["--output", model]
+    assert all(line[line.index("--activation") + 1] == model for line in started[1:])
+    started.clear()
+    command(REPRODUCE, "svhn-multiset-cross-entropy --seeds 7")  # shares the model
+    assert [line[0] for line in started] == ["train/ppo_or_reinforce.py"]
 
 
 @pytest.fixture
@@ -859,12 +881,19 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         commands.append(command[1:])
         if "13" in command:
             return subprocess.CompletedProcess(command, 1)
+        if "--output" in command:
+            model = ROOT / command[command.index("--output") + 1]
+            model.parent.mkdir(parents=True, exist_ok=True)
+            model.with_suffix(".json").write_text("{}")
+            return subprocess.CompletedProcess(command, 0)
         place = Path(command[command.index("--json" if "--json" in command else "--output-dir") + 1])
         assert place.is_absolute()
         folder = place.parent if "--json" in command else place
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("metrics.json", "progress.csv", "episodes.png"):
-            (folder / name).write_text(fake("new", name))
+            (folder / name).write_text(
+                fake("new", name, "svhn" if any("SVHN" in part for part in command) else "mnist")
+            )
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(subprocess, "run", start)

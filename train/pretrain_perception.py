@@ -46,6 +46,8 @@ LOOKS: dict[str, dict[str, tuple[dict[str, Any], float]]] = {
     },
     "house-numbers": {"plain": ({}, 1.0)},
     "house-numbers-single": {"plain": ({"task": "single"}, 1.0)},
+    "svhn": {"plain": ({}, 1.0)},
+    "svhn-single": {"plain": ({"task": "single"}, 1.0)},
 }
 """Canvases to learn from: arguments of the environment, and shares. Larger crops stand in for neighbours of single objects."""
 
@@ -56,9 +58,11 @@ class Args:
 
     output: Path = Path("compact.pt")
     """where the model goes; named after its --activation"""
-    objects: Literal["multiset", "ten", "crowded", "single", "house-numbers", "house-numbers-single"] = "multiset"
+    objects: Literal[
+        "multiset", "ten", "crowded", "single", "house-numbers", "house-numbers-single", "svhn", "svhn-single"
+    ] = "multiset"
     """multiset: canvases of 1 to 10 digits; ten: of 10 small ones; crowded: of 10 that are as small or smaller; single: of
-    one, as the paper fine-tunes its own; house-numbers: synthetic numbers in colour"""
+    one, as the paper fine-tunes its own; house-numbers: synthetic numbers in colour; svhn: photographs of numbers"""
     architecture: str = "compact"
     """compact, resnet18 or resnet34"""
     output_stride: int | None = None
@@ -81,6 +85,8 @@ class Args:
     """weight of the penalty on cells between 0 and 1 (count)"""
     warp_px: float = 3.0
     """largest amplitude of the smooth random displacements of a training canvas"""
+    canvas_px: int = 100
+    """side of the images"""
     mnist_share: float = 0.85
     """share of canvases from MNIST; the others are from scikit-learn's digits"""
     val_canvases: int = 2_000
@@ -100,7 +106,8 @@ def supplies(args: Args, split: str, seed: int) -> dict[str, dict[str, Supply]]:
     from agents.pretraining import Supply
 
     kind = args.objects.removesuffix("-single")
-    sources = {kind: 1.0} if kind == "house-numbers" else {"mnist": args.mnist_share, "digits": 1 - args.mnist_share}
+    colour = kind in ("house-numbers", "svhn")
+    sources = {kind: 1.0} if colour else {"mnist": args.mnist_share, "digits": 1 - args.mnist_share}
     return {
         source: {
             look: Supply(
