@@ -282,7 +282,7 @@ def test_an_error_is_one_line_and_a_status(name: str, flags: str, said: str, tmp
         ("--env-id CartPole-v1", ["Unknown env id 'CartPole-v1'", "HSAL-DigitsSet-v0"]),
         (
             "--source imagenet",
-            ["Expected source to be one of auto, mnist, digits, house-numbers, custom; got 'imagenet'"],
+            ["Expected source to be one of auto, mnist, digits, house-numbers, svhn, custom; got 'imagenet'"],
         ),
         (
             "--algorithm dqn",
