@@ -7,5 +7,7 @@ TABLE_1 = {
     ("set", "reinforce"): (0.990, 0.960),
     ("multiset", "cross-entropy"): (0.726, 0.477),
     ("set", "cross-entropy"): (0.735, 0.478),
+    ("svhn", "reinforce"): (0.973, 0.947),
+    ("svhn", "cross-entropy"): (0.589, 0.307),
 }
-"""Table 1 of the paper, (macro-F1, 0-1) by task and way of learning: MNIST with 1 to 4 digits of 20 to 50 px."""
+"""Table 1 of the paper, (macro-F1, 0-1): MNIST with 1 to 4 digits of 20 to 50 px, by task, and SVHN, by way of learning."""

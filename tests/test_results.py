@@ -81,6 +81,10 @@ def root(tmp_path: Path) -> Path:
         shutil.copy(ROOT / "train" / name, tmp_path / "train")
     (tmp_path / "README.md").write_text(MARKED)
     (tmp_path / "results" / "README.md").write_text(MARKED.replace("Title", "Results"))
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "perception.md").write_text(
+        f"# Perception\n\n{make.FINER_START}{make.FINER_END}\n\n{make.SALIENCY_START}{make.SALIENCY_END}\n"
+    )
     return tmp_path
 
 

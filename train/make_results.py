@@ -1,4 +1,4 @@
-"""Make the results' tables and figures from the files in results/: README.md, results/README.md, results/table.csv, figures.
+"""Make the tables and figures of README.md, results/README.md, docs/perception.md and results/table.csv from results/.
 
 python train/make_results.py          # write them
 python train/make_results.py --check  # fail if a table is out of date (figures are not compared)
@@ -29,6 +29,17 @@ from hsal_env.files import replacing
 ROOT = Path(__file__).resolve().parents[1]
 START, END = "<!-- results: made by python train/make_results.py -->\n", "<!-- /results -->"
 LEARNERS_START, LEARNERS_END = "<!-- learners: made by python train/make_results.py -->\n", "<!-- /learners -->"
+FINER_START, FINER_END = "<!-- finer: made by python train/make_results.py -->\n", "<!-- /finer -->"
+SALIENCY_START, SALIENCY_END = "<!-- saliency: made by python train/make_results.py -->\n", "<!-- /saliency -->"
+FINER = {
+    "crowded-7x7": "compact-crowded",
+    "crowded-lower-level": "compact-crowded-lower-level",
+    "crowded-14x14": "compact-crowded-14x14",
+    "crowded-28x28": "compact-crowded-28x28",
+}
+"""Rows of maps of several finenesses, and their activation models; their table is in docs/perception.md alone."""
+SALIENCY = "saliency-"
+"""How the rows of saliency models begin; likewise."""
 PAPER = {
     "mnist-multiset": TABLE_1["multiset", "reinforce"],
     "mnist-set": TABLE_1["set", "reinforce"],
@@ -37,11 +48,18 @@ PAPER = {
     "mnist-multiset-faithful": TABLE_1["multiset", "reinforce"],
     "mnist-set-faithful": TABLE_1["set", "reinforce"],
     "mnist-multiset-faithful-cross-entropy": TABLE_1["multiset", "cross-entropy"],
+    "svhn-multiset": TABLE_1["svhn", "reinforce"],
+    "svhn-multiset-cross-entropy": TABLE_1["svhn", "cross-entropy"],
+    "svhn-multiset-faithful": TABLE_1["svhn", "reinforce"],
 }
 COLUMNS = (
     "row", "what", "images", "seeds", "0-1", "macro-F1", "paper 0-1", "paper F1", "0-1 by objects", "glimpses / uniform",
     "train min", "features min", "CPU min", "memory GiB", "command",
 )  # fmt: skip
+FINER_COLUMNS = (
+    "row", "map", "0-1", "macro-F1", "pretraining min", "kB per image", "features min", "train min", "memory GiB",
+)  # fmt: skip
+SALIENCY_COLUMNS = ("saliency", "0-1", "macro-F1", "found", "found, high", "spurious, high", "AUC")
 IN_README = ("row", "what", "seeds", "0-1", "macro-F1", "paper 0-1", "paper F1", "0-1 by objects", "train min")
 LEARNER_COLUMNS = (
     "row", "what", "images", "seeds", "steps", "mean return", "random", "stop at once", "0-1", "macro-F1", "train min", "command",
@@ -126,6 +144,44 @@ def learner_cells(name: str, runs: list[dict[str, Any]]) -> dict[str, str]:
     }
 
 
+def finer_cells(name: str, runs: list[dict[str, Any]]) -> dict[str, str]:
+    """One row of the table of finer maps: what it brings and costs."""
+    from hsal_env.perception.registry import WEIGHTS_FOLDER, activation_model
+
+    model: Any = activation_model(FINER[name])
+    side = -(-runs[0]["config"]["env"]["canvas_px"] // model.stride_px)
+    side += side % 2 if model.stride_px < 16 else 0  # continued to a multiple of 16 px
+    file = WEIGHTS_FOLDER / f"{FINER[name].removesuffix('-lower-level')}.json"
+    return cells(name, runs) | {
+        "map": f"{side}x{side}, {model.channels} channels",
+        "pretraining min": f"{json.loads(file.read_text())['seconds'] / 60:.0f}",
+        "kB per image": f"{2 * model.channels * side**2 / 1000:.0f}",
+    }
+
+
+def saliency_cells(root: Path, found: dict[str, list[dict[str, Any]]]) -> list[dict[str, str]]:
+    """How well each saliency model finds objects, and how well an agent does with it."""
+    path = root / "results" / "saliency" / "saliency.json"
+    if not path.exists():
+        return []
+    rows = []
+    for name, shares in json.loads(path.read_text())["models"].items():
+        runs = found.get("mnist-multiset" if name == "sum-of-squares" else SALIENCY + name, [])
+        tests = [run["test"] for run in runs]
+        rows.append(
+            {
+                "saliency": f"`{name}`",
+                "0-1": spread([test["exact_match"] for test in tests]) if tests else "",
+                "macro-F1": spread([test["macro_f1"] for test in tests]) if tests else "",
+                "found": f"{shares['found']:.3f}",
+                "found, high": f"{shares['found_high']:.3f}",
+                "spurious, high": f"{shares['spurious_high']:.3f}",
+                "AUC": f"{shares['auc']:.3f}",
+            }
+        )
+    return rows
+
+
 def markdown(rows: list[dict[str, str]], columns: tuple[str, ...]) -> str:
     """A table."""
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
@@ -147,17 +203,28 @@ def texts(root: Path = ROOT) -> dict[Path, str]:
     rows = [cells(name, runs) for name, runs in found.items() if ROWS[name].script != LEARNERS]
     learners = [learner_cells(name, runs) for name, runs in found.items() if ROWS[name].script == LEARNERS]
     made = {root / "results" / "table.csv": comma_separated(rows)}
-    for path, columns, learner_columns in (
-        (root / "README.md", IN_README, LEARNERS_IN_README),
-        (root / "results" / "README.md", COLUMNS, LEARNER_COLUMNS),
-    ):
-        at = "results/" if path.parent == root else ""
+    apart = [row for row in rows if row["row"] in FINER or row["row"].startswith(SALIENCY)]
+    finer = [finer_cells(name, runs) for name, runs in found.items() if name in FINER]
+    headline = [row for row in rows if row not in apart]
+    places: dict[Path, list[tuple[str, str, list[dict[str, str]], tuple[str, ...]]]] = {
+        root / "README.md": [
+            (START, END, headline, IN_README),
+            (LEARNERS_START, LEARNERS_END, learners, LEARNERS_IN_README),
+        ],
+        root / "results" / "README.md": [
+            (START, END, rows, COLUMNS),
+            (LEARNERS_START, LEARNERS_END, learners, LEARNER_COLUMNS),
+        ],
+        root / "docs" / "perception.md": [
+            (FINER_START, FINER_END, finer, FINER_COLUMNS),
+            (SALIENCY_START, SALIENCY_END, saliency_cells(root, found), SALIENCY_COLUMNS),
+        ],
+    }
+    for path, tables in places.items():
+        at = {root: "results/", root / "results": ""}.get(path.parent, "../results/")
         text = path.read_text()
-        for start, end, table, shown in (
-            (START, END, rows, columns),
-            (LEARNERS_START, LEARNERS_END, learners, learner_columns),
-        ):
-            linked = [{**row, "row": f"[{row['row']}]({at}{row['row']})"} for row in table]
+        for start, end, table, shown in tables:
+            linked = [{**row, "row": f"[{row['row']}]({at}{row['row']})"} if "row" in row else row for row in table]
             before, rest = text.split(start)
             text = before + start + markdown(linked, shown) + end + rest.split(end)[1]
         made[path] = text
