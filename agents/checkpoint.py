@@ -13,8 +13,8 @@ import torch
 
 from agents.config import AgentConfig
 from agents.protocol import World, build_agent, find_agent
-from hsal_env.config import OF_CANVASES, EnvConfig, Rules
-from hsal_env.data import load_glyphs
+from hsal_env.config import EnvConfig, Rules
+from hsal_env.data import SOURCES, load_glyphs
 from hsal_env.data.glyphs import NUM_CLASSES
 from hsal_env.errors import CheckpointError, ConfigError
 from hsal_env.files import replacing
@@ -50,18 +50,18 @@ class Loaded(NamedTuple):
             DataError: see there.
         """
         classes = self.env.num_classes or NUM_CLASSES
-        if images is not None or (source or self.source) == "custom":
-            as_they_are = {name: getattr(EnvConfig, name) for name in OF_CANVASES} | {"source": "custom"}
+        wished = source or ("auto" if self.source == "mnist" else self.source)
+        if images is not None or wished == "custom":
             images = self.env.images if images is None else images
             limit = self.env.max_objects if self.env.is_custom else self.env.objects_limit
-            return dataclasses.replace(
-                self.env, **as_they_are, images=images, num_classes=classes, max_objects=limit, data_root=data_root
+            return self.env.on_source(
+                "custom", images=images, num_classes=classes, max_objects=limit, data_root=data_root
             )
-        wished = source or ("auto" if self.source == "mnist" else self.source)
-        found = load_glyphs(wished, split, data_root).source  # what "auto" turns out to be
+        # what "auto" turns out to be
+        found = load_glyphs(wished, split, data_root).source if wished in SOURCES else wished
         if classes != NUM_CLASSES:
             raise ConfigError(f"The agent names {classes} labels, {found} has {NUM_CLASSES}; leave out the source.")
-        return dataclasses.replace(self.env, source=found, data_root=data_root, images=None, num_classes=None)
+        return self.env.on_source(found, data_root=data_root)
 
 
 def describe(

@@ -16,10 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
-from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d
 
 import agents
 from agents.checkpoint import Loaded
@@ -28,6 +25,7 @@ from hsal_env.config import EnvConfig
 from hsal_env.data.custom import LabelledImages
 from hsal_env.errors import CheckpointError, ConfigError, DataError
 from hsal_env.perception.examples import Examples
+from hsal_env.perception.registry import SALIENCY_MODELS
 from hsal_env.trace import Trace
 
 CANVAS_PX = 100
@@ -41,43 +39,9 @@ UPDATES = {
     "none": "S stays as it is",
 }
 SALIENCY = {
-    "sum-of-squares": ("sum-of-squares", "the paper's: squared activations, summed"),
-    "sum-of-magnitudes": ("agents.demo:SumOfMagnitudes", "absolute activations, summed"),
-    "brightness": ("agents.demo:Brightness", "how bright a cell is; not of the activations"),
-    "uniform": ("agents.demo:Uniform", "a control: all cells alike, so S is 0"),
+    name: model.words for name, model in SALIENCY_MODELS.items() if "boxes" not in getattr(model.build, "reads", ())
 }
-"""By name: the model, as :class:`EnvConfig` takes it, and what it is in words."""
-
-
-class SumOfMagnitudes:
-    """``S_ij = sum_c |V_cij|``, the attention map of Zagoruyko and Komodakis (ICLR 2017) with p = 1; the paper's has p = 2."""
-
-    needs_images = False
-
-    def __call__(self, images: Tensor | None, volume: Tensor) -> Tensor:
-        """See :class:`hsal_env.perception.saliency.SaliencyModel`."""
-        return volume.abs().sum(dim=1)
-
-
-class Brightness:
-    """``S_ij``: the mean of the pixels in the cell, in [0, 1]."""
-
-    needs_images = True
-
-    def __call__(self, images: Tensor | None, volume: Tensor) -> Tensor:
-        """See :class:`hsal_env.perception.saliency.SaliencyModel`."""
-        assert images is not None
-        return adaptive_avg_pool2d(images.mean(dim=1), (volume.shape[2], volume.shape[3]))
-
-
-class Uniform:
-    """``S_ij = 1``, which the environment normalises to 0 (S2): nothing stands out."""
-
-    needs_images = False
-
-    def __call__(self, images: Tensor | None, volume: Tensor) -> Tensor:
-        """See :class:`hsal_env.perception.saliency.SaliencyModel`."""
-        return torch.ones_like(volume[:, 0])
+"""By name: what the model is in words. Those of true objects are left out: of an uploaded image nobody knows them."""
 
 
 @dataclass(frozen=True)
@@ -160,21 +124,20 @@ class Player:
 
     def options(self) -> dict[str, Any]:
         """What can be chosen, in plain values."""
-        saliency = {model: name for name, (model, _) in SALIENCY.items()}
         return {
             "chosen": self.chosen,
             "agents": {
                 name: {
                     "glimpses": loaded.env.glimpses,
                     "update": loaded.env.update,
-                    "saliency": saliency.get(loaded.env.saliency),
+                    "saliency": loaded.env.saliency if loaded.env.saliency in SALIENCY else None,
                     "max_objects": loaded.env.objects_limit,
                 }
                 for name, loaded in self.agents.items()
             },
             "most_glimpses": MOST_GLIMPSES,
             "updates": UPDATES,
-            "saliency": {name: words for name, (_, words) in SALIENCY.items()},
+            "saliency": SALIENCY,
             "canvas_px": CANVAS_PX,
             "most_upload_bytes": MOST_UPLOAD_BYTES,
         }
@@ -238,9 +201,8 @@ def environment(loaded: Loaded, image: np.ndarray, labels: list[int] | None, set
             + (f"{wrong[0]!r}." if wrong else f"{len(true)}.")
         )
     env = loaded.env_on("all", images=LabelledImages(image[None], [true]))
-    changed = {name: getattr(settings, name) for name in ("glimpses", "update") if getattr(settings, name) is not None}
-    if settings.saliency is not None:
-        changed["saliency"] = SALIENCY[settings.saliency][0]
+    names = ("glimpses", "update", "saliency")
+    changed = {name: getattr(settings, name) for name in names if getattr(settings, name) is not None}
     limit = max(env.max_objects or 0, len(true))
     return dataclasses.replace(
         env, split="all", num_examples=1, max_objects=limit, protocol="free", features="lazy", **changed

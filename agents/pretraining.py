@@ -8,8 +8,8 @@ classifier of its column. The image's counts ``n_c`` are learned from their expe
 the negative log-likelihood of Poisson counts, plus ``sharp_coef sum_ij s_ij |1 - s_ij|``: an object is one cell of height 1,
 not two of 1/2, so that an agent that visits the peaks of the map meets each object once.
 
-``classify``, the paper's (section 5, "Implementation Details"): cross-entropy of ``softmax(W mean_ij V_ij)`` to one of the image's
-labels, drawn anew each time the image is met.
+``classify``, the paper's (section 5, "Implementation Details"): cross-entropy of ``softmax(W mean_ij V_ij)`` to one of the
+image's labels, drawn anew each time the image is met.
 """
 
 from __future__ import annotations
@@ -123,7 +123,9 @@ def batches(supplies: Sequence[Supply], size: int, count: int, seed: int) -> Ite
         if not supply.config.is_finite:
             return whole
         rounds, places = np.divmod(whole, supply.config.size)
-        orders = {r: np.random.default_rng([seed, r]).permutation(supply.config.size) for r in np.unique(rounds).tolist()}
+        orders = {
+            r: np.random.default_rng([seed, r]).permutation(supply.config.size) for r in np.unique(rounds).tolist()
+        }
         return np.array([orders[r][place] for r, place in zip(rounds.tolist(), places.tolist(), strict=True)])
 
     def compose(drawn: list[int], first: list[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -160,8 +162,8 @@ def accuracy(net: Pretrainer, config: EnvConfig, count: int = 10_000, objective:
     count = min(count, config.size)
     names = ("label",) if objective == "classify" else ("counts", "peaks")
     right = np.zeros(len(names))
-    for start in range(0, count, 250):
-        batch = config.canvases.compose(range(start, min(start + 250, count)))
+    for start in range(0, count, 64):
+        batch = config.canvases.compose(range(start, min(start + 64, count)))
         true = torch.from_numpy(label_counts(batch.labels, net.classes)).to(device)
         images = to_images(batch.images, net.model.in_channels).to(device)
         if objective == "classify":

@@ -8,7 +8,6 @@ the decisions of a stored trajectory with gradient. ``docs/agents.md`` says all 
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -18,7 +17,7 @@ from agents.config import AgentConfig
 from agents.trajectory import Evaluation, Trajectory
 from hsal_env.config import Rules
 from hsal_env.errors import ConfigError
-from hsal_env.plugins import import_object
+from hsal_env.plugins import find_object
 
 if TYPE_CHECKING:
     from hsal_env.perception.examples import Examples
@@ -102,21 +101,7 @@ def find_agent(name: str) -> Any:
     Raises:
         ConfigError: nothing of that name is installed, or it cannot be imported, or it lacks a method.
     """
-    if name == "hsal":
-        name = "agents.actor_critic:ActorCritic"  # also when run from a checkout that was not installed
-    if ":" in name:
-        found = import_object(name, "agent")
-    else:
-        known = {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
-        if name not in known:
-            raise ConfigError(
-                f"Unknown agent {name!r}. Expected {', '.join(sorted({'hsal', *known}))}, or 'package.module:Name'. "
-                "Is its package installed?"
-            )
-        try:
-            found = known[name].load()
-        except (ImportError, AttributeError) as error:
-            raise ConfigError(f"Agent {name!r} cannot be loaded: {error}. Is its package installed whole?") from error
+    found = find_object(name, "agent", {"hsal": "agents.actor_critic:ActorCritic"}, ENTRY_POINTS)
     missing = [method for method in ("initial", "act", "evaluate") if not callable(getattr(found, method, None))]
     if missing:
         raise ConfigError(f"Agent {name!r} lacks {', '.join(missing)}; see agents/protocol.py.")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
-from hsal_env.data.canvases import Canvases, CanvasConfig, CanvasSource
+from hsal_env.data.canvases import CanvasConfig, Canvases, CanvasSource
 from hsal_env.data.custom import CustomCanvases, LabelledImages, load_folder
 from hsal_env.data.glyphs import GLYPH_POLICIES, NUM_CLASSES, SOURCES, SPLITS, load_glyphs
 from hsal_env.data.house_numbers import MOST_DIGITS, HouseNumbers
@@ -17,8 +17,18 @@ from hsal_env.errors import ConfigError
 DEFAULT_NUM_EXAMPLES = {"train": 60_000, "val": 5_000, "test": 10_000}
 """Canvases in a split: the paper's 60,000 and 10,000, and a validation set from the training side."""
 
+OF_CANVASES = ("glyphs", *(field.name for field in fields(CanvasConfig) if field.name != "max_objects"))
+"""Arguments that say how canvases are composed: not for images of your own."""
+_OF_CUSTOM = ("images", "labels", "num_classes")
+_OF_A_SOURCE = {
+    **dict.fromkeys(SOURCES, OF_CANVASES),
+    HouseNumbers.source: ("glyphs", "task", "min_objects", "canvas_px"),
+    SVHN.source: ("task", "canvas_px", "extra"),
+    CustomCanvases.source: _OF_CUSTOM,
+}
+"""Which of the arguments above each source has."""
 _CHOICES = {
-    "source": (*SOURCES, HouseNumbers.source, SVHN.source, CustomCanvases.source),
+    "source": tuple(_OF_A_SOURCE),
     "split": (*SPLITS, "all"),
     "glyphs": GLYPH_POLICIES,
     "features": ("lazy", "store"),
@@ -30,20 +40,14 @@ _CHOICES = {
     "forbidden": ("penalise", "raise"),
     "action_mode": ("native", "flat", "packed", "option", "controller", "macro"),
 }
-
-OF_CANVASES = ("glyphs", *(field.name for field in fields(CanvasConfig) if field.name != "max_objects"))
-"""Arguments that say how canvases are composed: not for images of your own."""
-_OF_CUSTOM = ("images", "labels", "num_classes")
-_OF_A_SOURCE = {
-    HouseNumbers.source: ("glyphs", "task", "min_objects", "canvas_px"),
-    SVHN.source: ("task", "canvas_px", "extra"),
-    CustomCanvases.source: _OF_CUSTOM,
-    **dict.fromkeys(SOURCES, OF_CANVASES),
-}
-"""Which of the arguments above each source has."""
 _COLOUR = (HouseNumbers.source, SVHN.source)
 _FINITE = (SVHN.source, CustomCanvases.source)
 """Sources that hold so many images and no more."""
+
+
+def _others(source: str) -> set[str]:
+    """Arguments of other sources that ``source`` has not."""
+    return {name for names in _OF_A_SOURCE.values() for name in names} - set(_OF_A_SOURCE[source])
 
 
 @dataclass(frozen=True)
@@ -103,8 +107,8 @@ class EnvConfig:
         clutter_px: their side.
         activation: activation model: a name, ``"package.module:Name"``, or an ``nn.Module`` (which is copied), see
             :class:`hsal_env.perception.activation.ActivationModel`.
-        saliency: saliency model: a name, ``"package.module:Name"``, or a callable (copied if an ``nn.Module``), see
-            :class:`hsal_env.perception.saliency.SaliencyModel`; of a stored canvas it is asked once.
+        saliency: saliency model: a name, ``"package.module:Name"``, ``"file:PATH"`` (your own maps), or a callable (copied if
+            an ``nn.Module``), see :class:`hsal_env.perception.saliency.SaliencyModel`; of a stored canvas it is asked once.
         features: ``"lazy"``: V is computed at each reset; ``"store"``: once for the whole split, kept in the cache
             folder. With ``"lazy"`` the image is read alone, so results do not depend on the number of lanes.
         glimpses: k, locations per meta-step.
@@ -205,14 +209,30 @@ class EnvConfig:
             raise ConfigError(f"Unknown environment arguments {', '.join(unknown)}. Known ones: {known}.")
         return cls(**kwargs)
 
+    def on_source(self, source: str, **changes: Any) -> EnvConfig:
+        """The same on images of ``source``; what that has not falls back to its default.
+
+        Raises:
+            ConfigError: an unknown source, or what stays does not suit it.
+        """
+        if source not in _OF_A_SOURCE:
+            raise ConfigError(f"Expected source to be one of {', '.join(_OF_A_SOURCE)}; got {source!r}.")
+        kept = {name: getattr(EnvConfig, name) for name in _others(source)} | {"source": source} | changes
+        return replace(self, **kept)
+
     def _check_source(self) -> None:
         """Refuse arguments that the source has not: they would do nothing."""
-        every = {name for names in _OF_A_SOURCE.values() for name in names}
-        given = sorted(
-            name
-            for name in every - set(_OF_A_SOURCE[self.source])
-            if getattr(self, name) is not getattr(EnvConfig, name) and getattr(self, name) != getattr(EnvConfig, name)
-        )
+        others = _others(self.source)
+        given = [
+            field.name
+            for field in fields(self)
+            if field.name in others
+            and (
+                getattr(self, field.name) is not None
+                if field.default is None
+                else getattr(self, field.name) != field.default
+            )
+        ]
         if self.split == "all" and not self.is_custom:
             given.append("split='all'")
         of_custom = [name for name in given if name in (*_OF_CUSTOM, "split='all'")]
@@ -221,7 +241,9 @@ class EnvConfig:
                 f"{', '.join(of_custom)}: for images of your own. Make HSAL-Custom-v0 (--env-id HSAL-Custom-v0), or leave it out."
             )
         if given:
-            taken = "images of your own are taken as they are" if self.is_custom else f"{self.source} has no such argument"
+            taken = (
+                "images of your own are taken as they are" if self.is_custom else f"{self.source} has no such argument"
+            )
             raise ConfigError(f"{', '.join(given)}: how canvases are composed; {taken}.")
 
     def _take_images(self) -> None:

@@ -14,7 +14,7 @@ class DataError(HSALError, ValueError):
 
 
 class DataUnavailableError(DataError, FileNotFoundError):
-    """A data set was found nowhere and could not be downloaded."""
+    """A data set, or published weights, were found nowhere and could not be downloaded."""
 
 
 class ActionError(HSALError, ValueError):

@@ -19,6 +19,7 @@ from agents.losses import taken
 from agents.protocol import Agent, World, build_agent, find_agent
 from agents.trajectory import Rollout, collect
 from hsal_env import functional as F
+from hsal_env import plugins
 from hsal_env.config import EnvConfig, Rules
 from hsal_env.errors import ConfigError
 from hsal_env.spaces import ATTENTION_SCALE
@@ -733,13 +734,13 @@ def test_an_agent_that_cannot_be_had_is_a_clear_error(name: str, message: str):
 def install(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     """As if a package had registered an agent called "mine"."""
     entry = EntryPoint(name="mine", value=value, group=protocol.ENTRY_POINTS)
-    monkeypatch.setattr(protocol, "entry_points", lambda group: [entry] if group == protocol.ENTRY_POINTS else [])
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [entry] if group == protocol.ENTRY_POINTS else [])
 
 
 def test_an_installed_agent_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch):
     install(monkeypatch, "agents.actor_critic:ActorCritic")
     assert find_agent("mine") is ActorCritic
-    with pytest.raises(ConfigError, match="Expected hsal, mine"):
+    with pytest.raises(ConfigError, match="Expected one of hsal, mine, or"):
         find_agent("yours")
 
 

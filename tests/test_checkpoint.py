@@ -1,5 +1,6 @@
 """Checkpoints: they rebuild an agent whole, refuse what is not one of ours, and are never half written."""
 
+import dataclasses
 import errno
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from agents.protocol import World
 from agents.trajectory import collect
 from hsal_env.config import EnvConfig
 from hsal_env.errors import CheckpointError
+from hsal_env.perception.examples import Examples
 
 ENV = EnvConfig(source="digits", num_examples=32, features="store", update="peak", data_root="somewhere")
 AGENT = AgentConfig(
@@ -89,6 +91,16 @@ def test_a_learned_location_prior_goes_on_from_where_it_was(tmp_path: Path, worl
 def test_all_of_the_environment_is_kept_but_where_the_data_lie(path: Path):
     assert checkpoint.load(path).env == EnvConfig(source="digits", num_examples=32, features="store", update="peak")
     assert b"somewhere" not in path.read_bytes()
+
+
+def test_a_checkpoint_keeps_the_name_of_its_saliency_model(tmp_path: Path, world: World):
+    env = dataclasses.replace(ENV, saliency="itti-koch")
+    checkpoint.save(tmp_path / "x.pt", checkpoint.describe("hsal", build(world), AGENT, env, "digits", world))
+    loaded = checkpoint.load(tmp_path / "x.pt").env
+    assert loaded.saliency == "itti-koch"
+    found, given = (Examples(config).load([3])[0].raw_saliency for config in (loaded, env))
+    assert torch.equal(found, given)
+    assert not torch.equal(found, Examples(ENV).load([3])[0].raw_saliency)
 
 
 def test_anything_else_that_was_saved_is_kept(tmp_path: Path, content: dict[str, Any]):

@@ -24,7 +24,8 @@ from agents.count_network import CountNetwork
 from agents.learner import Learner
 from hsal_env import functional as F
 from hsal_env.errors import CheckpointError, ConfigError
-from hsal_env.perception.activation import WEIGHTS_FOLDER, CompactResNet
+from hsal_env.perception.model_file import load_model
+from hsal_env.perception.registry import ARCHITECTURES, WEIGHTS_FOLDER
 from hsal_env.trace import Trace
 
 ROOT = Path(__file__).parents[1]
@@ -279,7 +280,10 @@ def test_an_error_is_one_line_and_a_status(name: str, flags: str, said: str, tmp
     [
         ("--preset", ["preset"]),
         ("--env-id CartPole-v1", ["Unknown env id 'CartPole-v1'", "HSAL-DigitsSet-v0"]),
-        ("--source imagenet", ["Expected source to be one of auto, mnist, digits, custom; got 'imagenet'"]),
+        (
+            "--source imagenet",
+            ["Expected source to be one of auto, mnist, digits, house-numbers, custom; got 'imagenet'"],
+        ),
         (
             "--algorithm dqn",
             ["Expected algorithm to be one of reinforce, ppo, cross-entropy, multiset-loss; got 'dqn'"],
@@ -472,45 +476,61 @@ def test_a_wrong_command_in_the_readme_would_be_found(command: str, error: type[
 # --- pretraining ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("objects", ["multiset", "ten", "single"])
-def test_perception_can_be_pretrained(mnist_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objects: str):
+@pytest.mark.parametrize(
+    ("objects", "flags", "map_px"),
+    [
+        ("multiset", {}, 7),
+        ("crowded", {"init": "compact-ten", "output_stride": 8}, 14),
+        ("single", {"objective": "classify"}, 7),
+        ("house-numbers", {}, 7),
+    ],
+)
+def test_perception_can_be_pretrained(mnist_root: str, tmp_path: Path, objects: str, flags: dict, map_px: int):
     module = script(PRETRAIN)
-    accuracy = pretraining.accuracy
-    monkeypatch.setattr(pretraining, "accuracy", lambda net, canvases, count=0: accuracy(net, canvases, 50))
     output = tmp_path / "w.pt"
-    flags = {"passes": 1, "num_canvases": 64, "batch_size": 32, "data_root": mnist_root}
-    module.main(module.Args(output=output, objects=objects, **flags))
+    few = {"passes": 1, "num_canvases": 64, "batch_size": 32, "test_canvases": 20, "data_root": mnist_root}
+    module.main(module.Args(output=output, objects=objects, **few, **flags))
 
     results = json.loads(output.with_suffix(".json").read_text())
-    assert set(results["test"]) == {"mnist", "digits"}
+    assert set(results["test"]) == ({"house-numbers"} if objects == "house-numbers" else {"mnist", "digits"})
     for looks in results["test"].values():
         assert set(looks) == set(module.LOOKS[objects])
-        assert all(set(part) == {"counts", "peaks"} for part in looks.values())
+        assert all(
+            set(part) == ({"label"} if flags.get("objective") else {"counts", "peaks"}) for part in looks.values()
+        )
         assert all(0 <= share <= 1 for part in looks.values() for share in part.values())
     assert results["args"]["objects"] == objects
+    assert results["images_per_second"] > 0
     assert mnist_root not in output.with_suffix(".json").read_text()
-    weights = torch.load(output, weights_only=True)
-    model = CompactResNet()  # not the one that environments share
-    model.load_state_dict(weights)
+    model = load_model(output, ARCHITECTURES)
     volume = model(torch.rand(1, model.in_channels, 100, 100))
-    assert F.sum_of_squares(volume).shape == (1, 7, 7)
+    assert F.sum_of_squares(volume).shape == (1, map_px, map_px)
+
+
+def test_pretraining_twice_gives_the_same_weights(tmp_path: Path):
+    module = script(PRETRAIN)
+    flags = {"objects": "house-numbers", "passes": 1, "num_canvases": 32, "batch_size": 16, "test_canvases": 1}
+    for name in ("one.pt", "two.pt"):
+        module.main(module.Args(output=tmp_path / name, **flags))
+    one, two = (torch.load(tmp_path / name, weights_only=True)["weights"] for name in ("one.pt", "two.pt"))
+    assert all(torch.equal(weight, two[name]) for name, weight in one.items())
 
 
 def test_pretraining_goes_on_from_weights(mnist_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """With a learning rate of 0 they come out as they went in, but for the running means of batch norm."""
     module = script(PRETRAIN)
-    monkeypatch.setattr(pretraining, "accuracy", lambda net, canvases, count=0: {})
+    monkeypatch.setattr(pretraining, "accuracy", lambda *_: {})
     start, output = WEIGHTS_FOLDER / "compact.pt", tmp_path / "w.pt"
     flags = {"passes": 1, "num_canvases": 32, "batch_size": 32, "data_root": mnist_root, "learning_rate": 1e-30}
-    module.main(module.Args(output=output, objects="ten", init=start, **flags))
-    before, after = (torch.load(path, weights_only=True) for path in (start, output))
+    module.main(module.Args(output=output, objects="ten", init=str(start), **flags))
+    before, after = (torch.load(path, weights_only=True)["weights"] for path in (start, output))
     for name in before:
         if "running" not in name and "num_batches" not in name:
             torch.testing.assert_close(after[name], before[name])
     assert json.loads(output.with_suffix(".json").read_text())["args"]["init"] == "compact.pt"
     (tmp_path / "broken.pt").write_bytes(b"no weights")
     with pytest.raises(CheckpointError, match=r"broken\.pt"):
-        module.main(module.Args(output=output, objects="ten", init=tmp_path / "broken.pt", **flags))
+        module.main(module.Args(output=output, objects="ten", init=str(tmp_path / "broken.pt"), **flags))
 
 
 def test_the_counting_loss_by_hand():
@@ -535,10 +555,14 @@ def test_warping_bends_an_image_a_little():
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ("--passes 0", "error: Expected passes of at least 1"),
-        ("--batch-size 0", "error: Expected passes of at least 1"),
-        ("--batch-size 64 --num-canvases 32", "error: Expected passes of at least 1"),
+        ("--passes 0", "error: Expected passes, val_canvases and test_canvases of at least 1"),
+        ("--batch-size 0", "error: Expected passes, val_canvases and test_canvases of at least 1"),
+        ("--batch-size 64 --num-canvases 32", "error: Expected passes, val_canvases and test_canvases of at least 1"),
+        ("--test-canvases 0", "error: Expected passes, val_canvases and test_canvases of at least 1"),
         ("--objects pair", "--objects"),
+        ("--architecture vgg --passes 1", "error: Expected architecture to be one of compact"),
+        ("--init nowhere.pt --passes 1", "error: No activation model at nowhere.pt"),
+        ("--device tpu --passes 1", "error: Expected a device that is there"),
     ],
 )
 def test_a_wrong_pretraining_is_refused(command: Command, flags: str, said: str):
@@ -763,7 +787,10 @@ def test_the_count_networks_losses_by_hand():
         ("--head cells", ["--head", "cells"]),
         (
             "--activation nobody",
-            ["error: Expected activation to be one of compact, compact-ten, compact-single", "'nobody'"],
+            [
+                "error: Unknown activation model 'nobody'. Expected one of compact, compact-single, compact-ten",
+                "'nobody'",
+            ],
         ),
         ("--passes 0", ["error: Expected passes, batch_size"]),
         ("--hidden 0", ["error: Expected passes, batch_size"]),
@@ -815,11 +842,33 @@ def test_a_control_differs_from_the_default_in_what_it_says_alone():
 
 def test_the_rows_are_listed(command: Command, capsys: pytest.CaptureFixture, started: list):
     command(REPRODUCE, "--list")
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[::2] == [f"{name}: {row.what}" for name, row in ROWS.items()]
-    for line, row in zip(lines[1::2], ROWS.values(), strict=True):
-        assert shlex.split(line)[1:] == row.command(row.seeds[0])
+    lines = iter(capsys.readouterr().out.splitlines())
+    for name, row in ROWS.items():
+        assert next(lines) == f"{name}: {row.what}"
+        if row.model:
+            assert shlex.split(next(lines))[1:] == script(REPRODUCE).model_command(row.model)
+        assert shlex.split(next(lines))[1:] == row.command(row.seeds[0])
+    assert next(lines, None) is None
     assert started == []
+
+
+@pytest.mark.parametrize("name", script(REPRODUCE).MODELS)
+def test_a_models_flags_parse(name: str):
+    path, *flags = script(REPRODUCE).model_command(name)
+    args = tyro.cli(script(Path(path).name).Args, args=flags)
+    assert args.output == Path(f"runs/models/{name}.pt")
+    assert any(row.model == name for row in ROWS.values())
+
+
+def test_a_rows_model_is_trained_first_and_once(command: Command, started: list, tmp_path: Path):
+    command(REPRODUCE, "svhn-multiset")
+    model = os.path.relpath(tmp_path / "runs" / "models" / "svhn-resnet34.pt", ROOT)
+    assert [line[0] for line in started] == ["train/pretrain_perception.py", *["train/ppo_or_reinforce.py"] * 3]
+    assert started[0][-2:] == ["--output", model]
+    assert all(line[line.index("--activation") + 1] == model for line in started[1:])
+    started.clear()
+    command(REPRODUCE, "svhn-multiset-cross-entropy --seeds 7")  # shares the model
+    assert [line[0] for line in started] == ["train/ppo_or_reinforce.py"]
 
 
 @pytest.fixture
@@ -832,12 +881,19 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         commands.append(command[1:])
         if "13" in command:
             return subprocess.CompletedProcess(command, 1)
+        if "--output" in command:
+            model = ROOT / command[command.index("--output") + 1]
+            model.parent.mkdir(parents=True, exist_ok=True)
+            model.with_suffix(".json").write_text("{}")
+            return subprocess.CompletedProcess(command, 0)
         place = Path(command[command.index("--json" if "--json" in command else "--output-dir") + 1])
         assert place.is_absolute()
         folder = place.parent if "--json" in command else place
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("metrics.json", "progress.csv", "episodes.png"):
-            (folder / name).write_text(fake("new", name))
+            (folder / name).write_text(
+                fake("new", name, "svhn" if any("SVHN" in part for part in command) else "mnist")
+            )
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(subprocess, "run", start)

@@ -759,7 +759,7 @@ def test_a_bundled_agent_scores_alike_on_canvases_and_on_their_files(command, tm
         (TRAIN, ["--images", "mine", "--env-id", "HSAL-DigitsSet-v0"], "images: for images of your own."),
         (TRAIN, ["--images", "mine", "--min-objects", 2], "min_objects: how canvases are composed"),
         (TRAIN, ["--images", "mine", "--batch-size", 64], "batch_size=64 training images; got 10"),
-        (TRAIN, ["--images", "mine", "--activation", "resnet1000"], "Expected activation to be one of"),
+        (TRAIN, ["--images", "mine", "--activation", "resnet1000"], "Unknown activation model 'resnet1000'"),
     ],
 )
 def test_a_wrong_flag_is_a_clear_error(command, folder, tmp_path, name, flags, said):

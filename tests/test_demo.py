@@ -32,6 +32,7 @@ from agents.tracing import record
 from hsal_env.config import EnvConfig
 from hsal_env.errors import CheckpointError, ConfigError, DataError
 from hsal_env.perception.examples import Examples
+from hsal_env.perception.registry import SALIENCY_MODELS
 
 pytest.importorskip("flask", reason="the page needs Flask, the extra demo")
 from agents import demo_server
@@ -151,17 +152,23 @@ def test_the_saliency_map_is_updated_by_the_rule(play):
 def test_the_saliency_model_is_swapped(play, canvas):
     examples = Examples(TEST)
     volume = examples.encode(canvas[0][None])[0].float().numpy()
-    edges = [(math.floor(100 * i / 7), math.ceil(100 * (i + 1) / 7)) for i in range(7)]  # as adaptive pooling has it
+    doubled = canvas[0].repeat(2, axis=0).repeat(2, axis=1)  # cell r reaches from 16 r - 7.5 to 16 r + 8.5 px
+    edges = [(max(0, 32 * i - 15), min(200, 32 * i + 17)) for i in range(7)]
+    uniform = np.ones((7, 7))
+    uniform[-1, -1] = 0
     raw = {
         "sum-of-squares": (volume**2).sum(0),
         "sum-of-magnitudes": np.abs(volume).sum(0),
-        "brightness": np.array([[canvas[0][a:b, c:d].mean() for c, d in edges] for a, b in edges]),
+        "brightness": np.array([[doubled[a:b, c:d].mean() for c, d in edges] for a, b in edges]),
+        "uniform": uniform,
     }
-    assert set(raw) | {"uniform"} == set(demo.SALIENCY)
     for name, expected in raw.items():
         found = play(saliency=name)["saliency"][0]
         np.testing.assert_allclose(found, (expected - expected.min()) / np.ptp(expected), atol=1e-5, err_msg=name)
-    assert not np.any(play(saliency="uniform")["saliency"])
+    assert set(demo.SALIENCY) == set(SALIENCY_MODELS) - {"boxes"}  # which nobody knows of an image
+    maps = [np.array(play(saliency=name)["saliency"][0]) for name in demo.SALIENCY]
+    assert all(0 == found.min() < found.max() == 1 for found in maps)
+    assert len({found.tobytes() for found in maps}) == len(maps)
     assert play()["saliency"] == play(saliency="sum-of-squares")["saliency"]
 
 

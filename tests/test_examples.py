@@ -22,13 +22,13 @@ import torch
 from gymnasium.vector import AutoresetMode
 
 import agents
-from agents import protocol
 from agents.config import AgentConfig
 from agents.evaluation import make_env
 from agents.losses import taken
 from agents.protocol import Agent, World
 from agents.trajectory import collect
 from hsal_env import functional as F
+from hsal_env import plugins
 from hsal_env.config import EnvConfig, Rules
 from hsal_env.errors import CheckpointError, ConfigError
 from hsal_env.spaces import ATTENTION_SCALE
@@ -121,7 +121,7 @@ def test_a_seed_decides_its_training(trained: Path, site: Path, tmp_path: Path):
 def test_where_the_package_is_not_installed_its_checkpoint_says_which_agent_it_lacks(
     trained: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(protocol, "entry_points", lambda group: [])
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [])
     with pytest.raises(
         CheckpointError, match=r"an agent that cannot be had here: Unknown agent 'ram'\. .* installed\?"
     ):
@@ -144,7 +144,7 @@ def test_the_test_on_the_page_can_fail(site: Path, tmp_path: Path, part: str):
 
 
 def test_links_on_the_pages_exist():
-    for page in (ROOT / "docs" / "agents.md", ROOT / "examples" / "README.md"):
+    for page in (ROOT / "docs" / "agents.md", ROOT / "docs" / "perception.md", ROOT / "examples" / "README.md"):
         links = [link for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()) if "://" not in link]
         assert links
         assert [link for link in links if not (page.parent / link).exists()] == []

@@ -22,9 +22,11 @@ from hsal_env.array_store import ArrayStore
 from hsal_env.config import EnvConfig
 from hsal_env.data import torchvision_import
 from hsal_env.errors import CheckpointError, ConfigError, DataError
-from hsal_env.perception.activation import WEIGHTS_FOLDER, CompactResNet, load_compact
+from hsal_env.perception.activation import CompactResNet
 from hsal_env.perception.examples import Examples, fingerprint, label_counts, to_images
-from hsal_env.perception.registry import activation_model, saliency_model
+from hsal_env.perception.grid import Grid
+from hsal_env.perception.model_file import load_model, save_model
+from hsal_env.perception.registry import ARCHITECTURES, WEIGHTS_FOLDER, activation_model, initial_model, saliency_model
 from train import pretrain_perception
 
 # --- activation and saliency models -----------------------------------------------------------------------------------
@@ -130,27 +132,144 @@ def test_sum_of_squares_is_the_default_saliency():
     torch.testing.assert_close(model(None, volume), F.sum_of_squares(volume))
 
 
-@pytest.mark.parametrize("damage", ["missing", "empty", "cut off", "garbage", "other architecture", "no state"])
-def test_weights_that_do_not_fit_are_refused(tmp_path, damage):
-    path, whole = tmp_path / "weights.pt", (WEIGHTS_FOLDER / "compact.pt").read_bytes()
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ("missing", "No activation model at"),
+        ("empty", "cut off, damaged"),
+        ("cut off", "cut off, damaged"),
+        ("garbage", "cut off, damaged"),
+        ("a list", "expected an activation model written by"),
+        ("plain weights", r"got \['bias', 'weight'\]"),
+        ("unknown architecture", "holds a 'vgg'"),
+        ("other weights", "do not fit the architecture 'compact'"),
+        ("unknown argument", "do not fit the architecture 'compact'"),
+        ("argument out of range", "Expected in_channels 1 or 3"),
+    ],
+)
+def test_a_file_that_is_no_such_model_is_refused(tmp_path, damage, said):
+    path, whole = tmp_path / "model.pt", (WEIGHTS_FOLDER / "compact.pt").read_bytes()
+    content = torch.load(WEIGHTS_FOLDER / "compact.pt", weights_only=True)
     if damage in ("empty", "cut off", "garbage"):
         path.write_bytes({"empty": b"", "cut off": whole[: len(whole) // 2], "garbage": bytes(1000)}[damage])
     elif damage != "missing":
-        torch.save(nn.Linear(2, 2).state_dict() if damage == "other architecture" else [1, 2], path)
-    with pytest.raises(CheckpointError, match="not the weights of CompactResNet"):
-        load_compact(path)
+        torch.save(
+            {
+                "a list": [1, 2],
+                "plain weights": nn.Linear(2, 2).state_dict(),
+                "unknown architecture": content | {"architecture": "vgg"},
+                "other weights": content | {"weights": nn.Linear(2, 2).state_dict()},
+                "unknown argument": content | {"arguments": {"depth": 3}},
+                "argument out of range": content | {"arguments": {"in_channels": 2}},
+            }[damage],
+            path,
+        )
+    with pytest.raises(CheckpointError, match=said) as caught:
+        activation_model(str(path))
+    assert str(path) in str(caught.value)
 
 
-@pytest.mark.parametrize("name", COMPACT)
-def test_the_bundled_weights_load(name):
-    before, after = CompactResNet().state_dict(), load_compact(WEIGHTS_FOLDER / f"{name}.pt").state_dict()
-    assert before.keys() == after.keys()
-    assert any(not torch.equal(before[part], after[part]) for part in before)
+def test_a_model_file_is_an_activation_by_its_path(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    model, path = CompactResNet(3, output_stride=8), tmp_path / "own.pt"
+    save_model(path, "compact", model)
+    read = activation_model(str(path))
+    assert (read.in_channels, read.stride_px, read.channels) == (3, 8, 128)
+    assert not any(parameter.requires_grad for parameter in read.parameters())
+    assert all(torch.equal(weight, model.state_dict()[name]) for name, weight in read.state_dict().items())
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert activation_model("~/own.pt").stride_px == 8
+    observed = Examples(EnvConfig(source="digits", num_examples=1, activation=str(path))).load([0])[0]
+    assert observed.volume.shape == (1, 128, 14, 14)
+
+
+def test_a_failed_write_leaves_the_model_file_as_it_was(tmp_path, monkeypatch):
+    path = tmp_path / "own.pt"
+    save_model(path, "compact", CompactResNet())
+    before = path.read_bytes()
+
+    def full(content, to):
+        Path(to).write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(CheckpointError, match=r"Cannot write .*own\.pt: No space left"):
+        save_model(path, "compact", CompactResNet())
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("init", "said"),
+    [("missing.pt", "No activation model at missing"), ("compact-ten", "holds a 'compact'")],
+)
+def test_a_model_to_go_on_from_must_be_there_and_of_the_architecture(monkeypatch, init, said):
+    monkeypatch.setitem(ARCHITECTURES, "other", CompactResNet)
+    with pytest.raises(CheckpointError, match=said):
+        initial_model("other", init)
+
+
+def test_an_unknown_architecture_is_refused():
+    with pytest.raises(ConfigError, match="Expected architecture to be one of compact"):
+        initial_model("vgg")
+
+
+def test_what_a_model_is_trained_from():
+    class Published(CompactResNet):
+        @classmethod
+        def published(cls, **arguments):
+            return f"published with {arguments}"
+
+    scratch = initial_model("compact", in_channels=3, output_stride=None)
+    assert scratch.arguments == {"in_channels": 3, "output_stride": 16, "lower_level": False}
+    finer = initial_model("compact", "compact-ten", output_stride=4)
+    bundled = activation_model("compact-ten").state_dict()
+    assert finer.stride_px == 4
+    assert all(torch.equal(weight, bundled[name]) for name, weight in finer.state_dict().items())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ARCHITECTURES, "compact", Published)
+        assert initial_model("compact", in_channels=3) == "published with {'in_channels': 3}"
+        assert isinstance(initial_model("compact", "scratch"), Published)
+
+
+@pytest.mark.parametrize("stride", [8, 4])
+def test_a_finer_map_holds_the_coarse_one(stride):
+    """The same weights: at every 16 px, cells of the dilated network are those of the network itself."""
+    coarse, step = activation_model("compact"), 16 // stride
+    fine = load_model(WEIGHTS_FOLDER / "compact.pt", ARCHITECTURES, output_stride=stride).eval()
+    images = torch.rand(2, 1, 112, 96)
+    with torch.no_grad():
+        torch.testing.assert_close(fine(images)[:, :, ::step, ::step], coarse(images), rtol=1e-4, atol=1e-4)
+        assert fine(images[..., :100, :]).shape == (2, 128, 112 // stride, 96 // stride)
+    grid = Grid.of(fine, (112, 96), (112 // stride, 96 // stride))
+    assert grid.stride_px == (stride, stride)
+
+
+def test_the_lower_level_columns_hold_what_lies_in_the_cell():
+    model = load_model(WEIGHTS_FOLDER / "compact.pt", ARCHITECTURES, lower_level=True).eval()
+    images = torch.rand(2, 1, 112, 112)
+    with torch.no_grad():
+        volume, top = model(images), activation_model("compact")(images)
+        before = model.layers[:-1](images)  # [2, 96, 14, 14]
+    assert (model.channels, model.saliency_channels) == (512, 128)
+    torch.testing.assert_close(volume[:, :128], top)
+    places = volume[:, 128:].view(2, 96, 2, 2, 7, 7)
+    for row, col, i, j in [(0, 0, 0, 0), (3, 5, 1, 0), (6, 6, 1, 1)]:
+        torch.testing.assert_close(places[:, :, i, j, row, col], before[:, :, 2 * row + i, 2 * col + j])
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"in_channels": 2}, {"output_stride": 32}, {"output_stride": 8, "lower_level": True}]
+)
+def test_a_compact_network_that_cannot_be_built_is_refused(wrong):
+    with pytest.raises(ConfigError, match="Expected in_channels 1 or 3"):
+        CompactResNet(**wrong)
 
 
 @pytest.mark.parametrize("name", COMPACT)
 def test_a_registered_name_means_the_file_of_that_name(name):
-    registered, read = activation_model(name).state_dict(), load_compact(WEIGHTS_FOLDER / f"{name}.pt").state_dict()
+    registered = activation_model(name).state_dict()
+    read = load_model(WEIGHTS_FOLDER / f"{name}.pt", ARCHITECTURES).state_dict()
     assert all(torch.equal(registered[part], read[part]) for part in read)
     assert (WEIGHTS_FOLDER / f"{name}.json").is_file()  # where they came from
 
@@ -159,9 +278,9 @@ def test_a_registered_name_means_the_file_of_that_name(name):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("resnet1000", "to be one of"),
-        ("compact-multiset", "to be one of"),
-        ("", "to be one of"),
+        ("resnet1000", "Unknown (activation|saliency) model 'resnet1000'. Expected one of"),
+        ("compact-multiset", "Expected one of"),
+        ("", "Expected one of"),
         (":", "package.module:Name"),
         ("os.path:", "package.module:Name"),
         ("no_such_package.models:Model", "cannot be imported"),
@@ -683,11 +802,11 @@ def test_a_warp_is_smooth_and_of_each_image_its_own():
 class Scripted(nn.Module):
     """A pretrainer that answers for an image what its first pixel, in 1/255, says."""
 
-    model = SimpleNamespace(in_channels=1)
+    model, classes = SimpleNamespace(in_channels=1), 10
 
     def __init__(self, answers) -> None:
         super().__init__()
-        self.answers = answers
+        self.answers, self.classifier = answers, nn.Linear(1, 1)
 
     def forward(self, images):
         assert not self.training
@@ -706,43 +825,107 @@ def test_accuracy_by_hand():
     images = np.arange(5, dtype=np.uint8)[:, None, None].repeat(2, axis=1).repeat(2, axis=2)
     labels = np.full((5, 1), 3)
     canvases = SimpleNamespace(compose=lambda chosen: SimpleNamespace(images=images[chosen], labels=labels[chosen]))
+    canvases = SimpleNamespace(canvases=canvases, size=5)
     net = Scripted(answers)
-    assert pretraining.accuracy(net, canvases, 5) == {"counts": 0.4, "peaks": 0.4}
+    assert pretraining.accuracy(net, canvases) == {"counts": 0.4, "peaks": 0.4}
     assert pretraining.accuracy(net, canvases, 2) == {"counts": 1.0, "peaks": 0.5}
     assert net.training
 
 
 @pytest.mark.parametrize(
     ("objects", "numbers"),
-    [("multiset", [(1, 4), (1, 9), (10, 10)]), ("ten", [(10, 10)]), ("single", [(1, 1)] * 3)],
+    [
+        ("multiset", [(1, 4), (1, 9), (10, 10)]),
+        ("ten", [(10, 10)]),
+        ("crowded", [(10, 10)] * 2),
+        ("single", [(1, 1)] * 3),
+    ],
 )
 def test_what_is_learned_from_has_as_many_objects_as_it_says(objects, numbers):
     args = pretrain_perception.Args(objects=objects)
     looks = pretrain_perception.LOOKS[objects]
     for look, (least, most) in zip(looks, numbers, strict=True):
-        labels = pretrain_perception.stream(args, "train", "digits", look, seed=0).compose(range(100)).labels
+        config = pretrain_perception.supplies(args, "train", 0)["digits"][look].config
+        labels = config.canvases.compose(range(100)).labels
         found = (labels >= 0).sum(axis=1)
         assert (found.min(), found.max()) == (least, most)
     assert sum(share for _, share in looks.values()) == pytest.approx(1)
 
 
 def test_what_is_learned_from_is_laid_out_otherwise_than_the_environments_canvases():
-    ours = pretrain_perception.stream(pretrain_perception.Args(), "train", "digits", "plain", seed=0).compose(range(4))
+    supplies = pretrain_perception.supplies(pretrain_perception.Args(), "train", seed=0)
+    ours = supplies["digits"]["plain"].config.canvases.compose(range(4))
     theirs = examples().compose(np.arange(4))
     assert ours.boxes.shape == theirs.boxes.shape
     assert (ours.boxes != theirs.boxes).any(axis=(1, 2)).all()
 
 
-def test_the_pretrainer_reads_saliency_and_classes_off_the_volume():
+@pytest.mark.parametrize("lower_level", [False, True])
+def test_the_pretrainer_reads_saliency_and_classes_off_the_volume(lower_level):
     torch.manual_seed(0)
-    net = pretraining.Pretrainer().eval()
+    net = pretraining.Pretrainer(CompactResNet(lower_level=lower_level)).eval()
     images = torch.rand(2, 1, 100, 100)
     with torch.no_grad():
         saliency, log_probs = net(images)
-        volume = net.model(images)
+        volume = net.model(images)[:, :128]
     torch.testing.assert_close(saliency, volume.square().mean(dim=1))
     scores = torch.einsum("bdij,cd->bijc", volume, net.classifier.weight) + net.classifier.bias
     torch.testing.assert_close(log_probs.exp(), scores.softmax(-1))
+    torch.testing.assert_close(net.pooled(images), scores.mean(dim=(1, 2)))
+
+
+def test_the_papers_objective_takes_one_of_the_labels_at_a_time():
+    torch.manual_seed(0)
+    scores, counts = torch.tensor([[2.0, 0.0, -1.0]]), torch.tensor([[1.0, 0.0, 3.0]])
+    losses = -scores.log_softmax(dim=1)[0]
+    drawn = torch.stack([pretraining.classification_loss(scores, counts) for _ in range(400)])
+    assert set(drawn.unique().tolist()) == {losses[0].item(), losses[2].item()}
+    assert (drawn == losses[2]).float().mean() == pytest.approx(0.75, abs=0.08)  # 3 of 4 labels
+
+
+def test_labels_are_counted_right_under_the_papers_objective():
+    class Pooled(Scripted):
+        def pooled(self, images):
+            return torch.stack([self.answers[round(float(image[0, 0, 0]) * 255)] for image in images])
+
+    images = np.arange(4, dtype=np.uint8)[:, None, None].repeat(2, axis=1).repeat(2, axis=2)
+    labels = np.array([[1, 2], [3, -1], [0, 0], [9, 8]])
+    canvases = SimpleNamespace(compose=lambda chosen: SimpleNamespace(images=images[chosen], labels=labels[chosen]))
+    net = Pooled(list(torch.eye(10)[[2, 3, 1, 9]]))
+    config = SimpleNamespace(canvases=canvases, size=9)
+    assert pretraining.accuracy(net, config, 4, "classify") == {"label": 0.75}
+
+
+def test_batches_are_fresh_mixed_and_the_same_for_a_seed():
+    one, two = EnvConfig(source="digits", task="single"), EnvConfig(source="digits", min_objects=4)
+    supplies = [pretraining.Supply(one, 0.25), pretraining.Supply(two, 0.75)]
+
+    def drawn(seed):
+        return list(pretraining.batches(supplies, 40, 6, seed))
+
+    (first, again), other = (drawn(0), drawn(0)), drawn(1)
+    assert len(first) == 6
+    for (images, counts), (images_again, counts_again) in zip(first, again, strict=True):
+        np.testing.assert_array_equal(images, images_again)
+        np.testing.assert_array_equal(counts, counts_again)
+        assert counts.shape == (40, 10)
+    singles = [int((counts.sum(axis=1) == 1).sum()) for _, counts in first]
+    assert singles != [int((counts.sum(axis=1) == 1).sum()) for _, counts in other]
+    assert sum(singles) / 240 == pytest.approx(0.25, abs=0.1)
+    everything = np.concatenate([images for images, _ in first])
+    assert len(np.unique(everything.reshape(240, -1), axis=0)) == 240
+    np.testing.assert_array_equal(first[0][0][: singles[0]], one.canvases.compose(range(singles[0])).images)
+
+
+def test_a_source_that_ends_is_gone_through_in_a_new_order_each_time():
+    images = np.arange(5, dtype=np.uint8)[:, None, None].repeat(8, axis=1).repeat(8, axis=2)
+    config = EnvConfig(source="custom", split="all", images=images, labels=[[i] for i in range(5)])
+    met = np.concatenate(
+        [images[:, 0, 0] for images, _ in pretraining.batches([pretraining.Supply(config, 1.0)], 4, 5, 0)]
+    )
+    rounds = met.reshape(4, 5)
+    assert all(sorted(order) == [0, 1, 2, 3, 4] for order in rounds.tolist())
+    assert len({tuple(order) for order in rounds.tolist()}) > 1
 
 
 # --- torchvision ------------------------------------------------------------------------------------------------------

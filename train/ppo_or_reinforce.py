@@ -46,7 +46,7 @@ class TrainEnv(EnvConfig):
     activation: str = "compact"
     """activation model: a name, or package.module:Name"""
     saliency: str = "sum-of-squares"
-    """saliency model: a name, or package.module:Name"""
+    """saliency model: a name, package.module:Name, or file:PATH of maps, see docs/perception.md"""
     features: tyro.conf.Suppress[str] = "store"
     protocol: tyro.conf.Suppress[str] = "teacher"
     action_mode: tyro.conf.Suppress[str] = "native"

@@ -46,6 +46,8 @@ LOOKS: dict[str, dict[str, tuple[dict[str, Any], float]]] = {
     },
     "house-numbers": {"plain": ({}, 1.0)},
     "house-numbers-single": {"plain": ({"task": "single"}, 1.0)},
+    "svhn": {"plain": ({}, 1.0)},
+    "svhn-single": {"plain": ({"task": "single"}, 1.0)},
 }
 """Canvases to learn from: arguments of the environment, and shares. Larger crops stand in for neighbours of single objects."""
 
@@ -56,9 +58,11 @@ class Args:
 
     output: Path = Path("compact.pt")
     """where the model goes; named after its --activation"""
-    objects: Literal["multiset", "ten", "crowded", "single", "house-numbers", "house-numbers-single"] = "multiset"
-    """multiset: canvases of 1 to 10 digits; ten: of 10 small ones; crowded: of 10 that are as small or smaller; single: of one, as
-    the paper fine-tunes its own; house-numbers: synthetic numbers in colour"""
+    objects: Literal[
+        "multiset", "ten", "crowded", "single", "house-numbers", "house-numbers-single", "svhn", "svhn-single"
+    ] = "multiset"
+    """multiset: canvases of 1 to 10 digits; ten: of 10 small ones; crowded: of 10 that are as small or smaller; single: of
+    one, as the paper fine-tunes its own; house-numbers: synthetic numbers in colour; svhn: photographs of numbers"""
     architecture: str = "compact"
     """compact, resnet18 or resnet34"""
     output_stride: int | None = None
@@ -81,8 +85,12 @@ class Args:
     """weight of the penalty on cells between 0 and 1 (count)"""
     warp_px: float = 3.0
     """largest amplitude of the smooth random displacements of a training canvas"""
+    canvas_px: int = 100
+    """side of the images"""
     mnist_share: float = 0.85
     """share of canvases from MNIST; the others are from scikit-learn's digits"""
+    val_canvases: int = 2_000
+    """validation canvases, tested after every pass"""
     test_canvases: int = 10_000
     """canvases of each kind tested at the end"""
     device: str = "auto"
@@ -98,11 +106,14 @@ def supplies(args: Args, split: str, seed: int) -> dict[str, dict[str, Supply]]:
     from agents.pretraining import Supply
 
     kind = args.objects.removesuffix("-single")
-    sources = {kind: 1.0} if kind == "house-numbers" else {"mnist": args.mnist_share, "digits": 1 - args.mnist_share}
+    colour = kind in ("house-numbers", "svhn")
+    sources = {kind: 1.0} if colour else {"mnist": args.mnist_share, "digits": 1 - args.mnist_share}
     return {
         source: {
             look: Supply(
-                EnvConfig(source=source, split=split, seed=1_000 * (place + 1) + seed, data_root=args.data_root, **kwargs),
+                EnvConfig(
+                    source=source, split=split, seed=1_000 * (place + 1) + seed, data_root=args.data_root, **kwargs
+                ),
                 of_source * share,
             )
             for place, (look, (kwargs, share)) in enumerate(LOOKS[args.objects].items())
@@ -116,8 +127,7 @@ def main(args: Args) -> None:
 
     Raises:
         ConfigError: fewer than one pass, one canvas a batch, or one batch a pass; or an unknown architecture or device.
-        CheckpointError: ``init`` is no model file of the architecture.
-        DataError: the output cannot be written.
+        CheckpointError: ``init`` is no model file of the architecture, or the output cannot be written.
     """
     import torch
     from torch import nn
@@ -131,10 +141,14 @@ def main(args: Args) -> None:
     from hsal_env.perception.model_file import save_model
     from hsal_env.perception.registry import initial_model
 
-    if args.passes < 1 or not 1 <= args.batch_size <= args.num_canvases or args.test_canvases < 1:
+    if (
+        args.passes < 1
+        or not 1 <= args.batch_size <= args.num_canvases
+        or min(args.val_canvases, args.test_canvases) < 1
+    ):
         raise ConfigError(
-            "Expected passes and test_canvases of at least 1 and 1 <= batch_size <= num_canvases; got "
-            f"{args.passes}, {args.test_canvases}, {args.batch_size}, {args.num_canvases}."
+            "Expected passes, val_canvases and test_canvases of at least 1 and 1 <= batch_size <= num_canvases; got "
+            f"{args.passes}, {args.val_canvases}, {args.test_canvases}, {args.batch_size}, {args.num_canvases}."
         )
     device = ALONE.device(args.device)
     torch.manual_seed(args.seed)
@@ -154,10 +168,11 @@ def main(args: Args) -> None:
         for _ in tqdm(range(steps), desc=f"pass {epoch + 1}/{args.passes}", mininterval=10):
             canvases, label_counts = next(supply)
             counts = torch.from_numpy(label_counts).float()
-            images = pretraining.warped(to_images(canvases, channels).to(device), args.warp_px)
+            images = pretraining.warped(to_images(canvases, net.model.in_channels).to(device), args.warp_px)
             with torch.autocast(device, dtype=torch.bfloat16, enabled=has_matrix_unit(device)):
                 if args.objective == "count":
-                    loss = pretraining.counting_loss(*net(images), counts.to(device), args.sharp_coef)
+                    saliency, log_probs = net(images)
+                    loss = pretraining.counting_loss(saliency, log_probs, counts.to(device), args.sharp_coef)
                 else:
                     loss = pretraining.classification_loss(net.pooled(images), counts)
             optimiser.zero_grad()
@@ -166,7 +181,7 @@ def main(args: Args) -> None:
             optimiser.step()
             schedule.step()
         val = {
-            source: pretraining.accuracy(net, next(iter(looks.values())).config, 2_000, args.objective)
+            source: pretraining.accuracy(net, next(iter(looks.values())).config, args.val_canvases, args.objective)
             for source, looks in held_out["val"].items()
         }
         tqdm.write(f"pass {epoch + 1}: loss {loss.item():.4f}, validation {val}, {time.perf_counter() - start:.0f} s")

@@ -4,13 +4,17 @@
     python train/reproduce.py mnist-multiset                 # all seeds of the row
     python train/reproduce.py mnist-multiset --seeds 3 4     # others
 
+    python train/reproduce.py svhn-multiset                  # trains its activation model first, where SVHN can be had
+
 Every seed is a command of its own; its run goes to runs/ROW/seed-N (an interrupted one is resumed there, a finished one is
-left as it is), its metrics.json and progress.csv to results/ROW/seed-N.
+left as it is), its metrics.json and progress.csv to results/ROW/seed-N. An activation model that does not come with the package
+is trained before, once for all rows that have it, to runs/models.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -40,6 +44,7 @@ class Row(NamedTuple):
         seeds: of the runs that the table is made from.
         script: in train/.
         source: what its images must be: where MNIST cannot be had, commands go on with digits.
+        model: the key in :data:`MODELS` of the activation model that is trained for it.
     """
 
     what: str
@@ -47,15 +52,46 @@ class Row(NamedTuple):
     seeds: tuple[int, ...] = (0,)
     script: str = "ppo_or_reinforce.py"
     source: str = "mnist"
+    model: str | None = None
 
-    def command(self, seed: int) -> list[str]:
+    def command(self, seed: int, runs_dir: Path = Path("runs")) -> list[str]:
         """Without the interpreter and without where its output goes."""
         seeded = [] if self.script == _EVALUATE else ["--seed", str(seed)]
-        return [f"train/{self.script}", *shlex.split(self.flags), *seeded]
+        activation = ["--activation", str(model_file(self.model, runs_dir))] if self.model else []
+        return [f"train/{self.script}", *shlex.split(self.flags), *activation, *seeded]
+
+
+def model_file(name: str, runs_dir: Path = Path("runs")) -> Path:
+    """Where the model of that name in :data:`MODELS` is."""
+    return runs_dir / "models" / f"{name}.pt"
+
+
+def model_command(name: str, runs_dir: Path = Path("runs")) -> list[str]:
+    """What trains it, without the interpreter."""
+    return ["train/pretrain_perception.py", *shlex.split(MODELS[name]), "--output", str(model_file(name, runs_dir))]
+
+
+_SVHN_RESNET = (
+    "--objects svhn --canvas-px 224 --architecture resnet34 --batch-size 64 --num-canvases 30000 --learning-rate 5e-4"
+)
+MODELS = {
+    "svhn-resnet34": f"{_SVHN_RESNET} --passes 12",
+    "svhn-resnet34-faithful": f"{_SVHN_RESNET} --passes 12 --objective classify",
+    "mnist-resnet34-faithful": (
+        "--objects single --architecture resnet34 --objective classify --batch-size 64 --learning-rate 5e-4 --passes 2"
+    ),
+    "svhn-smoke": (
+        "--objects svhn --init compact-house-numbers --num-canvases 230 --batch-size 23 --passes 20 --learning-rate 1e-3"
+    ),
+}
+"""Activation models that do not come with the package: flags of pretrain_perception.py."""
 
 
 _TEN = "--env-id HSAL-MNISTMultiset10-v0"
 _SET = "--env-id HSAL-MNISTSet-v0"
+_CROWDED = f"{_TEN} --min-size-px 12 --num-examples 15000"
+_HOUSE = "--env-id HSAL-HouseNumbersMultiset-v0"
+_SVHN = "--env-id HSAL-SVHNMultiset-v0"
 ROWS = {
     "mnist-multiset": Row("REINFORCE", "", (0, 1, 2)),
     "mnist-set": Row("REINFORCE", _SET, (0, 1, 2)),
@@ -91,6 +127,11 @@ ROWS = {
     ),
     "control-no-update": Row("saliency map never updated", "--update none"),
     "control-no-glimpses": Row("covert glimpse only, k = 0", "--glimpses 0"),
+    "saliency-itti-koch": Row("saliency by Itti, Koch and Niebur", "--saliency itti-koch"),
+    "saliency-spectral-residual": Row("saliency by Hou and Zhang", "--saliency spectral-residual"),
+    "saliency-centre-prior": Row("saliency high in the middle", "--saliency centre-prior"),
+    "saliency-uniform": Row("saliency alike everywhere, but in a corner", "--saliency uniform"),
+    "saliency-boxes": Row("saliency of the true objects", "--saliency boxes"),
     "rival-multiset-loss": Row("supervised by the multiset loss", "--algorithm multiset-loss"),
     "rival-ram": Row("RAM, the package in examples/hsal_ram, installed", "--agent hsal_ram:RAM"),
     "rival-count-network": Row("counts read off V, three layers", script="count_network.py", seeds=(0, 1, 2)),
@@ -100,6 +141,41 @@ ROWS = {
     "rival-count-network-set": Row("counts read off V, three layers", _SET, (0, 1, 2), "count_network.py"),
     "rival-count-columns-set": Row(
         "counts read off the columns of V, three layers", f"{_SET} --head columns", (0, 1, 2), "count_network.py"
+    ),
+    "crowded-7x7": Row("10 objects of 12 to 20 px, 7x7 cells", f"{_CROWDED} --activation compact-crowded"),
+    "crowded-lower-level": Row(
+        "the same, columns with lower-level activations", f"{_CROWDED} --activation compact-crowded-lower-level"
+    ),
+    "crowded-14x14": Row("the same, 14x14 cells", f"{_CROWDED} --activation compact-crowded-14x14"),
+    "crowded-28x28": Row("the same, 28x28 cells", f"{_CROWDED} --activation compact-crowded-28x28"),
+    "house-numbers": Row("REINFORCE", _HOUSE, (0, 1, 2), source="house-numbers"),
+    "house-numbers-cross-entropy": Row(
+        "cross-entropy, shuffled order", f"{_HOUSE} --algorithm cross-entropy", (0, 1, 2), source="house-numbers"
+    ),
+    "svhn-multiset": Row(
+        "REINFORCE, ResNet-34 that counts", f"{_SVHN} --canvas-px 224", (0, 1, 2), source="svhn", model="svhn-resnet34"
+    ),
+    "svhn-multiset-cross-entropy": Row(
+        "cross-entropy, ResNet-34 that counts",
+        f"{_SVHN} --canvas-px 224 --algorithm cross-entropy",
+        (0, 1, 2),
+        source="svhn",
+        model="svhn-resnet34",
+    ),
+    "svhn-multiset-faithful": Row(
+        "REINFORCE and ResNet-34 as printed",
+        f"{_SVHN} --canvas-px 224 --preset faithful",
+        source="svhn",
+        model="svhn-resnet34-faithful",
+    ),
+    "svhn-smoke": Row(
+        "a smoke test: 230 training and 256 test photographs",
+        f"{_SVHN} --num-examples 230 --batch-size 46 --passes 20",
+        source="svhn",
+        model="svhn-smoke",
+    ),
+    "mnist-multiset-resnet34": Row(
+        "REINFORCE and ResNet-34 as printed", "--preset faithful", (0, 1, 2), model="mnist-resnet34-faithful"
     ),
     "sb3-ppo": Row("PPO, flat view", "ppo", (0, 1, 2), LEARNERS),
     "sb3-maskable-ppo": Row("PPO with action mask, flat view", "maskable-ppo", (0, 1, 2), LEARNERS),
@@ -142,26 +218,30 @@ def main(args: Args) -> None:
     """
     if args.list:
         for name, row in ROWS.items():
-            print(f"{name}: {row.what}\n    python {shlex.join(row.command(row.seeds[0]))}")
+            print(f"{name}: {row.what}")
+            commands = [*([model_command(row.model)] if row.model else []), row.command(row.seeds[0])]
+            print("\n".join(f"    python {shlex.join(command)}" for command in commands))
         return
     if args.row not in ROWS:
         raise ConfigError(f"Unknown row {args.row!r}. Expected one of {', '.join(ROWS)}.")
     if args.seeds and ROWS[args.row].script == _EVALUATE:
         raise ConfigError(f"{args.row} tests a bundled agent, which has one seed; leave out --seeds.")
-    for seed in args.seeds or ROWS[args.row].seeds:
+    row, runs_dir = (
+        ROWS[args.row],
+        Path(os.path.relpath(args.runs_dir, _ROOT)),
+    )  # no path of a machine in what runs record
+    if row.model and not (_ROOT / model_file(row.model, runs_dir)).with_suffix(".json").exists():  # written last
+        run(model_command(row.model, runs_dir))
+    for seed in args.seeds or row.seeds:
         folder = args.runs_dir / args.row / f"seed-{seed}"
         if not (folder / "metrics.json").exists():
             resume = ["--resume"] if (folder / "checkpoint.pt").exists() else []
             places = ["--output-dir", str(folder.resolve()), *resume]
-            if ROWS[args.row].script == _EVALUATE:
+            if row.script == _EVALUATE:
                 places = ["--json", str((folder / "metrics.json").resolve())]
-            command = [*ROWS[args.row].command(seed), *places]
-            if subprocess.run([sys.executable, *command], cwd=_ROOT, check=False).returncode:
-                raise ConfigError(
-                    f"The command failed, see its message above; run this again to go on: python {shlex.join(command)}"
-                )
+            run([*row.command(seed, runs_dir), *places])
         source = json.loads((folder / "metrics.json").read_text())["source"]
-        if source != ROWS[args.row].source:
+        if source != row.source:
             raise ConfigError(
                 f"{folder} was run on {source}, which is not the row's data; it stays out of {args.results_dir}. "
                 "Set HSAL_DATA to a folder with MNIST, delete the run, and run this again."
@@ -173,6 +253,18 @@ def main(args: Args) -> None:
                         path.write_text((folder / name).read_text())
                 except OSError as error:
                     raise CheckpointError(f"Cannot write to {args.results_dir}: {error}.") from error
+
+
+def run(command: list[str]) -> None:
+    """Run one of our scripts.
+
+    Raises:
+        ConfigError: it failed.
+    """
+    if subprocess.run([sys.executable, *command], cwd=_ROOT, check=False).returncode:
+        raise ConfigError(
+            f"The command failed, see its message above; run this again to go on: python {shlex.join(command)}"
+        )
 
 
 if __name__ == "__main__":

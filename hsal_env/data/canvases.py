@@ -140,7 +140,8 @@ class Canvases:
     @property
     def content(self) -> tuple[str | np.ndarray, ...]:
         """Configuration, key, glyphs, and the code that draws."""
-        return repr(self.config), self._random.key, self.glyphs.images, self.glyphs.labels, *source_of(Canvases, Draws, bilinear_resize)
+        code = source_of(Canvases, Draws, bilinear_resize)
+        return repr(self.config), self._random.key, self.glyphs.images, self.glyphs.labels, *code
 
     def compose(self, indices: Sequence[int] | np.ndarray) -> CanvasBatch:
         """Compose the canvases of the given non-negative indices.

@@ -35,7 +35,10 @@ FACES = {
 """Under the policy ``"disjoint"``; under ``"paper"`` every split has all."""
 
 _GROW = 1.3  # of the common box
-_ROWS, _COLUMNS = 64, (48, 24, 12)  # a digit's ink at three widths, so that narrow ones are not cut from every fourth column
+_ROWS, _COLUMNS = (
+    64,
+    (48, 24, 12),
+)  # a digit's ink at three widths, so that narrow ones are not cut from every fourth column
 _WEIGHTS = (0, 1, 2)  # px added around a stroke at _DRAWN_PX
 _DRAWN_PX = 64
 _TEXTURES, _TEXTURE_PX = 160, 256
@@ -104,7 +107,13 @@ class HouseNumbers:
     def content(self) -> tuple[str | np.ndarray, ...]:
         """Arguments, key, ink, walls, and the code that draws."""
         arguments = repr((self.task, self.min_objects, self.max_objects, self.image_px))
-        return arguments, self._random.key, self._ink.pixels, self._walls, *source_of(HouseNumbers, Draws, bilinear_resize)
+        return (
+            arguments,
+            self._random.key,
+            self._ink.pixels,
+            self._walls,
+            *source_of(HouseNumbers, Draws, bilinear_resize),
+        )
 
     def compose(self, indices: Sequence[int] | np.ndarray) -> CanvasBatch:
         """The images, labels and boxes of the given non-negative indices.
@@ -145,11 +154,19 @@ class HouseNumbers:
         slope, stagger = _between(draw, -0.05, 0.05)[:, None], _between(draw, -0.02, 0.02, most)
         high = px / _GROW * _between(draw, 0.8, 1.0)[:, None] * _between(draw, 0.94, 1.0, most)
         along = np.arange(most) - (count[:, None] - 1) / 2
-        middle = px * (0.5 + _between(draw, -0.03, 0.03)[:, None] + slope * along / np.maximum(count[:, None], 2) * 2 + stagger)
+        middle = px * (
+            0.5 + _between(draw, -0.03, 0.03)[:, None] + slope * along / np.maximum(count[:, None], 2) * 2 + stagger
+        )
         shear = _between(draw, -0.16, 0.16)
         width = np.maximum(right - left, 3)
         layout = _Layout(
-            glyph, ~absent, left, width, np.floor(middle - high / 2).astype(np.int64), np.maximum(high, 8).astype(np.int64), shear
+            glyph,
+            ~absent,
+            left,
+            width,
+            np.floor(middle - high / 2).astype(np.int64),
+            np.maximum(high, 8).astype(np.int64),
+            shear,
         )
         labels[absent] = -1
         return labels, layout
@@ -173,9 +190,11 @@ class HouseNumbers:
             )
             ink = np.where(inside, place, ink)
             top = np.where(inside, layout.top[:, slot, None], top)
-            scale = np.where(inside, (_ROWS << 16) // high, scale)
+            scale = np.where(inside, _row_scale(high), scale)
         shift = np.rint(layout.shear[:, None] * (np.arange(px) - px / 2)).astype(np.int32)  # [B, px]
-        at = (np.arange(px, dtype=np.int32) + pad + shift[..., None]) + (np.arange(lanes, dtype=np.int32) * wide)[:, None, None]
+        at = (np.arange(px, dtype=np.int32) + pad + shift[..., None]) + (np.arange(lanes, dtype=np.int32) * wide)[
+            :, None, None
+        ]
         row = (np.arange(px, dtype=np.int32)[None, :, None] - top.ravel()[at]) * scale.ravel()[at] >> 16
         ink = ink.ravel().astype(np.int32)[at]
         seen = (row >= 0) & (row < _ROWS) & (ink >= 0)
@@ -191,7 +210,9 @@ class HouseNumbers:
         which, row, col = draw.below(_TEXTURES), draw.below(_TEXTURE_PX), draw.below(_TEXTURE_PX)
         span = np.arange(px)
         wall = self._walls[
-            which[:, None, None], (row[:, None, None] + span[:, None]) % _TEXTURE_PX, (col[:, None, None] + span) % _TEXTURE_PX
+            which[:, None, None],
+            (row[:, None, None] + span[:, None]) % _TEXTURE_PX,
+            (col[:, None, None] + span) % _TEXTURE_PX,
         ].astype(np.float32)  # around 0, up to 127
         rough = _between(draw, 0.05, 0.75)
         brightness = _between(draw, 25, 230)
@@ -206,7 +227,9 @@ class HouseNumbers:
         ground = wall * rough[:, None, None] + np.where(on_plate, 0, plate[:, None, None])
         contrast = _between(draw, 45, 190)
         darker = draw.below(2) == 1
-        darker = np.where(brightness > 165, True, np.where(brightness < 90, False, darker))  # there is room on one side only
+        darker = np.where(
+            brightness > 165, True, np.where(brightness < 90, False, darker)
+        )  # there is room on one side only
         ink = np.clip(brightness + np.where(darker, -contrast, contrast), 0, 255)[:, None] + _between(draw, -40, 40, 3)
         light = (
             1
@@ -241,11 +264,13 @@ class _Layout(NamedTuple):
 
     def boxes(self, px: int) -> np.ndarray:
         """(row, col, height, width) ``[B, N, 4]`` of the slanted digits, cut off at the image's edge."""
-        ends = np.stack([self.top, self.top + self.high - 1])  # [2, B, N]
+        scale = _row_scale(self.high)
+        below = self.top - (-(_ROWS << 16) // scale)  # first row that shows no ink
+        ends = np.stack([self.top, below - 1])  # [2, B, N]
         shifts = np.rint(-self.shear[:, None] * (ends - px / 2)).astype(np.int64)
         left = np.clip(self.left + shifts.min(axis=0), 0, px - 1)
         right = np.clip(self.left + self.width + shifts.max(axis=0), 1, px)
-        top, bottom = np.clip(self.top, 0, px - 1), np.clip(self.top + self.high, 1, px)
+        top, bottom = np.clip(self.top, 0, px - 1), np.clip(below, 1, px)
         boxes = np.stack([top, left, bottom - top, right - left], axis=2)
         boxes[~self.present] = -1
         return boxes
@@ -271,6 +296,11 @@ def _between(draw: Draws, low: float, high: float, count: int | None = None) -> 
     """Uniform float32 in [low, high), ``[B]`` or ``[B, count]``."""
     unit = draw.below(1 << 24, count).astype(np.float32) / np.float32(1 << 24)
     return np.float32(low) + np.float32(high - low) * unit
+
+
+def _row_scale(high: np.ndarray) -> np.ndarray:
+    """Rows of ink per px, in 1/65536."""
+    return (_ROWS << 16) // high
 
 
 def _blurred(maps: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ alone, as in the paper. A JSON beside each says where it came from.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +48,9 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, in_channels: int, channels: int, stride: int = 2, dilation: int = 1) -> None:
         super().__init__()
-        after = dilation if stride == 2 else 2 * dilation  # what this block does not halve, its second convolution skips
+        after = (
+            dilation if stride == 2 else 2 * dilation
+        )  # what this block does not halve, its second convolution skips
         self.body = nn.Sequential(
             nn.Conv2d(in_channels, channels, 3, stride, padding=dilation, dilation=dilation, bias=False),
             nn.BatchNorm2d(channels),
@@ -56,9 +58,7 @@ class ResidualBlock(nn.Module):
             nn.Conv2d(channels, channels, 3, padding=after, dilation=after, bias=False),
             nn.BatchNorm2d(channels),
         )
-        self.shortcut = nn.Sequential(
-            nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
-        )
+        self.shortcut = nn.Sequential(nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels))
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, in_channels, h, w]`` to ``[B, channels, h / stride, w / stride]``, rounded up."""

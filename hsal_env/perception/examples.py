@@ -23,6 +23,7 @@ from hsal_env.dynamics import Example
 from hsal_env.errors import ConfigError, DataError
 from hsal_env.perception.grid import Grid
 from hsal_env.perception.registry import activation_model, model_name, saliency_model
+from hsal_env.perception.saliency import known_boxes
 
 _COMPOSE_BATCH = 256  # composing is the quicker, the more at once; encoding is not
 _ENCODE_BATCH = {True: 64, False: 32}  # by whether in bfloat16; a convolution may round otherwise in another batch
@@ -145,7 +146,16 @@ class Examples:
         return torch.from_numpy(self._raw[indices])
 
     def _raw_saliency(self, indices: np.ndarray, volume: Tensor, canvases: CanvasBatch | None) -> Tensor:
-        raw = self._saliency(self._model_images(indices, canvases), volume).float()
+        reads = getattr(self._saliency, "reads", ())
+        images, parts = None, {"indices": torch.from_numpy(indices), "grid": self.grid, "config": self.config}
+        if getattr(self._saliency, "needs_images", True):
+            canvases = canvases or self.compose(indices)
+            images = to_images(canvases.images, self._activation.in_channels)
+        if "boxes" in reads:
+            canvases = canvases or self.compose(indices)
+            parts["boxes"] = known_boxes(canvases.labels, canvases.boxes)
+        volume = volume[:, : getattr(self._activation, "saliency_channels", None)]
+        raw = self._saliency(images, volume, **{name: parts[name] for name in reads}).float()
         if raw.shape != (len(volume), *self.map_size) or not bool((raw >= 0).all() & raw.isfinite().all()):
             raise DataError(
                 f"saliency={model_name(self.config.saliency)}: expected a map {(len(volume), *self.map_size)} of finite values "
@@ -156,11 +166,6 @@ class Examples:
     def compose(self, indices: np.ndarray) -> CanvasBatch:
         """The canvases of the given indices."""
         return self.canvases.compose(indices)
-
-    def _model_images(self, indices: np.ndarray, canvases: CanvasBatch | None) -> Tensor | None:
-        if not getattr(self._saliency, "needs_images", True):
-            return None
-        return to_images((canvases or self.compose(indices)).images, self._activation.in_channels)
 
     def _open_store(self, progress: bool) -> ArrayStore:
         activation = cast("nn.Module", self._activation)

@@ -49,3 +49,29 @@ class Grid(NamedTuple):
     def centres(self, cells: np.ndarray, columns: int) -> np.ndarray:
         """Of flat cells ``[...]`` in a map of so many columns: (row, col) in px ``[..., 2]``."""
         return np.array(self.first_px) + np.stack(np.divmod(cells, columns), axis=-1) * np.array(self.stride_px)
+
+    def areas(self, image_px: tuple[int, int], map_size: tuple[int, int], pixels: tuple[int, int]) -> list[np.ndarray]:
+        """Of each row of cells and each column of cells: the share of every row and column of pixels in it.
+
+        A cell's area is ``stride_px`` large about its centre, as far as it lies on the image; one that lies beside it has none.
+
+        Args:
+            image_px: (h, w) of the image.
+            map_size: (H, W) in cells.
+            pixels: (h', w') into which a map of the whole image is divided: those of the image, or others.
+
+        Returns:
+            float64 ``[H, h']`` and ``[W, w']``; each row sums to 1, or is 0.
+        """
+        shares = []
+        for first, stride, length, cells, count in zip(
+            self.first_px, self.stride_px, image_px, map_size, pixels, strict=True
+        ):
+            begin = (first + (np.arange(cells) - 0.5) * stride) * count / length
+            end = begin + stride * count / length
+            pixel = np.arange(count)
+            overlap = np.minimum(end[:, None], pixel + 1) - np.maximum(begin[:, None], pixel)  # [cells, count]
+            overlap = overlap.clip(min=0)
+            total = overlap.sum(axis=1, keepdims=True)
+            shares.append(overlap / np.where(total > 0, total, 1))
+        return shares

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hsal_env.errors import CheckpointError, DataError
+from hsal_env.errors import CheckpointError
 from hsal_env.files import replacing
 
 _PARTS = {"architecture", "arguments", "weights"}
@@ -19,14 +19,14 @@ def save_model(path: Path, architecture: str, model: nn.Module) -> None:
     """Write ``model``, which :func:`load_model` rebuilds; an interrupted write leaves the previous file as it was.
 
     Raises:
-        DataError: the file cannot be written.
+        CheckpointError: the file cannot be written.
     """
     content = {"architecture": architecture, "arguments": model.arguments, "weights": model.state_dict()}
     try:
         with replacing(path) as temporary:
             torch.save(content, temporary)
     except (OSError, RuntimeError) as error:  # torch raises RuntimeError on a full disk
-        raise DataError(f"Cannot write {path}: {error}. Free space or choose another --output.") from error
+        raise CheckpointError(f"Cannot write {path}: {error}. Free space or choose another --output.") from error
 
 
 def read_model(path: Path) -> dict[str, Any]:

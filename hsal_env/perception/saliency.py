@@ -1,23 +1,77 @@
-"""Saliency models f_S: (image, activation volume) -> raw saliency map (paper section 3, "Saliency Model")."""
+"""Saliency models f_S: (image, activation volume) -> raw saliency map (paper section 3, "Saliency Model").
+
+The paper's own, and others to put in its place (section 5.2, "Saliency Map Input"). Those of the image alone that are more
+than a few lines have files of their own. ``docs/perception.md`` is the page about them, and about one of yours.
+"""
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Iterable
+from typing import Any, Protocol
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from hsal_env import functional as F
+from hsal_env.errors import DataError
+from hsal_env.perception.grid import Grid
+
+READABLE = ("boxes", "indices", "grid", "config")
+"""What a model may ask for by its attribute ``reads``."""
 
 
 class SaliencyModel(Protocol):
     """Anything callable like this. The environment normalises the map; it must be finite and non-negative.
 
-    A model with the attribute ``needs_images = False`` is given None for them.
+    A model with the attribute ``needs_images = False`` is given None for them. One with the attribute ``reads``, a tuple of
+    names, is given what it names as keywords:
+
+    - ``boxes``: of the objects, int64 ``[B, N, 4]`` as (row, col, height, width) in px, padded with -1;
+    - ``indices``: of the canvases in their split, int64 ``[B]``;
+    - ``grid``: the :class:`hsal_env.perception.grid.Grid`, where cells lie on the image;
+    - ``config``: the :class:`hsal_env.config.EnvConfig`; ``config.image_shape`` is the size of the image, also where no
+      images are given, ``config.split`` and ``config.size`` are those of the canvases.
     """
 
-    def __call__(self, images: Tensor | None, volume: Tensor) -> Tensor:
-        """``[B, C, h_px, w_px]`` in [0, 1] and ``[B, D, H, W]`` to ``[B, H, W]``."""
+    def __call__(self, images: Tensor | None, volume: Tensor, *_: Any, **read: Any) -> Tensor:
+        """``[B, C, h_px, w_px]`` in [0, 1] and ``[B, D, H, W]`` to ``[B, H, W]``.
+
+        C is the ``in_channels`` of the activation model, D its ``saliency_channels`` or, where it does not say, ``channels``. An
+        image's map must not depend on the others of its batch.
+        """
         ...
+
+
+def to_cells(maps: Iterable[Tensor], grid: Grid, image_px: tuple[int, int], map_size: tuple[int, int]) -> Tensor:
+    """Maps of whole images, ``[h, w]`` each, to ``[B, H, W]``: the mean over the area of each cell, 0 where it has none.
+
+    A map may have another resolution than the image. See :meth:`Grid.areas`.
+    """
+    cells = []
+    for pixels in maps:  # one at a time: a matrix product may round otherwise in a batch
+        rows, columns = (
+            torch.from_numpy(share) for share in grid.areas(image_px, map_size, (pixels.shape[0], pixels.shape[1]))
+        )
+        cells.append(rows @ pixels.double() @ columns.T)
+    return torch.stack(cells).float()
+
+
+class ImageSaliency:
+    """A saliency model of the image alone: :meth:`pixel_map`, averaged over the area of each cell."""
+
+    reads = ("grid",)
+
+    def __call__(self, images: Tensor | None, volume: Tensor, *, grid: Grid) -> Tensor:
+        """See :class:`SaliencyModel`."""
+        assert images is not None
+        image_px, map_size = (images.shape[2], images.shape[3]), (volume.shape[2], volume.shape[3])
+        # one at a time: a convolution may round otherwise in a batch, and lanes must not matter
+        return to_cells((self.pixel_map(image) for image in images), grid, image_px, map_size)
+
+    def pixel_map(self, image: Tensor) -> Tensor:
+        """``[C, h_px, w_px]`` in [0, 1] to a map of the whole image ``[h, w]``, finite and non-negative."""
+        raise NotImplementedError
 
 
 class SumOfSquares:
@@ -28,3 +82,100 @@ class SumOfSquares:
     def __call__(self, images: Tensor | None, volume: Tensor) -> Tensor:
         """See :class:`SaliencyModel`."""
         return F.sum_of_squares(volume)
+
+
+class SumOfMagnitudes:
+    """``S_ij = sum_c |V_cij|``, the attention map of Zagoruyko and Komodakis (ICLR 2017) with p = 1; the paper's has p = 2."""
+
+    needs_images = False
+
+    def __call__(self, images: Tensor | None, volume: Tensor) -> Tensor:
+        """See :class:`SaliencyModel`."""
+        return volume.abs().sum(dim=1)
+
+
+class Brightness(ImageSaliency):
+    """The mean of the pixels in the cell, in [0, 1]."""
+
+    def pixel_map(self, image: Tensor) -> Tensor:
+        """See :class:`ImageSaliency`."""
+        return image.mean(dim=0)
+
+
+class CentrePrior:
+    """A Gaussian about the middle of the image, of a quarter of its sides: where photographers put things; a control.
+
+    ``S_ij = exp(-1/2 [((y_i - h/2) / (h/4))**2 + ((x_j - w/2) / (w/4))**2])`` with the cell's centre (y_i, x_j) in px.
+    """
+
+    needs_images = False
+    reads = ("grid", "config")
+
+    def __call__(self, images: Tensor | None, volume: Tensor, *, grid: Grid, config: Any) -> Tensor:
+        """See :class:`SaliencyModel`."""
+        cells, middle = _centres(grid, volume), np.array(config.image_shape[:2]) / 2
+        return _gaussians(cells, middle[None], middle[None] / 2).repeat(len(volume), 1, 1)
+
+
+class Uniform:
+    """1 in every cell but the last (bottom right), where it is 0: nothing stands out; a control.
+
+    A constant map would be normalised to zeros (S2), and S, P and the reward for glimpses with it: the agent could not say
+    where it has been. Normalisation needs one cell to be the lowest, and whatever is lower becomes 0, however little lower
+    it is; so one corner is all that this map tells.
+    """
+
+    needs_images = False
+
+    def __call__(self, images: Tensor | None, volume: Tensor) -> Tensor:
+        """See :class:`SaliencyModel`."""
+        maps = torch.ones_like(volume[:, 0])
+        maps[:, -1, -1] = 0
+        return maps
+
+
+class Boxes:
+    """An oracle: of each object a Gaussian, a quarter of its box wide, about the cell whose centre is nearest to the box's.
+
+    ``S_ij = max_n exp(-1/2 [((y_i - y_n) / (h_n/4))**2 + ((x_j - x_n) / (w_n/4))**2])`` with the centre (y_n, x_n) of the
+    nearest cell of object n. A bound on what a saliency model could do for an agent; objects nearest to one cell share it.
+    """
+
+    needs_images = False
+    reads = ("boxes", "grid")
+
+    def __call__(self, images: Tensor | None, volume: Tensor, *, boxes: Tensor, grid: Grid) -> Tensor:
+        """See :class:`SaliencyModel`."""
+        cells = _centres(grid, volume)  # [H, W, 2]
+        maps = []
+        for lane in boxes.numpy():
+            lane = lane[lane[:, 2] > 0]
+            middle = lane[:, :2] + lane[:, 2:] / 2
+            nearest = np.square(cells.reshape(-1, 1, 2) - middle).sum(axis=2).argmin(axis=0)
+            maps.append(_gaussians(cells, cells.reshape(-1, 2)[nearest], lane[:, 2:] / 4))
+        return torch.stack(maps)
+
+
+def known_boxes(labels: np.ndarray, boxes: np.ndarray) -> Tensor:
+    """The boxes ``[B, N, 4]`` of objects with ``labels`` ``[B, N]``.
+
+    Raises:
+        DataError: a box is unknown.
+    """
+    if ((labels >= 0) & (boxes[..., 2] < 0)).any():
+        raise DataError(
+            "This saliency model reads the boxes of the objects, which are unknown of these images. Choose another."
+        )
+    return torch.from_numpy(boxes)
+
+
+def _centres(grid: Grid, volume: Tensor) -> np.ndarray:
+    """(row, col) of the cells' centres in px, ``[H, W, 2]``."""
+    rows, columns = volume.shape[2:]
+    return grid.centres(np.arange(rows * columns), columns).reshape(rows, columns, 2)
+
+
+def _gaussians(cells: np.ndarray, middle: np.ndarray, width: np.ndarray) -> Tensor:
+    """Highest of N Gaussians at the cells ``[H, W, 2]``, about ``middle`` and as wide as ``width``, ``[N, 2]``: ``[H, W]``."""
+    exponent = -np.square((cells[..., None, :] - middle) / width).sum(axis=3) / 2  # [H, W, N]
+    return torch.from_numpy(np.exp(exponent).max(axis=2, initial=0).astype(np.float32))

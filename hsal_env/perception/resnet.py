@@ -1,0 +1,210 @@
+"""ResNet-18 and ResNet-34, the paper's activation model (section 5, "Implementation Details"), and two ways to finer maps.
+
+The paper resizes images to 224x224 px and takes the final (4th) convolutional stage, 512x7x7. Its section "Activation
+Resolution" asks for more: dilated convolutions (``output_stride`` 16 or 8), or lower-level activations (``lower_level``).
+
+The network is torchvision's, parameter names included, so its ImageNet weights fit every variant.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate, pixel_unshuffle
+
+from hsal_env.data.glyphs import cache_folder
+from hsal_env.data.torchvision_import import import_torchvision
+from hsal_env.errors import CheckpointError, ConfigError, DataUnavailableError
+
+SIDE_PX = 224
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels: red, green, blue
+STAGES = {4: "layer1", 8: "layer2", 16: "layer3", 32: "layer4"}  # by their stride in px
+OUTPUT_STRIDES = (32, 16, 8)
+# torchvision's IMAGENET1K_V1; the name holds the first digits of the file's SHA-256
+WEIGHTS_FILES = {18: "resnet18-f37072fd.pth", 34: "resnet34-b627a593.pth"}
+WEIGHTS_URL = "https://download.pytorch.org/models/"
+
+
+class ResNet(nn.Module):
+    """Images of any size, resized to 224x224 px, to the activations of the 4th stage.
+
+    With ``output_stride`` S the map has 224 / S cells a side. Where a stage would go beyond S px, its stride becomes
+    dilation: the first convolution keeps its taps and skips no position, the later ones reach twice as far (Yu and Koltun,
+    "Multi-Scale Context Aggregation by Dilated Convolutions", the paper's [45]). With fixed batch norm the cell (i, j) of a
+    stride is then the cell (2 i, 2 j) of half that stride, border included: finer maps have the same features, at more places.
+
+    With ``lower_level`` a cell's column also holds the activations of the last stage of stride S / 2 in its 2x2 finer cells:
+    channel ``512 + 4 c + 2 p + q`` at (i, j) is channel ``c`` at (2 i + p, 2 j + q).
+
+    Where the cells lie on an image depends on its size, so there is no ``first_px`` and no ``stride_px``.
+
+    Args:
+        output_stride: 32, 16 or 8; px of the resized image per cell.
+        lower_level: append the next finer stage; 1024, 512 or 256 channels at the three strides.
+
+    Attributes:
+        depth: 18 or 34, of the subclass.
+        channels: D, 512 and what is appended.
+        saliency_channels: the first 512 of them, what sum-of-squares runs over.
+
+    Raises:
+        ConfigError: another output_stride.
+    """
+
+    in_channels = 3
+    saliency_channels = 512
+    depth: int
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, output_stride: int = 32, lower_level: bool = False) -> None:
+        super().__init__()
+        if output_stride not in OUTPUT_STRIDES:
+            raise ConfigError(f"Expected output_stride to be one of 32, 16, 8; got {output_stride!r}.")
+        self.arguments: dict[str, Any] = {"output_stride": output_stride, "lower_level": lower_level}
+        self.register_buffer("mean", torch.tensor(MEAN).reshape(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(STD).reshape(3, 1, 1), persistent=False)
+        net = getattr(import_torchvision().models, f"resnet{self.depth}")(weights=None)
+        self.conv1, self.bn1, self.relu, self.maxpool = net.conv1, net.bn1, net.relu, net.maxpool
+        self.layer1, self.layer2, self.layer3, self.layer4 = net.layer1, net.layer2, net.layer3, net.layer4
+        dilation = 1
+        for stride_px, name in STAGES.items():
+            if stride_px > output_stride:
+                _dilate(getattr(self, name), dilation)
+                dilation *= 2
+        self.finer = STAGES[output_stride // 2] if lower_level else None
+        self.channels = 512 + (4 * getattr(self, self.finer)[-1].conv2.out_channels if self.finer else 0)
+        # NCHW convolutions are several times slower on CPU
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """``[B, 3, h_px, w_px]`` in [0, 1] to ``[B, D, 224 / S, 224 / S]``, non-negative."""
+        x = interpolate(images, (SIDE_PX, SIDE_PX), mode="bilinear", antialias=True)
+        x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        finer = None
+        for name in STAGES.values():
+            x = getattr(self, name)(x)
+            if name == self.finer:
+                finer = x
+        return x if finer is None else torch.cat([x, pixel_unshuffle(finer, 2)], dim=1)
+
+    @classmethod
+    def published(cls, output_stride: int = 32, lower_level: bool = False, path: str | Path | None = None) -> ResNet:
+        """With torchvision's ImageNet weights, or with those in ``path``.
+
+        Args:
+            path: a file with the parameters of torchvision's ResNet of that depth, whatever they were trained on; those of its
+                last layer, ``fc``, are not read. None: :func:`imagenet_file`.
+
+        Raises:
+            ConfigError: see :class:`ResNet`.
+            DataUnavailableError: see :func:`imagenet_file`.
+            CheckpointError: the file is missing, damaged, or of another architecture.
+        """
+        with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten, and must change no other draw
+            model = cls(output_stride, lower_level)
+        path = imagenet_file(cls.depth) if path is None else Path(path)
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises several kinds for a damaged file
+            raise CheckpointError(
+                f"{path}: the weights of resnet{cls.depth} cannot be read ({type(error).__name__}: "
+                f"{str(error).partition(chr(10))[0]}). Delete the file and fetch it again."
+            ) from error
+        try:
+            state = {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}
+            model.load_state_dict(state)
+        except (AttributeError, TypeError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{path}: expected the weights of torchvision's resnet{cls.depth}; got {_difference(state, model)}."
+            ) from error
+        return model
+
+
+class ResNet18(ResNet):
+    """8 residual blocks; about half of the work of :class:`ResNet34`."""
+
+    depth = 18
+
+
+class ResNet34(ResNet):
+    """16 residual blocks: the paper's."""
+
+    depth = 34
+
+
+def _dilate(stage: nn.Module, dilation: int) -> None:
+    """Turn the stride of a stage into dilation; its input is ``dilation`` times as fine as the stage was trained on.
+
+    Torchvision's blocks of two convolutions cannot be built dilated.
+    """
+    for part in stage.modules():
+        if isinstance(part, nn.Conv2d):
+            reach = dilation if part.stride == (2, 2) else 2 * dilation  # those of stride 2 read the stage's input
+            part.stride = (1, 1)
+            if part.kernel_size == (3, 3):
+                part.dilation = part.padding = (reach, reach)
+
+
+def _difference(state: Any, model: nn.Module) -> str:
+    """In what a weights file is not the model's, in a few words: torch names every parameter."""
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        return f"no names with a tensor each but a {type(state).__name__}"
+    ours = model.state_dict()
+    counted = {
+        "missing": [name for name in ours if name not in state],
+        "unknown": [name for name in state if name not in ours],
+        "of another shape": [name for name in ours if name in state and state[name].shape != ours[name].shape],
+    }
+    return ", ".join(f"{len(names)} tensors {what} ({names[0]}, …)" for what, names in counted.items() if names)
+
+
+def imagenet_file(depth: int) -> Path:
+    """Torchvision's file of ImageNet weights.
+
+    Looked for in ``$HSAL_DATA``, in ``weights`` in the cache folder, and in the checkpoints of torch.hub; else downloaded to the
+    second of them. The file's SHA-256 must begin as its name says: a network with other weights than those it is named after
+    gives wrong results without a word. Weights of your own go by ``published(path=...)``.
+
+    Raises:
+        DataUnavailableError: found nowhere, and the download failed.
+        CheckpointError: found, but its SHA-256 is another: cut off, damaged or exchanged.
+    """
+    name = WEIGHTS_FILES[depth]
+    digits = name.rpartition("-")[2].partition(".")[0]
+    downloads = cache_folder() / "weights"
+    data = os.environ.get("HSAL_DATA")
+    folders = [*([Path(data).expanduser()] if data else []), downloads, Path(torch.hub.get_dir()) / "checkpoints"]
+    path = next((folder / name for folder in folders if (folder / name).is_file()), downloads / name)
+    if not path.is_file():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(WEIGHTS_URL + name, str(path), hash_prefix=digits)
+        except Exception as error:  # torch raises whatever its transport raises
+            raise DataUnavailableError(
+                f"ImageNet weights {name} were not found in {', '.join(str(folder) for folder in folders)}, and downloading "
+                f"{WEIGHTS_URL}{name} failed ({type(error).__name__}: {error}). Put that file into one of these folders; or "
+                f"train without it: python train/pretrain_perception.py --architecture resnet{depth} --init scratch."
+            ) from error
+    found = _sha256(path)
+    if not found.startswith(digits):
+        raise CheckpointError(
+            f"{path}: its SHA-256 begins with {found[: len(digits)]}, that of torchvision's ImageNet weights with {digits}: it "
+            "is cut off, damaged or another file. Delete it and fetch it again; weights of your own are loaded with "
+            f"hsal_env.perception.resnet.ResNet{depth}.published(path=...)."
+        )
+    return path
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,130 @@
+"""Which saliency model finds the objects: tables and a picture, on any environment whose boxes are known.
+
+    python train/compare_saliency.py --output-dir saliency
+    python train/compare_saliency.py --models sum-of-squares itti-koch package.module:Name file:maps.npy
+
+Writes saliency.json, saliency.md and saliency.png. How an agent gets on with a model is another question:
+train/ppo_or_reinforce.py --saliency NAME trains one.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from hsal_env import ENVIRONMENTS
+from hsal_env.config import EnvConfig
+from hsal_env.errors import CheckpointError, ConfigError, HSALError
+
+_BATCH = 100
+_PICTURED = 6
+
+
+@dataclass(frozen=True)
+class Args:
+    """Compare saliency models by the objects that they find."""
+
+    env_id: str = "HSAL-MNISTMultiset-v0"
+    """the environment"""
+    models: tuple[str, ...] = ()
+    """names, package.module:Name, or file:PATH of maps; default: all of ours"""
+    activation: str | None = None
+    """activation model; default: the environment's"""
+    split: str = "test"
+    """train, val or test"""
+    episodes: int = 1_000
+    """how many canvases"""
+    seed: int = 0
+    """which canvases the split holds"""
+    source: str | None = None
+    """where images come from; default: as the environment says"""
+    data_root: str | None = None
+    """where the data lie"""
+    output_dir: Path = Path("saliency")
+    """where saliency.json, saliency.md and saliency.png go"""
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """The table for people."""
+    head = f"{results['episodes']} {results['split']} canvases of {results['env_id']}, {results['source']}"
+    lines = [
+        f"# Objects found by saliency maps: {head}", "",
+        "found: share of objects that hold a local maximum of the map; spurious: maxima that no object holds, per image; high:",
+        "of maxima in the upper half of the map's range; AUC: the chance that a cell in an object is higher than one in none.",
+        "", "| saliency model | found | spurious | found, high | spurious, high | AUC |", "|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for name, row in results["models"].items():
+        lines.append(f"| {name} | {' | '.join('' if value is None else f'{value:.3f}' for value in row.values())} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(args: Args) -> None:
+    """Compute the maps, compare, write.
+
+    Raises:
+        ConfigError: an unknown environment or model, no canvases, or boxes are unknown.
+        CheckpointError: the folder cannot be written.
+    """
+    if args.env_id not in ENVIRONMENTS:
+        raise ConfigError(f"Unknown env id {args.env_id!r}. Expected one of {', '.join(ENVIRONMENTS)}.")
+    if args.episodes < 1:
+        raise ConfigError(f"Expected --episodes of at least 1; got {args.episodes}.")
+
+    import numpy as np
+    from tqdm import tqdm
+
+    from hsal_env.files import replacing
+    from hsal_env.map_picture import draw_maps
+    from hsal_env.perception.examples import Examples
+    from hsal_env.perception.finding import find_objects
+    from hsal_env.perception.registry import SALIENCY_MODELS
+    from hsal_env.rendering import save_picture
+
+    given = {name: getattr(args, name) for name in ("activation", "source", "data_root")}
+    config = {name: value for name, value in given.items() if value is not None} | {
+        "split": args.split, "num_examples": args.episodes, "seed": args.seed, "features": "store",
+    }  # fmt: skip
+    base = {**ENVIRONMENTS[args.env_id], **config}
+    if EnvConfig.from_kwargs({**base, "images": None}).is_custom:
+        raise ConfigError(
+            f"{args.env_id}: saliency models are compared by the boxes of the objects, which are unknown of images of your own."
+        )
+    maps: dict[str, np.ndarray] = {}
+    for name in dict.fromkeys(args.models or SALIENCY_MODELS):
+        # volumes are computed for the first and kept
+        examples = Examples(EnvConfig.from_kwargs({**base, "saliency": name}))
+        parts = [np.arange(i, min(i + _BATCH, args.episodes)) for i in range(0, args.episodes, _BATCH)]
+        maps[name] = np.concatenate([examples.load(part)[0].raw_saliency.numpy() for part in tqdm(parts, desc=name)])
+    canvases = examples.compose(np.arange(args.episodes))
+    results = {
+        "env_id": args.env_id,
+        "source": examples.source,
+        **{key: getattr(args, key) for key in ("split", "episodes", "seed")},
+        "activation": examples.config.activation,
+        "models": {name: find_objects(part, canvases.boxes, examples.grid).summary() for name, part in maps.items()},
+    }
+    text = markdown(results)
+    print(text)
+    first = slice(min(_PICTURED, args.episodes))
+    picture = draw_maps(
+        canvases.images[first], canvases.boxes[first], {name: part[first] for name, part in maps.items()}, examples.grid
+    )
+    try:
+        for name, content in (("saliency.json", json.dumps(results, indent=2) + "\n"), ("saliency.md", text)):
+            with replacing(args.output_dir / name) as path:
+                path.write_text(content)
+        save_picture(picture, args.output_dir / "saliency.png")
+    except OSError as error:
+        raise CheckpointError(f"Cannot write to {args.output_dir}: {error}.") from error
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Args))
+    except HSALError as error:
+        sys.exit(f"error: {error}")
