@@ -717,7 +717,7 @@ def test_the_papers_agent_is_found_by_either_name(name: str):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nobody", "Unknown agent 'nobody'. Expected hsal"),
+        ("nobody", "Unknown agent 'nobody'. Expected one of hsal"),
         ("no_such_package.x:Agent", "cannot be imported: No module named 'no_such_package'"),
         ("agents.actor_critic:Nobody", "cannot be imported.*Nobody"),
         ("agents.actor_critic:", "Expected agent as 'package.module:Name'"),

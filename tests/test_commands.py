@@ -282,7 +282,7 @@ def test_an_error_is_one_line_and_a_status(name: str, flags: str, said: str, tmp
         ("--env-id CartPole-v1", ["Unknown env id 'CartPole-v1'", "HSAL-DigitsSet-v0"]),
         (
             "--source imagenet",
-            ["Expected source to be one of auto, mnist, digits, house-numbers, custom; got 'imagenet'"],
+            ["Expected source to be one of auto, mnist, digits, house-numbers, svhn, custom; got 'imagenet'"],
         ),
         (
             "--algorithm dqn",
@@ -299,7 +299,7 @@ def test_an_error_is_one_line_and_a_status(name: str, flags: str, said: str, tmp
         ("--gamma 2", ["Expected gamma in [0, 1]; got 2.0"]),
         ("--passes many", ["--passes", "many"]),
         ("--no-such-flag", ["--no-such-flag"]),
-        ("--agent nobody", ["error: Unknown agent 'nobody'. Expected hsal"]),
+        ("--agent nobody", ["error: Unknown agent 'nobody'. Expected one of hsal"]),
         ("--agent no_such_package.x:Agent", ["error: ", "No module named 'no_such_package'"]),
         ("--batch-size 4096", ["error: Expected at least batch_size=4096 training images; got 128"]),
         ("--device abacus", ["error: Expected a device that is there", "'abacus'"]),

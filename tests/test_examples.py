@@ -543,7 +543,8 @@ def test_a_wrong_flag_is_said_before_anything_is_learnt(
 def test_what_the_environment_refuses_is_one_line(tmp_path: Path):
     done = python(PPO, *TINY, "--source", "imagenet", cwd=tmp_path)
     assert done.returncode == 1
-    assert done.stderr.startswith("error: Expected source to be one of auto, mnist, digits, custom; got 'imagenet'")
+    assert done.stderr.startswith("error: Expected source to be one of auto, mnist, digits, ")
+    assert "got 'imagenet'" in done.stderr
     assert done.stderr.count("\n") == 1
 
 

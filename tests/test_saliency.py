@@ -23,6 +23,7 @@ from hsal_env import plugins
 from hsal_env.config import EnvConfig
 from hsal_env.errors import CheckpointError, ConfigError, DataError
 from hsal_env.map_picture import draw_maps
+from hsal_env.perception import itti_koch
 from hsal_env.perception.examples import Examples
 from hsal_env.perception.finding import area_under_curve, cells_held, find_objects, local_maxima
 from hsal_env.perception.grid import Grid
@@ -197,6 +198,19 @@ def test_red_on_green_is_salient_and_plain_red_is_not():
     plain = torch.zeros(1, 3, 100, 100)
     plain[:, 0] = 1
     assert not cells(IttiKoch(), plain).any()
+
+
+@pytest.mark.parametrize("degrees", itti_koch.ORIENTATIONS)
+def test_a_grating_is_of_its_own_orientation(degrees: int):
+    """Bright and dark 4 px apart in that direction, from the columns' towards the rows'."""
+    row, col = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
+    along = col * math.cos(math.radians(degrees)) + row * math.sin(math.radians(degrees))
+    for phase in (0.0, 1.0):  # the pair of filters does not care where the bars begin
+        strength = itti_koch._orientations((0.5 + 0.5 * torch.cos(math.pi / 2 * along + phase))[None])[:, 16, 16]
+        assert itti_koch.ORIENTATIONS[int(strength.argmax())] == degrees
+        assert strength.max() > 3 * strength.sort().values[-2]
+        assert 0.35 < strength.max() < 0.5  # of the amplitude, 0.5
+    assert itti_koch._orientations(torch.full((1, 32, 32), 0.7)).abs().max() < 1e-6
 
 
 def test_promotion_by_hand():
