@@ -16,6 +16,8 @@ from PIL import Image
 
 from hsal_env.data import glyphs
 
+DATA_ROOT = Path(os.environ.get("HSAL_DATA") or Path(__file__).parents[2] / "shared" / "data")
+
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("hsal", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("hsal")
@@ -33,23 +35,19 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def mnist_root() -> str:
     """A folder with ``MNIST/raw``: ``$HSAL_DATA``, or ``shared/data`` beside the checkout."""
-    beside = Path(__file__).parents[2] / "shared" / "data"
-    root = Path(os.environ.get("HSAL_DATA") or beside)
-    if len(list((root / "MNIST" / "raw").glob("*-ubyte*"))) < 4:
-        pytest.skip(f"MNIST's files are not under {root}; set HSAL_DATA to the folder that holds MNIST/raw")
-    return str(root)
+    if len(list((DATA_ROOT / "MNIST" / "raw").glob("*-ubyte*"))) < 4:
+        pytest.skip(f"MNIST's files are not under {DATA_ROOT}; set HSAL_DATA to the folder that holds MNIST/raw")
+    return str(DATA_ROOT)
 
 
 @pytest.fixture(scope="session")
 def svhn_root() -> str:
     """A folder with ``SVHN/train`` and ``SVHN/test``, or some of their images: as above."""
-    beside = Path(__file__).parents[2] / "shared" / "data"
-    root = Path(os.environ.get("HSAL_DATA") or beside)
-    if not all((root / "SVHN" / part / "digitStruct.mat").is_file() for part in ("train", "test")):
+    if not all((DATA_ROOT / "SVHN" / part / "digitStruct.mat").is_file() for part in ("train", "test")):
         pytest.skip(
-            f"SVHN's files are not under {root}; set HSAL_DATA to the folder that holds SVHN/train and SVHN/test"
+            f"SVHN's files are not under {DATA_ROOT}; set HSAL_DATA to the folder that holds SVHN/train and SVHN/test"
         )
-    return str(root)
+    return str(DATA_ROOT)
 
 
 @pytest.fixture(scope="session")

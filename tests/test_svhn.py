@@ -734,7 +734,7 @@ def test_the_size_of_a_split_is_that_of_the_data(svhn_folder, extra, wished, siz
         ({"task": "single", "max_objects": 0}, "max_objects of at least 1"),
         ({"canvas_px": 0}, "canvas_px of at least 1; got 0"),
         ({"extra": 1}, "extra as True or False; got 1"),
-        ({"clutter": 3, "glyphs": "paper"}, "clutter, glyphs: .*svhn has no such argument"),
+        ({"clutter": 3, "glyphs": "paper"}, "glyphs, clutter: .*svhn has no such argument"),
         ({"split": "all"}, "split='all': for images of your own"),
         ({"source": "digits", "extra": True}, "extra: .*digits has no such argument"),
     ],

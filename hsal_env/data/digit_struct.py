@@ -10,6 +10,7 @@ the time of ``file[reference][()]``.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -33,8 +34,8 @@ class Entry(NamedTuple):
     digits: np.ndarray
 
 
-def read_digit_struct(path: Path) -> list[Entry]:
-    """Read the file, in its order.
+def read_digit_struct(path: Path) -> Iterator[Entry]:
+    """Read the file, in its order, an entry at a time.
 
     Raises:
         ConfigError: h5py is not installed.
@@ -47,7 +48,8 @@ def read_digit_struct(path: Path) -> list[Entry]:
             if len(names) != len(boxes):
                 raise ValueError(f"{len(names)} names for {len(boxes)} lists of boxes")
             read = _Reader(h5py, file.id)
-            return [Entry(read.name(name), read.digits(box)) for name, box in zip(names, boxes, strict=True)]
+            for name, box in zip(names, boxes, strict=True):
+                yield Entry(read.name(name), read.digits(box))
     except Exception as error:  # HDF5 tells of damage by errors of many kinds
         raise DataError(
             f"{path}: cannot be read as SVHN's digitStruct.mat ({type(error).__name__}: {error}). Fetch the archive again."

@@ -251,10 +251,11 @@ class _LeftOut(Exception):  # noqa: N818 - not an error
 def _read_part(part: str, folder: Path, images: set[str], progress: bool) -> Iterator[Record]:
     """The arrays of :class:`_Crops`, an image at a time, and at the end what was left out: never all images in memory."""
     entries = read_digit_struct(folder / _DIGIT_STRUCT)
-    problems = [(_UNLISTED, name) for name in sorted(images.difference(entry.name for entry in entries))]
+    problems: list[tuple[int, str]] = []
     met: set[str] = set()
     used = 0
-    for index, entry in enumerate(tqdm(entries, desc=f"SVHN, {part}", disable=not progress, mininterval=1)):
+    bar = tqdm(entries, desc=f"SVHN, {part}", total=len(images), disable=not progress, mininterval=1)
+    for index, entry in enumerate(bar):
         try:
             if entry.name not in images:
                 raise _LeftOut(_MISSING)
@@ -265,6 +266,7 @@ def _read_part(part: str, folder: Path, images: set[str], progress: bool) -> Ite
             used += 1
         except _LeftOut as reason:
             problems.append((reason.args[0], entry.name))
+    problems += [(_UNLISTED, name) for name in sorted(images - met)]
     if not used:
         raise DataError(f"{folder}: no image can be used. {_told(problems)} Fetch the archive again.")
     yield {
