@@ -240,6 +240,10 @@ class EnvConfig:
             raise ConfigError(
                 f"{', '.join(of_custom)}: for images of your own. Make HSAL-Custom-v0 (--env-id HSAL-Custom-v0), or leave it out."
             )
+        if "extra" in given:
+            raise ConfigError(
+                "extra: for SVHN. Make HSAL-SVHNMultiset-v0 (--env-id HSAL-SVHNMultiset-v0), or leave it out."
+            )
         if given:
             taken = (
                 "images of your own are taken as they are" if self.is_custom else f"{self.source} has no such argument"

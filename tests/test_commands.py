@@ -483,13 +483,14 @@ def test_a_wrong_command_in_the_readme_would_be_found(command: str, error: type[
         ("crowded", {"init": "compact-ten", "output_stride": 8}, 14),
         ("single", {"objective": "classify"}, 7),
         ("house-numbers", {}, 7),
+        ("single", {"architecture": "resnet18", "init": "scratch", "objective": "classify", "num_canvases": 16}, 7),
     ],
 )
 def test_perception_can_be_pretrained(mnist_root: str, tmp_path: Path, objects: str, flags: dict, map_px: int):
     module = script(PRETRAIN)
     output = tmp_path / "w.pt"
-    few = {"passes": 1, "num_canvases": 64, "batch_size": 32, "test_canvases": 20, "data_root": mnist_root}
-    module.main(module.Args(output=output, objects=objects, **few, **flags))
+    few = {"passes": 1, "num_canvases": 64, "batch_size": 16, "val_canvases": 9, "test_canvases": 9}
+    module.main(module.Args(output=output, objects=objects, data_root=mnist_root, **{**few, **flags}))
 
     results = json.loads(output.with_suffix(".json").read_text())
     assert set(results["test"]) == ({"house-numbers"} if objects == "house-numbers" else {"mnist", "digits"})
@@ -509,7 +510,8 @@ def test_perception_can_be_pretrained(mnist_root: str, tmp_path: Path, objects: 
 
 def test_pretraining_twice_gives_the_same_weights(tmp_path: Path):
     module = script(PRETRAIN)
-    flags = {"objects": "house-numbers", "passes": 1, "num_canvases": 32, "batch_size": 16, "test_canvases": 1}
+    few = {"passes": 1, "num_canvases": 32, "batch_size": 16, "val_canvases": 1, "test_canvases": 1}
+    flags = {"objects": "house-numbers", **few}
     for name in ("one.pt", "two.pt"):
         module.main(module.Args(output=tmp_path / name, **flags))
     one, two = (torch.load(tmp_path / name, weights_only=True)["weights"] for name in ("one.pt", "two.pt"))

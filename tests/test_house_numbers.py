@@ -164,6 +164,7 @@ def test_blurring_by_hand():
         ({"canvas_px": 16}, "canvas_px of at least 32"),
         ({"clutter": 3}, "clutter: how canvases are composed; house-numbers has no such argument"),
         ({"min_size_px": 10, "max_size_px": 30}, "min_size_px, max_size_px: how canvases"),
+        ({"extra": True}, "extra: for SVHN. Make HSAL-SVHNMultiset-v0"),
         ({"images": "folder"}, "images: for images of your own"),
         ({"split": "all"}, "split='all': for images of your own"),
     ],

@@ -144,6 +144,31 @@ def test_what_a_run_does_not_say_is_left_empty(root: Path):
     assert rival["command"] == "python train/count_network.py --seed 0"
 
 
+def test_rows_of_finer_maps_and_of_saliency_models_have_tables_of_their_own(root: Path):
+    shares = {"found": 0.9, "spurious": 0.5, "found_high": 0.8, "spurious_high": 0.25, "auc": 0.7}
+    models = dict.fromkeys(("sum-of-squares", "itti-koch", "boxes"), shares)
+    for name, content in {
+        "crowded-28x28/seed-0/metrics": metrics(0.7, 0.9, feature_seconds=60.0, config={"env": {"canvas_px": 100}}),
+        "crowded-lower-level/seed-0/metrics": metrics(0.6, 0.8, config={"env": {"canvas_px": 100}}),
+        "saliency-itti-koch/seed-0/metrics": metrics(0.5, 0.7),
+        "saliency/saliency": {"models": models},
+    }.items():
+        path = root / "results" / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content))
+    made = make.texts(root)
+    perception = made[root / "docs" / "perception.md"]
+    assert "[crowded-28x28](../results/crowded-28x28) | 28x28, 128 channels | 0.700 | 0.900 |" in perception
+    assert "[crowded-lower-level](../results/crowded-lower-level) | 7x7, 512 channels |" in perception
+    assert "| 201 | 1.0 | 1.5 |" in perception  # kB: 2 bytes x 128 x 784
+    assert "| `sum-of-squares` | 0.920 ± 0.028 | 0.970 ± 0.014 | 0.900 | 0.800 | 0.250 | 0.700 |" in perception
+    assert "| `itti-koch` | 0.500 | 0.700 | 0.900 |" in perception
+    assert "| `boxes` |  |  | 0.900 |" in perception  # no agent has been trained on it
+    for name in ("crowded-28x28", "saliency-itti-koch"):
+        assert name not in made[root / "README.md"]
+        assert name in made[root / "results" / "README.md"]
+
+
 def test_the_papers_numbers_are_those_of_its_table_1():
     rows = {
         name: make.cells(name, [metrics(0.5, 0.5)]) for name, row in make.ROWS.items() if row.script != make.LEARNERS
@@ -152,6 +177,10 @@ def test_the_papers_numbers_are_those_of_its_table_1():
         "mnist-multiset": ("0.978", "0.935"),
         "mnist-set": ("0.990", "0.960"),
         "mnist-multiset-cross-entropy": ("0.726", "0.477"),
+        "mnist-multiset-resnet34": ("0.978", "0.935"),
+        "svhn-multiset": ("0.973", "0.947"),
+        "svhn-multiset-cross-entropy": ("0.589", "0.307"),
+        "svhn-multiset-faithful": ("0.973", "0.947"),
         "mnist-set-cross-entropy": ("0.735", "0.478"),
         "mnist-multiset-faithful": ("0.978", "0.935"),
         "mnist-set-faithful": ("0.990", "0.960"),

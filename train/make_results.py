@@ -48,6 +48,7 @@ PAPER = {
     "mnist-multiset-faithful": TABLE_1["multiset", "reinforce"],
     "mnist-set-faithful": TABLE_1["set", "reinforce"],
     "mnist-multiset-faithful-cross-entropy": TABLE_1["multiset", "cross-entropy"],
+    "mnist-multiset-resnet34": TABLE_1["multiset", "reinforce"],
     "svhn-multiset": TABLE_1["svhn", "reinforce"],
     "svhn-multiset-cross-entropy": TABLE_1["svhn", "cross-entropy"],
     "svhn-multiset-faithful": TABLE_1["svhn", "reinforce"],
@@ -149,8 +150,7 @@ def finer_cells(name: str, runs: list[dict[str, Any]]) -> dict[str, str]:
     from hsal_env.perception.registry import WEIGHTS_FOLDER, activation_model
 
     model: Any = activation_model(FINER[name])
-    side = -(-runs[0]["config"]["env"]["canvas_px"] // model.stride_px)
-    side += side % 2 if model.stride_px < 16 else 0  # continued to a multiple of 16 px
+    side = -(-runs[0]["config"]["env"]["canvas_px"] // 16) * 16 // model.stride_px  # continued to a multiple of 16 px
     file = WEIGHTS_FOLDER / f"{FINER[name].removesuffix('-lower-level')}.json"
     return cells(name, runs) | {
         "map": f"{side}x{side}, {model.channels} channels",

@@ -46,7 +46,9 @@ BUNDLED = sorted(path.stem for path in WEIGHTS_FOLDER.glob("*.pt"))
 """Model files that come with the package."""
 ACTIVATION_MODELS: dict[str, Callable[[], Any]] = {
     **{name: partial(load_model, WEIGHTS_FOLDER / f"{name}.pt", ARCHITECTURES) for name in BUNDLED},
-    "compact-ten-lower-level": partial(load_model, WEIGHTS_FOLDER / "compact-ten.pt", ARCHITECTURES, lower_level=True),
+    "compact-crowded-lower-level": partial(
+        load_model, WEIGHTS_FOLDER / "compact-crowded.pt", ARCHITECTURES, lower_level=True
+    ),
     "resnet18": ResNet18.published,
     "resnet34": ResNet34.published,  # the paper's, before it is fine-tuned
     "resnet34-stride16": partial(ResNet34.published, output_stride=16),
