@@ -24,6 +24,13 @@ from hsal_env.errors import CheckpointError, ConfigError, HSALError
 _DATA = {
     "mnist": "MNIST, by Yann LeCun, Corinna Cortes and Christopher Burges (CC BY-SA 3.0)",
     "digits": "the handwritten digits of the UCI repository, by E. Alpaydin and C. Kaynak (CC BY 4.0), as in scikit-learn",
+    "house-numbers": "type faces that come with matplotlib: synthetic images, no photographs",
+}
+_LIMITS = {
+    "white": """white digits on black, in the look of the training canvases. It has not seen other fonts, colours, overlapping
+  digits, sizes outside its range or more objects than it was trained on; photographs are out of its reach.""",
+    "house-numbers": """printed digits side by side in one line, in a crop around them, on made-up walls. It has not seen
+  handwriting, two lines, other things in the picture or more digits than it was trained on; on photographs it fails often.""",
 }
 
 
@@ -47,21 +54,22 @@ def card(name: str, content: dict[str, Any], metrics: dict[str, Any], table: str
     """The model card."""
     env, learner, source = EnvConfig.from_kwargs(content["env"]), content["run"]["learner"], content["source"]
     threads = metrics.get("processes", 1) * metrics["threads"]
-    apart = "No training canvas holds a digit of the test canvases."
+    synthetic = source == "house-numbers"
+    apart = f"No training canvas holds a {'type face' if synthetic else 'digit'} of the test canvases."
     if env.glyphs == "paper":
         apart = "The test canvases are made from the same digits as the training canvases."
+    size = "" if synthetic else f" of {env.min_size_px} to {env.max_size_px} px"
     return f"""# {name}
 
 The two-level recurrent attention agent of Welleck et al. (NIPS 2017) as HSAL trains it, for the task
-`{env.task}` with {env.min_objects} to {env.objects_limit} digits of {env.min_size_px} to {env.max_size_px} px.
+`{env.task}` with {env.min_objects} to {env.objects_limit} digits{size}.
 
 - Use: `agents.load("{name}")`, or `python train/evaluate_agent.py {name}`.
 - Training: `{shlex.join(metrics["command"])}`, {learner["algorithm"]}, seed {content["run"]["seed"]},
   {metrics["train_seconds"] / 60:.1f} minutes on {threads} thread(s), then weights rounded to half precision.
 - Features: activation model `{env.activation}`, whose weights are part of the package; the agent works with no others.
 - Data: canvases composed of {_DATA[source]}. {apart}
-- Limits: white digits on black, in the look of the training canvases. It has not seen other fonts, colours, overlapping
-  digits, sizes outside its range or more objects than it was trained on; photographs are out of its reach. It always answers.
+- Limits: {_LIMITS["house-numbers" if synthetic else "white"]} It always answers.
 
 Greedy, one trained seed:
 
