@@ -23,6 +23,7 @@ from agents import checkpoint, pretraining
 from agents.count_network import CountNetwork
 from agents.learner import Learner
 from hsal_env import functional as F
+from hsal_env.config import EnvConfig
 from hsal_env.errors import CheckpointError, ConfigError
 from hsal_env.perception.model_file import load_model
 from hsal_env.perception.registry import ARCHITECTURES, WEIGHTS_FOLDER
@@ -690,6 +691,20 @@ def test_a_model_card_names_its_own_data_and_task(bundle: Path, trained: Path):
     card = script(BUNDLE).card("other", content | {"source": "mnist"}, metrics_of(trained), "the table")
     for part in ("`single` with 1 to 1 digits", "Yann LeCun", "CC BY-SA 3.0", "made from the same digits", "the table"):
         assert part in card
+    environment = dataclasses.asdict(EnvConfig(source="house-numbers", activation="compact-house-numbers"))
+    content["env"] = {name: environment[name] for name in content["env"] if name in environment} | {
+        "source": "house-numbers"
+    }
+    card = script(BUNDLE).card("numbers", content | {"source": "house-numbers"}, metrics_of(trained), "the table")
+    for part in (
+        "with 1 to 5 digits.",
+        "synthetic images, no photographs",
+        "holds a type face of",
+        "printed digits side by",
+    ):
+        assert part in card
+    assert "px" not in card
+    assert "white digits" not in card
 
 
 @pytest.mark.parametrize("metrics", [None, "{"])

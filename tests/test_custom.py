@@ -733,7 +733,9 @@ def test_a_folder_is_trained_on_and_its_agent_tested(command, custom_folder, tmp
     )
     command.fails(ANALYSE, ["run/checkpoint.pt", "--episodes", 4], "error: Errors are broken down by the boxes")
     command.fails(
-        BUNDLE, ["run", "--name", "x"], "error: Bundled agents are trained on mnist or digits; this one on 'custom'"
+        BUNDLE,
+        ["run", "--name", "x"],
+        "error: Bundled agents are trained on mnist or digits or house-numbers; this one on 'custom'",
     )
 
 
