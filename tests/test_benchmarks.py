@@ -100,6 +100,16 @@ def test_encoding(tmp_path: Path):
     assert found["ratio"]["store / best"] == pytest.approx(ratio)
 
 
+def test_perception(tmp_path: Path):
+    found = run("perception.py", "--models compact 'compact, 14x14' --images 2 --turns 1", tmp_path)
+    assert set(found["models"]) == {"compact", "compact, 14x14"}
+    assert min(numbers_in(found)) > 0
+    coarse, fine = found["models"]["compact"], found["models"]["compact, 14x14"]
+    assert fine["gflop_per_image"] > coarse["gflop_per_image"]
+    assert (coarse["kilobytes_per_image"], fine["kilobytes_per_image"]) == (12.544, 50.176)  # 2 bytes x 128 x 49, x 196
+    assert coarse["encode_ratio_to_compact"] == coarse["fine-tune_ratio_to_compact"] == 1
+
+
 def test_startup(tmp_path: Path):
     found = run("startup.py", "--turns 1 --only import", tmp_path)
     assert set(found) == {"python", "import torch", "import hsal_env"}
