@@ -852,6 +852,13 @@ def test_what_is_learned_from_has_as_many_objects_as_it_says(objects, numbers):
     assert sum(share for _, share in looks.values()) == pytest.approx(1)
 
 
+@pytest.mark.parametrize("objects", ["multiset", "house-numbers"])
+def test_what_is_learned_from_has_the_side_it_says(objects):
+    args = pretrain_perception.Args(objects=objects, canvas_px=112)
+    for looks in pretrain_perception.supplies(args, "val", 0).values():
+        assert {supply.config.image_shape[:2] for supply in looks.values()} == {(112, 112)}
+
+
 def test_what_is_learned_from_is_laid_out_otherwise_than_the_environments_canvases():
     supplies = pretrain_perception.supplies(pretrain_perception.Args(), "train", seed=0)
     ours = supplies["digits"]["plain"].config.canvases.compose(range(4))
