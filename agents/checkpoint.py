@@ -31,7 +31,7 @@ class Loaded(NamedTuple):
     Attributes:
         agent: in evaluation mode.
         env: the environment it was trained on.
-        source: ``"mnist"``, ``"digits"`` or ``"custom"``: what it was trained on.
+        source: what it was trained on: ``"mnist"``, ``"digits"``, ``"house-numbers"``, ``"svhn"`` or ``"custom"``.
     """
 
     agent: Any

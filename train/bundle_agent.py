@@ -38,7 +38,7 @@ class Args:
     output_dir: Path = Path("agents/bundled")
     """where NAME.pt and NAME.md go"""
     data_root: str | None = None
-    """where MNIST lies"""
+    """where the data lie"""
     episodes: int = 10_000
     """test canvases"""
 

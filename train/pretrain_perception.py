@@ -98,7 +98,7 @@ class Args:
     seed: int = 0
     """seed of weights and canvases"""
     data_root: str | None = None
-    """where MNIST lies"""
+    """where the data lie"""
 
 
 def supplies(args: Args, split: str, seed: int) -> dict[str, dict[str, Supply]]:
