@@ -730,6 +730,16 @@ def test_a_count_network_learns_to_count(command: Command, trained: Path, tmp_pa
     assert cells["0-1"] == f"{metrics['test']['exact_match']:.3f}"
 
 
+def test_a_count_network_reads_the_environments_features(command: Command, tmp_path: Path, svhn_folder: str):
+    few = "--passes 1 --hidden 16 --test-episodes 4"
+    command(COUNT, f"--env-id HSAL-HouseNumbersMultiset-v0 --num-examples 8 --batch-size 8 {few} --output-dir out")
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["source"] == "house-numbers"
+    assert metrics["config"]["activation"] == "compact-house-numbers"
+    svhn = ["--env-id", "HSAL-SVHNMultiset-v0", "--data-root", svhn_folder, "--batch-size", 64, *few.split()]
+    command.fails(COUNT, svhn, "error: Expected at least batch_size=64 images; got 36")
+
+
 def test_a_count_networks_seed_decides(tmp_path: Path):
     module = script(COUNT)
     few = {"env_id": "HSAL-DigitsMultiset-v0", "num_examples": 512, "batch_size": 64, "hidden": 64, "passes": 1}
@@ -790,8 +800,8 @@ def test_the_count_networks_losses_by_hand():
         (
             "--activation nobody",
             [
-                "error: Unknown activation model 'nobody'. Expected one of compact, compact-single, compact-ten",
-                "'nobody'",
+                "error: Unknown activation model 'nobody'. Expected one of compact, ",
+                "compact-single, compact-ten",
             ],
         ),
         ("--passes 0", ["error: Expected passes, batch_size"]),
