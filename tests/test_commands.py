@@ -565,6 +565,8 @@ def test_warping_bends_an_image_a_little():
         ("--architecture vgg --passes 1", "error: Expected architecture to be one of compact"),
         ("--init nowhere.pt --passes 1", "error: No activation model at nowhere.pt"),
         ("--device tpu --passes 1", "error: Expected a device that is there"),
+        ("--output mine.pth", "error: Expected --output as FILE.pt, by which --activation knows a file; got mine.pth"),
+        ("--mnist-share 1.5", "error: Expected --mnist-share between 0 and 1; got 1.5"),
     ],
 )
 def test_a_wrong_pretraining_is_refused(command: Command, flags: str, said: str):
@@ -708,6 +710,14 @@ def test_a_wrong_bundling_is_a_clear_error(command: Command, trained: Path, tmp_
     command.fails(BUNDLE, [trained, "--name", "x", "--output-dir", trained / "metrics.json"], "error: Cannot write")
     command.fails(BUNDLE, [trained, "--name", "x", "--episodes", 0, "--output-dir", "out"], "of at least 1; got 0")
     assert not list(tmp_path.glob("out/*"))
+
+
+def test_an_agent_that_sees_by_a_file_is_not_bundled(command: Command, trained: Path, tmp_path: Path):
+    content = checkpoint.read(trained / "checkpoint.pt")
+    content["env"]["activation"] = "runs/own.pt"
+    checkpoint.save(tmp_path / "run" / "checkpoint.pt", content)
+    command.fails(BUNDLE, "run --name x --output-dir out", "by the file runs/own.pt")
+    assert not (tmp_path / "out").exists()
 
 
 # --- the rival that counts --------------------------------------------------------------------------------------------

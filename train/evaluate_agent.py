@@ -8,7 +8,6 @@ python train/evaluate_agent.py runs/x/checkpoint.pt --images FOLDER --split all 
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from dataclasses import dataclass
@@ -66,7 +65,7 @@ def main(args: Args) -> None:
         for name in ("min_objects", "max_objects", "max_size_px")
         if (value := getattr(args, name)) is not None
     }
-    env = dataclasses.replace(loaded.env_on(args.split, args.source, args.data_root, args.images), **changed)
+    env = loaded.env_on(args.split, args.source, args.data_root, args.images, **changed)
     config = evaluation_config(env, args.split, args.episodes, args.seed)
     results = {
         "source": env.source,
