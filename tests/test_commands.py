@@ -20,10 +20,14 @@ import tyro
 
 import agents
 from agents import checkpoint, pretraining
+from agents.config import AgentConfig
 from agents.count_network import CountNetwork
 from agents.learner import Learner
+from agents.protocol import World, build_agent
 from hsal_env import functional as F
+from hsal_env.config import EnvConfig
 from hsal_env.errors import CheckpointError, ConfigError
+from hsal_env.perception.examples import Examples
 from hsal_env.perception.model_file import load_model
 from hsal_env.perception.registry import ARCHITECTURES, WEIGHTS_FOLDER
 from hsal_env.trace import Trace
@@ -197,6 +201,31 @@ def test_an_agent_is_tested_on_what_it_was_trained_on(
 
 
 @pytest.mark.usefixtures("no_mnist")
+def test_an_agent_of_synthetic_house_numbers_says_so(tmp_path: Path):
+    flags = [
+        *SMALL[:2],
+        *shlex.split("--env-id HSAL-HouseNumbersMultiset-v0 --num-examples 32 --batch-size 32 --passes 1"),
+    ]
+    few = shlex.split("--controller-hidden 16 --val-episodes 4 --test-episodes 8 --output-dir run")
+    said = succeeded(run(TRAIN, *flags, *few, cwd=tmp_path))
+    assert "test canvases of synthetic house-numbers, 8 episodes" in said.stdout + said.stderr
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["source"] == "house-numbers"
+    module = script(ANALYSE)
+    module.main(module.Args(str(tmp_path / "run" / "checkpoint.pt"), episodes=8, output_dir=tmp_path / "errors"))
+    assert "8 val canvases of synthetic house-numbers" in (tmp_path / "errors" / "errors.md").read_text()
+
+
+def test_errors_are_broken_down_of_no_more_images_than_there_are(tmp_path: Path, svhn_folder: str):
+    env = EnvConfig(source="svhn", activation="compact-house-numbers", data_root=svhn_folder)
+    examples = Examples(env)
+    world, config = World.of(examples), AgentConfig(meta_hidden=8, controller_hidden=8, location_hidden=8)
+    content = checkpoint.describe("hsal", build_agent("hsal", world, config), config, env, "svhn", world)
+    checkpoint.save(tmp_path / "c.pt", content)
+    module = script(ANALYSE)
+    module.main(module.Args(str(tmp_path / "c.pt"), "test", 50, data_root=svhn_folder, output_dir=tmp_path / "errors"))
+    assert json.loads((tmp_path / "errors" / "errors.json").read_text())["episodes"] == 12
+
+
 def test_where_mnist_is_absent_an_agent_is_tested_on_digits(command: "Command", trained_on_mnist: Path, tmp_path: Path):
     with pytest.warns(UserWarning, match="scores are not MNIST scores"):
         command(EVALUATE, [trained_on_mnist, "--episodes", 20, "--json", "t.json"])

@@ -285,6 +285,8 @@ def test_a_registered_name_means_the_file_of_that_name(name):
         ("os.path:", "package.module:Name"),
         ("no_such_package.models:Model", "cannot be imported"),
         ("os.path:NoSuchModel", "cannot be imported"),
+        ("os.path:dirname", "(activation|saliency)='os.path:dirname': expected a class or function that makes a model"),
+        ("os.path:sep", "expected a class or function .*: 'str' object is not callable"),
     ],
 )
 def test_a_model_that_cannot_be_found_is_refused(find, name, message):

@@ -69,6 +69,7 @@ def main(args: Args) -> None:
     from agents.errors import describe, tables
     from agents.evaluation import evaluation_config
     from agents.gallery import worst_first
+    from agents.report import source_in_words
     from agents.tracing import record
     from hsal_env.files import replacing
     from hsal_env.rendering import draw_traces, save_picture
@@ -89,7 +90,7 @@ def main(args: Args) -> None:
         episodes += [describe(trace) for trace in record(loaded.agent, config, indices)]
     found = tables(episodes)
     name = args.agent if args.agent in bundled() else "An agent"
-    text = markdown(found, f"{name}: {config.size} {args.split} canvases of {env.source}, greedy")
+    text = markdown(found, f"{name}: {config.size} {args.split} canvases of {source_in_words(env.source)}, greedy")
     print(text)
     worst = sorted((e for e in episodes if e.kind != "right"), key=worst_first)[:_PICTURED]
     try:

@@ -17,6 +17,7 @@ from typing import Any
 
 import tyro
 
+from agents.report import source_in_words
 from hsal_env import ENVIRONMENTS
 from hsal_env.config import EnvConfig
 from hsal_env.errors import CheckpointError, ConfigError, HSALError
@@ -51,7 +52,8 @@ class Args:
 
 def markdown(results: dict[str, Any]) -> str:
     """The table for people."""
-    head = f"{results['episodes']} {results['split']} canvases of {results['env_id']}, {results['source']}"
+    images = source_in_words(results["source"])
+    head = f"{results['episodes']} {results['split']} canvases of {results['env_id']}, {images}"
     lines = [
         f"# Objects found by saliency maps: {head}", "",
         "found: share of objects that hold a local maximum of the map; spurious: maxima that no object holds, per image; high:",
