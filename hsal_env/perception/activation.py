@@ -23,8 +23,9 @@ class ActivationModel(Protocol):
         in_channels: 1 (grey) or 3 (colour): the images it reads.
         channels: D, the depth of its volume.
 
-    It may also say ``first_px``, ``stride_px`` and ``receptive_field_px``, for pictures and scan paths: see
-    :class:`hsal_env.perception.grid.Grid`; and ``saliency_channels``: Σ V² runs over that many first channels, not over all.
+    It may also say ``first_px``, ``stride_px``, ``receptive_field_px`` and ``resized_px``, where its cells lie, for pictures,
+    scan paths and saliency models: see :meth:`hsal_env.perception.grid.Grid.of`; and ``saliency_channels``: Σ V² runs over that many
+    first channels, not over all.
     """
 
     in_channels: int
