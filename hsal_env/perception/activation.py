@@ -24,8 +24,8 @@ class ActivationModel(Protocol):
         channels: D, the depth of its volume.
 
     It may also say ``first_px``, ``stride_px``, ``receptive_field_px`` and ``resized_px``, where its cells lie, for pictures,
-    scan paths and saliency models: see :meth:`hsal_env.perception.grid.Grid.of`; and ``saliency_channels``: Σ V² runs over that many
-    first channels, not over all.
+    scan paths and saliency models: see :meth:`hsal_env.perception.grid.Grid.of`; and ``saliency_channels``: Σ V² runs over that
+    many first channels, not over all.
     """
 
     in_channels: int
