@@ -31,7 +31,7 @@ class Loaded(NamedTuple):
     Attributes:
         agent: in evaluation mode.
         env: the environment it was trained on.
-        source: ``"mnist"``, ``"digits"`` or ``"custom"``: what it was trained on.
+        source: what it was trained on: ``"mnist"``, ``"digits"``, ``"house-numbers"``, ``"svhn"`` or ``"custom"``.
     """
 
     agent: Any
@@ -39,14 +39,15 @@ class Loaded(NamedTuple):
     source: str
 
     def env_on(
-        self, split: str, source: str | None = None, data_root: str | None = None, images: Any = None
+        self, split: str, source: str | None = None, data_root: str | None = None, images: Any = None, **changes: Any
     ) -> EnvConfig:
         """``env`` on the images that are there: ``source``, else the agent's own, digits where MNIST cannot be had.
 
-        Your own ``images`` are taken with as many classes as the agent knows.
+        Your own ``images`` are taken with as many classes as the agent knows. ``changes`` are of other fields of ``env``.
 
         Raises:
-            ConfigError: digits for an agent of another number of classes; or see :func:`hsal_env.data.load_glyphs`.
+            ConfigError: digits for an agent of another number of classes; what of ``env`` stays does not suit the source; or
+                see :func:`hsal_env.data.load_glyphs`.
             DataError: see there.
         """
         classes = self.env.num_classes or NUM_CLASSES
@@ -54,14 +55,13 @@ class Loaded(NamedTuple):
         if images is not None or wished == "custom":
             images = self.env.images if images is None else images
             limit = self.env.max_objects if self.env.is_custom else self.env.objects_limit
-            return self.env.on_source(
-                "custom", images=images, num_classes=classes, max_objects=limit, data_root=data_root
-            )
+            own = {"images": images, "num_classes": classes, "max_objects": limit, "data_root": data_root}
+            return self.env.on_source("custom", **{**own, **changes})
         # what "auto" turns out to be
         found = load_glyphs(wished, split, data_root).source if wished in SOURCES else wished
         if classes != NUM_CLASSES:
             raise ConfigError(f"The agent names {classes} labels, {found} has {NUM_CLASSES}; leave out the source.")
-        return self.env.on_source(found, data_root=data_root)
+        return self.env.on_source(found, data_root=data_root, **changes)
 
 
 def describe(
@@ -156,8 +156,9 @@ def load(path: Path, **switches: Any) -> Loaded:
         raise CheckpointError(f"{path} does not fit this version of HSAL: {error}") from error
     if not same_features:
         raise CheckpointError(
-            f"{path} was trained on the features of another activation model than this installation's "
-            f"{env.activation!r}. Train it again, or use the version of HSAL that wrote it."
+            f"{path} was trained on the features of another activation model than {env.activation!r} is here. "
+            "Train it again, or bring back "
+            + ("the file that it was trained with." if env.activation.endswith(".pt") else "the version that wrote it.")
         )
     return Loaded(agent.eval(), env, content["source"])
 

@@ -288,7 +288,9 @@ def _grey(image: Image.Image, ground: int) -> Image.Image:
 
 
 def _fits(loaded: Loaded) -> bool:
-    """Whether the agent gets through an episode on a blank canvas."""
+    """Whether the agent knows grey images and gets through an episode on a blank canvas."""
+    if not loaded.env.is_custom and loaded.env.image_shape[2] != 1:  # a model that reads colour would take grey, too
+        return False
     try:
         config = environment(loaded, np.zeros((CANVAS_PX, CANVAS_PX), np.uint8), None, Settings())
         record(loaded.agent, config, 0)

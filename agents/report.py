@@ -15,7 +15,13 @@ import hsal_env
 from hsal_env.errors import CheckpointError
 from hsal_env.files import replacing
 
+_SYNTHETIC = ("house-numbers",)
 _PACKAGES = ("torch", "numpy", "gymnasium", "stable-baselines3", "torchvision", "scikit-learn")
+
+
+def source_in_words(source: str) -> str:
+    """What tables call the source of images: of what stands in for photographs they say so."""
+    return f"synthetic {source}" if source in _SYNTHETIC else source
 
 
 def versions() -> dict[str, str]:
@@ -57,7 +63,10 @@ def format_table(results: dict[str, Any]) -> str:
     """The test table of ``metrics.json`` or of ``evaluate_agent.py --json`` as text."""
     test = results["test"]
     episodes = sum(part["episodes"] for part in test["by_count"].values())
-    lines = [f"{results.get('split', 'test')} canvases of {results['source']}, {episodes} episodes, greedy", ""]
+    lines = [
+        f"{results.get('split', 'test')} canvases of {source_in_words(results['source'])}, {episodes} episodes, greedy",
+        "",
+    ]
     for name in ("exact_match", "macro_f1", "micro_f1", "overall_precision", "overall_recall", "example_f1"):
         lines.append(f"  {name.replace('_', ' '):<24}{test[name]:8.4f}")
     if test["attn_saliency_ratio"] is not None:

@@ -22,6 +22,7 @@ from PIL import Image
 
 from agents import curves, gallery
 from agents.errors import breakdown
+from agents.report import source_in_words
 from agents.runs import SCORES, Run, methods
 from agents.statistics import FEWEST_RUNS, bootstrap_interval, interquartile_mean, spread
 from hsal_env.rendering import draw_trace
@@ -103,7 +104,7 @@ def _results(rows: Sequence[Row]) -> list[str]:
         tests = [run.metrics["test"] for run in row.runs]
         guess, paper = row.runs[0].metrics.get("blind_guess", {}), row.runs[0].paper
         beside = dict(zip(("macro_f1", "exact_match"), paper or (), strict=False))
-        cells: list[Any] = [row.name, row.runs[0].metrics["source"], len(row.runs)]
+        cells: list[Any] = [row.name, source_in_words(row.runs[0].metrics["source"]), len(row.runs)]
         for score in SCORES:
             small = [f"paper {beside[score]:.3f}"] if score in beside else []
             small += [f"blind guess {guess[score]:.3f}"] if score in guess else []
@@ -119,8 +120,8 @@ def _results(rows: Sequence[Row]) -> list[str]:
         _paragraph(
             "Greedy, on test canvases; mean ± sample standard deviation over seeds. 0-1: the share of images whose whole "
             "multiset is right. OP and OR: overall precision and recall. Blind guess: always naming the multiset that is most "
-            "frequent in training. The paper's numbers are for a ResNet-34 and test canvases that share digits with training "
-            "ones."
+            "frequent in training. The paper's numbers are for a ResNet-34 and, of MNIST, test canvases that share digits "
+            "with training ones."
         )
     )
     few = [row for row in rows if row.runs[0].metrics.get("episodes")]
@@ -406,7 +407,7 @@ def _episodes(row: Row) -> str:
     player = next(run.name for run in row.runs if run.checkpoint)
     of_seed = f", of {player}" if len(row.runs) > 1 else ""
     split = {"val": "validation", "train": "training"}.get(row.split, row.split)
-    return f"{len(row.traces):,} {split} canvases of {row.traces[0].source}, greedy{of_seed}"
+    return f"{len(row.traces):,} {split} canvases of {source_in_words(row.traces[0].source)}, greedy{of_seed}"
 
 
 def _agentless(rows: Sequence[Row]) -> list[str]:

@@ -22,7 +22,7 @@ from agents.distributed import ALONE, Processes
 from agents.evaluation import blind_guess, evaluate, evaluation_config, make_env
 from agents.learner import Learner
 from agents.protocol import World, build_agent, find_agent
-from agents.report import comma_separated, format_table, resources, versions
+from agents.report import comma_separated, format_table, resources, source_in_words, versions
 from agents.runs import SCORES, flat
 from agents.tracing import record
 from hsal_env.config import EnvConfig
@@ -124,7 +124,9 @@ class Run:
         """Run the remaining updates, with a progress bar; validate and save after every pass and now and then."""
         leads = self.processes.leads
         if leads:
-            tqdm.write(f"{self.learner_config.algorithm} on {self.source}, results go to {self.folder}")
+            tqdm.write(
+                f"{self.learner_config.algorithm} on {source_in_words(self.source)}, results go to {self.folder}"
+            )
         saved = started = time.perf_counter()
         before = self.train_seconds
         pending: list[dict[str, float]] = []

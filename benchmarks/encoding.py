@@ -67,7 +67,7 @@ def main() -> None:
             Examples(config, progress=False)
 
     def fill_given() -> None:
-        with mock.patch.object(EnvConfig, "canvases", Given()):
+        with mock.patch.dict(vars(config), canvases=Given()):
             fill()
 
     def bare(size: int, dtype: str, layout: str) -> Callable[[], None]:

@@ -105,8 +105,8 @@ class EnvConfig:
         canvas_px: side of the image.
         clutter: number of clutter crops.
         clutter_px: their side.
-        activation: activation model: a name, ``"package.module:Name"``, or an ``nn.Module`` (which is copied), see
-            :class:`hsal_env.perception.activation.ActivationModel`.
+        activation: activation model: a name, a model file ``"FILE.pt"``, ``"package.module:Name"``, or an ``nn.Module`` (which
+            is copied), see :class:`hsal_env.perception.activation.ActivationModel`.
         saliency: saliency model: a name, ``"package.module:Name"``, ``"file:PATH"`` (your own maps), or a callable (copied if
             an ``nn.Module``), see :class:`hsal_env.perception.saliency.SaliencyModel`; of a stored canvas it is asked once.
         features: ``"lazy"``: V is computed at each reset; ``"store"``: once for the whole split, kept in the cache

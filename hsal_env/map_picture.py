@@ -20,7 +20,7 @@ _IN, _BESIDE = "#ffffff", "#D55E00"
 def draw_maps(images: np.ndarray, boxes: np.ndarray, maps: dict[str, np.ndarray], grid: Grid) -> np.ndarray:
     """A row per image: the image, and the map of each model, from its lowest to its highest value.
 
-    Boxes are drawn where they are known. A dot is a local maximum, white in a box and red beside them.
+    Boxes are drawn where they are known. A dot is a local maximum, white in a box and orange beside them.
 
     Args:
         images: uint8 ``[B, h_px, w_px]`` or ``[B, h_px, w_px, 3]``.

@@ -27,7 +27,7 @@ class Trace(NamedTuple):
 
     Attributes:
         image: uint8 ``[h_px, w_px]`` or ``[h_px, w_px, 3]``.
-        source: what its pixels are: ``"mnist"``, ``"digits"``, ``"custom"``.
+        source: what its pixels are: ``"mnist"``, ``"digits"``, ``"house-numbers"``, ``"svhn"`` or ``"custom"``.
         canvas_index: which canvas of the split.
         grid: where the cells lie on the image.
         labels: the true multiset, int64 ``[m]`` in 0..C - 1, in no meaningful order.
@@ -149,7 +149,7 @@ def _flat(values: np.ndarray) -> np.ndarray:
 
 
 SCHEMA = (
-    _constant("source", "string", "what the pixels are", "mnist, digits, custom"),
+    _constant("source", "string", "what the pixels are", "mnist, digits, house-numbers, svhn, custom"),
     _constant("canvas_index", "int64", "which canvas of the split", "from 0"),
     Column("decision", "int64", "number of the decision in its episode", "0..N - 1", lambda t: np.arange(len(t.phase))),
     _field("meta_step", "int64", "number of the meta-step", "from 0"),

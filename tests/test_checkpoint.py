@@ -18,8 +18,10 @@ from agents.evaluation import make_env
 from agents.protocol import World
 from agents.trajectory import collect
 from hsal_env.config import EnvConfig
-from hsal_env.errors import CheckpointError
+from hsal_env.errors import CheckpointError, ConfigError
+from hsal_env.perception.activation import CompactResNet
 from hsal_env.perception.examples import Examples
+from hsal_env.perception.model_file import save_model
 
 ENV = EnvConfig(source="digits", num_examples=32, features="store", update="peak", data_root="somewhere")
 AGENT = AgentConfig(
@@ -173,6 +175,32 @@ def test_features_of_another_activation_model_are_refused(tmp_path: Path, conten
         checkpoint.load(tmp_path / "c.pt")
 
 
+def test_an_activation_model_in_a_file_must_be_there_and_the_same(
+    tmp_path: Path, content: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    """The name is relative to where a command is started."""
+    monkeypatch.chdir(tmp_path)
+    env = dataclasses.replace(ENV, activation="own.pt")
+    save_model(Path("own.pt"), "compact", CompactResNet())
+    checkpoint.save(tmp_path / "c.pt", {**content, "env": env.plain(), "perception": checkpoint.perception(env)})
+    assert checkpoint.load(tmp_path / "c.pt").env.activation == "own.pt"
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    with pytest.raises(CheckpointError, match=r"No activation model at own\.pt in .*/elsewhere\. Bring it there"):
+        checkpoint.load(tmp_path / "c.pt")
+    save_model(Path("own.pt"), "compact", CompactResNet())
+    with pytest.raises(CheckpointError, match=r"than 'own\.pt' is here\. Train it again, or bring back the file that"):
+        checkpoint.load(tmp_path / "c.pt")
+
+
+def test_the_environment_may_change_with_the_source():
+    loaded = checkpoint.Loaded(None, EnvConfig(source="digits", max_objects=6, max_size_px=33), "digits")
+    with pytest.raises(ConfigError, match="<= 5 of house numbers; got 1 and 6"):
+        loaded.env_on("test", "house-numbers")
+    changed = loaded.env_on("test", "house-numbers", max_objects=5)
+    assert (changed.source, changed.max_objects, changed.max_size_px) == ("house-numbers", 5, 50)
+
+
 @pytest.mark.parametrize("other", [[1, 2], torch.zeros(3), {"weight": torch.zeros(3)}, None])
 def test_another_kind_of_file_is_refused(tmp_path: Path, other: object):
     torch.save(other, tmp_path / "x.pt")
@@ -216,7 +244,7 @@ def test_what_this_version_cannot_rebuild_is_named(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nobody", "Unknown agent 'nobody'. Expected hsal.* Is its package installed?"),
+        ("nobody", r"Unknown agent 'nobody'\. Expected one of hsal, .* to a package: is that installed\?"),
         ("no_such_package.x:Agent", "agent 'no_such_package.x:Agent' cannot be imported.* Is its package installed?"),
         (5, "int"),
     ],

@@ -20,11 +20,14 @@ import tyro
 
 import agents
 from agents import checkpoint, pretraining
+from agents.config import AgentConfig
 from agents.count_network import CountNetwork
 from agents.learner import Learner
+from agents.protocol import World, build_agent
 from hsal_env import functional as F
 from hsal_env.config import EnvConfig
 from hsal_env.errors import CheckpointError, ConfigError
+from hsal_env.perception.examples import Examples
 from hsal_env.perception.model_file import load_model
 from hsal_env.perception.registry import ARCHITECTURES, WEIGHTS_FOLDER
 from hsal_env.trace import Trace
@@ -198,6 +201,31 @@ def test_an_agent_is_tested_on_what_it_was_trained_on(
 
 
 @pytest.mark.usefixtures("no_mnist")
+def test_an_agent_of_synthetic_house_numbers_says_so(tmp_path: Path):
+    flags = [
+        *SMALL[:2],
+        *shlex.split("--env-id HSAL-HouseNumbersMultiset-v0 --num-examples 32 --batch-size 32 --passes 1"),
+    ]
+    few = shlex.split("--controller-hidden 16 --val-episodes 4 --test-episodes 8 --output-dir run")
+    said = succeeded(run(TRAIN, *flags, *few, cwd=tmp_path))
+    assert "test canvases of synthetic house-numbers, 8 episodes" in said.stdout + said.stderr
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["source"] == "house-numbers"
+    module = script(ANALYSE)
+    module.main(module.Args(str(tmp_path / "run" / "checkpoint.pt"), episodes=8, output_dir=tmp_path / "errors"))
+    assert "8 val canvases of synthetic house-numbers" in (tmp_path / "errors" / "errors.md").read_text()
+
+
+def test_errors_are_broken_down_of_no_more_images_than_there_are(tmp_path: Path, svhn_folder: str):
+    env = EnvConfig(source="svhn", activation="compact-house-numbers", data_root=svhn_folder)
+    examples = Examples(env)
+    world, config = World.of(examples), AgentConfig(meta_hidden=8, controller_hidden=8, location_hidden=8)
+    content = checkpoint.describe("hsal", build_agent("hsal", world, config), config, env, "svhn", world)
+    checkpoint.save(tmp_path / "c.pt", content)
+    module = script(ANALYSE)
+    module.main(module.Args(str(tmp_path / "c.pt"), "test", 50, data_root=svhn_folder, output_dir=tmp_path / "errors"))
+    assert json.loads((tmp_path / "errors" / "errors.json").read_text())["episodes"] == 12
+
+
 def test_where_mnist_is_absent_an_agent_is_tested_on_digits(command: "Command", trained_on_mnist: Path, tmp_path: Path):
     with pytest.warns(UserWarning, match="scores are not MNIST scores"):
         command(EVALUATE, [trained_on_mnist, "--episodes", 20, "--json", "t.json"])
@@ -566,6 +594,8 @@ def test_warping_bends_an_image_a_little():
         ("--architecture vgg --passes 1", "error: Expected architecture to be one of compact"),
         ("--init nowhere.pt --passes 1", "error: No activation model at nowhere.pt"),
         ("--device tpu --passes 1", "error: Expected a device that is there"),
+        ("--output mine.pth", "error: Expected --output as FILE.pt, by which --activation knows a file; got mine.pth"),
+        ("--mnist-share 1.5", "error: Expected --mnist-share between 0 and 1; got 1.5"),
     ],
 )
 def test_a_wrong_pretraining_is_refused(command: Command, flags: str, said: str):
@@ -725,6 +755,14 @@ def test_a_wrong_bundling_is_a_clear_error(command: Command, trained: Path, tmp_
     assert not list(tmp_path.glob("out/*"))
 
 
+def test_an_agent_that_sees_by_a_file_is_not_bundled(command: Command, trained: Path, tmp_path: Path):
+    content = checkpoint.read(trained / "checkpoint.pt")
+    content["env"]["activation"] = "runs/own.pt"
+    checkpoint.save(tmp_path / "run" / "checkpoint.pt", content)
+    command.fails(BUNDLE, "run --name x --output-dir out", "by the file runs/own.pt")
+    assert not (tmp_path / "out").exists()
+
+
 # --- the rival that counts --------------------------------------------------------------------------------------------
 
 FEW = shlex.split("--env-id HSAL-DigitsMultiset-v0 --num-examples 512 --batch-size 64 --hidden 64 --test-episodes 100")
@@ -743,6 +781,16 @@ def test_a_count_network_learns_to_count(command: Command, trained: Path, tmp_pa
     assert str(tmp_path) not in json.dumps(metrics)
     cells = script("make_results.py").cells("rival-count-network", [metrics])
     assert cells["0-1"] == f"{metrics['test']['exact_match']:.3f}"
+
+
+def test_a_count_network_reads_the_environments_features(command: Command, tmp_path: Path, svhn_folder: str):
+    few = "--passes 1 --hidden 16 --test-episodes 4"
+    command(COUNT, f"--env-id HSAL-HouseNumbersMultiset-v0 --num-examples 8 --batch-size 8 {few} --output-dir out")
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["source"] == "house-numbers"
+    assert metrics["config"]["activation"] == "compact-house-numbers"
+    svhn = ["--env-id", "HSAL-SVHNMultiset-v0", "--data-root", svhn_folder, "--batch-size", 64, *few.split()]
+    command.fails(COUNT, svhn, "error: Expected at least batch_size=64 images; got 36")
 
 
 def test_a_count_networks_seed_decides(tmp_path: Path):
@@ -805,8 +853,8 @@ def test_the_count_networks_losses_by_hand():
         (
             "--activation nobody",
             [
-                "error: Unknown activation model 'nobody'. Expected one of compact, compact-single, compact-ten",
-                "'nobody'",
+                "error: Unknown activation model 'nobody'. Expected one of compact, ",
+                "compact-single, compact-ten",
             ],
         ),
         ("--passes 0", ["error: Expected passes, batch_size"]),

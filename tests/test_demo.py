@@ -266,7 +266,8 @@ def test_a_checkpoint_plays_under_a_name_without_its_folder(tmp_path, canvas):
     path.write_bytes((agents.BUNDLED_FOLDER / "mnist-set.pt").read_bytes())
     mine = Player(path)
     assert mine.options()["chosen"] == "mine/checkpoint.pt"
-    assert [*mine.agents] == ["mine/checkpoint.pt", *agents.bundled()]
+    of_grey = [name for name in agents.bundled() if agents.load(name).env.image_shape[2] == 1]
+    assert [*mine.agents] == ["mine/checkpoint.pt", *of_grey]
     assert str(tmp_path) not in json.dumps(mine.options())
     expected = plain(mine.play(canvas[0], None, Settings(agent="mnist-set")), False)
     assert plain(mine.play(canvas[0]), False) == expected
@@ -284,6 +285,17 @@ def test_an_agent_for_other_images_is_refused(tmp_path, custom_folder):
         Player(path)
     with pytest.raises(CheckpointError, match="No agent 'nobody'"):
         Player("nobody")
+
+
+def test_an_agent_for_images_in_colour_is_refused(tmp_path):
+    """Though its features can be computed of grey images."""
+    env = EnvConfig(source="house-numbers", activation="compact-house-numbers")
+    world = World.of(Examples(env))
+    path = tmp_path / "other.pt"
+    agent = ActorCritic(world, AgentConfig())
+    checkpoint.save(path, checkpoint.describe("hsal", agent, AgentConfig(), env, "house-numbers", world))
+    with pytest.raises(CheckpointError, match=r"this one was trained on others, \(100, 100, 3\)"):
+        Player(path)
 
 
 # --- test canvases and uploads ----------------------------------------------------------------------------------------

@@ -153,6 +153,14 @@ def test_blurring_by_hand():
     assert _blurred(np.full((2, 3, 3), 7, np.int32)).tolist() == np.full((2, 3, 3), 7).tolist()
 
 
+@pytest.mark.parametrize("px", [32, 512])
+def test_the_smallest_and_the_largest_image_are_drawn(px):
+    images, labels, boxes = HouseNumbers(image_px=px).compose([0])
+    assert images.shape == (1, px, px, 3)
+    assert (boxes[labels >= 0] >= 0).all()
+    assert (boxes[..., :2] + boxes[..., 2:]).max() <= px
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -161,7 +169,8 @@ def test_blurring_by_hand():
         ({"max_objects": 6}, "<= 5 of house numbers; got 1 and 6"),
         ({"min_objects": 0}, "1 <= min_objects"),
         ({"min_objects": 3, "max_objects": 2}, "got 3 and 2"),
-        ({"canvas_px": 16}, "canvas_px of at least 32"),
+        ({"canvas_px": 16}, "canvas_px of at least 32 and at most 512 of house numbers; got 16"),
+        ({"canvas_px": 513}, "canvas_px of at least 32 and at most 512 of house numbers; got 513"),
         ({"clutter": 3}, "clutter: how canvases are composed; house-numbers has no such argument"),
         ({"min_size_px": 10, "max_size_px": 30}, "min_size_px, max_size_px: how canvases"),
         ({"extra": True}, "extra: for SVHN. Make HSAL-SVHNMultiset-v0"),

@@ -285,6 +285,8 @@ def test_a_registered_name_means_the_file_of_that_name(name):
         ("os.path:", "package.module:Name"),
         ("no_such_package.models:Model", "cannot be imported"),
         ("os.path:NoSuchModel", "cannot be imported"),
+        ("os.path:dirname", "(activation|saliency)='os.path:dirname': expected a class or function that makes a model"),
+        ("os.path:sep", "expected a class or function .*: 'str' object is not callable"),
     ],
 )
 def test_a_model_that_cannot_be_found_is_refused(find, name, message):
@@ -850,6 +852,13 @@ def test_what_is_learned_from_has_as_many_objects_as_it_says(objects, numbers):
         found = (labels >= 0).sum(axis=1)
         assert (found.min(), found.max()) == (least, most)
     assert sum(share for _, share in looks.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("objects", ["multiset", "house-numbers"])
+def test_what_is_learned_from_has_the_side_it_says(objects):
+    args = pretrain_perception.Args(objects=objects, canvas_px=112)
+    for looks in pretrain_perception.supplies(args, "val", 0).values():
+        assert {supply.config.image_shape[:2] for supply in looks.values()} == {(112, 112)}
 
 
 def test_what_is_learned_from_is_laid_out_otherwise_than_the_environments_canvases():

@@ -156,10 +156,35 @@ def test_lower_level_activations_lie_in_the_column_of_their_cell(of, volume, ima
         )
 
 
-def test_where_its_cells_lie_is_read_off_the_image(of):
-    grid = Grid.of(of(), (100, 200), (7, 7))
-    assert grid.stride_px == pytest.approx((100 / 7, 200 / 7))
-    assert grid.first_px == pytest.approx((50 / 7, 100 / 7))
+@pytest.mark.parametrize(("output_stride", "cells"), [(32, 7), (16, 14), (8, 28)])
+def test_its_cells_lie_where_they_look_at_the_resized_image(of, output_stride, cells):
+    grid = Grid.of(of(output_stride), (112, 448), (cells, cells))
+    assert grid.first_px == pytest.approx((0.25, 1.0))
+    assert grid.stride_px == pytest.approx((output_stride / 2, output_stride * 2))
+    assert grid.field_px == pytest.approx((435 / 2, 435 * 2))
+
+
+def test_a_cell_sees_as_far_as_it_says_and_as_far_to_either_side(of, monkeypatch):
+    """On an image so large that the whole receptive field of a middle cell lies on it."""
+    monkeypatch.setattr(resnet, "SIDE_PX", 640)
+    image = torch.rand(1, 3, 640, 640, requires_grad=True)
+    model, cell = of(), 10
+    model(image)[0, :, cell, cell].sum().backward()
+    for seen in (image.grad.abs().sum(dim=(0, 1, 3)), image.grad.abs().sum(dim=(0, 1, 2))):
+        rows = seen.nonzero()
+        centre, reach = model.first_px + cell * model.stride_px, model.receptive_field_px / 2
+        assert (rows.min().item(), rows.max().item() + 1) == (centre - reach, centre + reach)
+
+
+def test_the_deeper_network_sees_further():
+    """7 px of stem and 3 of pooling, then two 3x3 convolutions in each block, those of stride 2 reading the finer map."""
+    for model, blocks in ((ResNet18, (2, 2, 2, 2)), (ResNet34, (3, 4, 6, 3))):
+        field, step = 11, 4
+        for stage, count in enumerate(blocks):
+            strided = 2 * step if stage else 0  # the first convolution of a stage that halves the map
+            step *= 2 if stage else 1
+            field += strided + (2 * count - (stage > 0)) * 2 * step
+        assert model.receptive_field_px == field
 
 
 def test_all_layers_can_be_fine_tuned():

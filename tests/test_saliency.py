@@ -700,6 +700,16 @@ def test_models_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         assert picture.size == (750, 935)
 
 
+def test_models_are_compared_on_no_more_images_than_there_are(tmp_path: Path, svhn_folder: str):
+    args = compare_saliency.Args(
+        "HSAL-SVHNMultiset-v0", models=("boxes",), data_root=svhn_folder, episodes=50, output_dir=tmp_path
+    )
+    compare_saliency.main(args)
+    results = json.loads((tmp_path / "saliency.json").read_text())
+    assert (results["source"], results["episodes"]) == ("svhn", 12)
+    assert results["models"]["boxes"]["found"] is not None
+
+
 @pytest.mark.parametrize(
     ("changed", "error", "said"),
     [

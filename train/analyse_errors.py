@@ -33,11 +33,11 @@ class Args:
     split: str = "val"
     """train, val or test; look at test errors only when nothing is chosen by them any more"""
     episodes: int = 5_000
-    """how many"""
+    """how many, if the split holds so many"""
     source: str | None = None
-    """mnist or digits; default: as for evaluate_agent.py"""
+    """auto, mnist, digits, house-numbers or svhn; default: as for evaluate_agent.py"""
     data_root: str | None = None
-    """where MNIST lies"""
+    """where the data lie"""
     output_dir: Path = Path("errors")
     """where errors.json, errors.md and errors.png go"""
 
@@ -69,6 +69,7 @@ def main(args: Args) -> None:
     from agents.errors import describe, tables
     from agents.evaluation import evaluation_config
     from agents.gallery import worst_first
+    from agents.report import source_in_words
     from agents.tracing import record
     from hsal_env.files import replacing
     from hsal_env.rendering import draw_traces, save_picture
@@ -84,12 +85,12 @@ def main(args: Args) -> None:
         )
     config = evaluation_config(env, args.split, args.episodes)
     episodes = []
-    for start in tqdm(range(0, args.episodes, _BATCH), desc="record"):
-        indices = np.arange(start, min(start + _BATCH, args.episodes))
+    for start in tqdm(range(0, config.size, _BATCH), desc="record"):
+        indices = np.arange(start, min(start + _BATCH, config.size))
         episodes += [describe(trace) for trace in record(loaded.agent, config, indices)]
     found = tables(episodes)
     name = args.agent if args.agent in bundled() else "An agent"
-    text = markdown(found, f"{name}: {args.episodes} {args.split} canvases of {env.source}, greedy")
+    text = markdown(found, f"{name}: {config.size} {args.split} canvases of {source_in_words(env.source)}, greedy")
     print(text)
     worst = sorted((e for e in episodes if e.kind != "right"), key=worst_first)[:_PICTURED]
     try:

@@ -45,7 +45,7 @@ class Args:
     output_dir: Path = Path("agents/bundled")
     """where NAME.pt and NAME.md go"""
     data_root: str | None = None
-    """where MNIST lies"""
+    """where the data lie"""
     episodes: int = 10_000
     """test canvases"""
 
@@ -83,7 +83,7 @@ def main(args: Args) -> None:
     """Round, test, write.
 
     Raises:
-        ConfigError: fewer than one episode, or an agent trained on images of your own.
+        ConfigError: fewer than one episode, or an agent trained on other images than digits, or on features of a model file.
         CheckpointError: the run is not whole, or the folder cannot be written.
     """
     import torch
@@ -98,6 +98,10 @@ def main(args: Args) -> None:
     content = checkpoint.read(args.run / "checkpoint.pt")
     if content["source"] not in _DATA:
         raise ConfigError(f"Bundled agents are trained on {' or '.join(_DATA)}; this one on {content['source']!r}.")
+    if content["env"]["activation"].endswith(".pt"):
+        raise ConfigError(
+            f"Bundled agents see by an activation model of the package; this one by the file {content['env']['activation']}."
+        )
     try:
         metrics = json.loads((args.run / "metrics.json").read_text())
         card(args.name, content, metrics, "")

@@ -17,6 +17,7 @@ from typing import Any
 
 import tyro
 
+from agents.report import source_in_words
 from hsal_env import ENVIRONMENTS
 from hsal_env.config import EnvConfig
 from hsal_env.errors import CheckpointError, ConfigError, HSALError
@@ -38,7 +39,7 @@ class Args:
     split: str = "test"
     """train, val or test"""
     episodes: int = 1_000
-    """how many canvases"""
+    """how many canvases, if the split holds so many"""
     seed: int = 0
     """which canvases the split holds"""
     source: str | None = None
@@ -51,7 +52,8 @@ class Args:
 
 def markdown(results: dict[str, Any]) -> str:
     """The table for people."""
-    head = f"{results['episodes']} {results['split']} canvases of {results['env_id']}, {results['source']}"
+    images = source_in_words(results["source"])
+    head = f"{results['episodes']} {results['split']} canvases of {results['env_id']}, {images}"
     lines = [
         f"# Objects found by saliency maps: {head}", "",
         "found: share of objects that hold a local maximum of the map; spurious: maxima that no object holds, per image; high:",
@@ -98,19 +100,21 @@ def main(args: Args) -> None:
     for name in dict.fromkeys(args.models or SALIENCY_MODELS):
         # volumes are computed for the first and kept
         examples = Examples(EnvConfig.from_kwargs({**base, "saliency": name}))
-        parts = [np.arange(i, min(i + _BATCH, args.episodes)) for i in range(0, args.episodes, _BATCH)]
+        parts = [np.arange(i, min(i + _BATCH, len(examples))) for i in range(0, len(examples), _BATCH)]
         maps[name] = np.concatenate([examples.load(part)[0].raw_saliency.numpy() for part in tqdm(parts, desc=name)])
-    canvases = examples.compose(np.arange(args.episodes))
+    canvases = examples.compose(np.arange(len(examples)))
     results = {
         "env_id": args.env_id,
         "source": examples.source,
-        **{key: getattr(args, key) for key in ("split", "episodes", "seed")},
+        "split": args.split,
+        "episodes": len(examples),
+        "seed": args.seed,
         "activation": examples.config.activation,
         "models": {name: find_objects(part, canvases.boxes, examples.grid).summary() for name, part in maps.items()},
     }
     text = markdown(results)
     print(text)
-    first = slice(min(_PICTURED, args.episodes))
+    first = slice(_PICTURED)
     picture = draw_maps(
         canvases.images[first], canvases.boxes[first], {name: part[first] for name, part in maps.items()}, examples.grid
     )

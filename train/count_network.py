@@ -38,8 +38,8 @@ class Args:
     """whose canvases"""
     head: Literal["volume", "columns"] = "volume"
     """what the network reads at once: the volume, or one column"""
-    activation: str = "compact"
-    """activation model"""
+    activation: str | None = None
+    """activation model; default: the environment's"""
     hidden: int = 512
     """units of both hidden layers"""
     passes: int = 10
@@ -49,13 +49,13 @@ class Args:
     learning_rate: float = 1e-3
     """peak of the one-cycle schedule (Adam)"""
     num_examples: int = 60_000
-    """training canvases"""
+    """training canvases, if there are so many"""
     test_episodes: int = 10_000
     """test canvases"""
     seed: int = 0
     """seed of weights and order"""
     data_root: str | None = None
-    """where MNIST lies"""
+    """where the data lie"""
     output_dir: Path = Path("runs/count-network")
     """where metrics.json goes"""
 
@@ -64,7 +64,7 @@ def main(args: Args) -> None:
     """Train, test, print and write.
 
     Raises:
-        ConfigError: an unknown id, or a number that is too small.
+        ConfigError: an unknown id, a number that is too small, or fewer images than a batch has.
         CheckpointError: the output folder cannot be written.
     """
     import torch
@@ -88,7 +88,7 @@ def main(args: Args) -> None:
     env = EnvConfig.from_kwargs(
         ENVIRONMENTS[args.env_id]
         | {
-            "activation": args.activation,
+            **({"activation": args.activation} if args.activation else {}),
             "data_root": args.data_root,
             "num_examples": args.num_examples,
             "features": "store",
@@ -97,6 +97,8 @@ def main(args: Args) -> None:
     start = time.perf_counter()
     write(args.output_dir / ".writable", "")  # what cannot be written is said before minutes of work
     (args.output_dir / ".writable").unlink()
+    if env.size < args.batch_size:
+        raise ConfigError(f"Expected at least batch_size={args.batch_size} images; got {env.size}. Lower --batch-size.")
     examples = Examples(env)
     feature_seconds = time.perf_counter() - start
     torch.manual_seed(args.seed)
@@ -131,7 +133,12 @@ def main(args: Args) -> None:
         "feature_seconds": feature_seconds,
         **resources(),
         "threads": torch.get_num_threads(),
-        "config": {**dataclasses.asdict(args), "output_dir": None, "data_root": None},
+        "config": {
+            **dataclasses.asdict(args),
+            "activation": env.activation,
+            "output_dir": None,
+            "data_root": None,
+        },
         "versions": versions(),
         "command": ["python", "train/count_network.py", *without_paths(sys.argv[1:])],
     }

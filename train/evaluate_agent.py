@@ -8,7 +8,6 @@ python train/evaluate_agent.py runs/x/checkpoint.pt --images FOLDER --split all 
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from dataclasses import dataclass
@@ -34,9 +33,9 @@ class Args:
     episodes: int = 10_000
     """how many"""
     source: str | None = None
-    """mnist or digits; default: what the agent was trained on, digits where that is MNIST and cannot be had"""
+    """auto, mnist, digits, house-numbers or svhn; default: that of the training, digits for MNIST where it cannot be had"""
     data_root: str | None = None
-    """where MNIST lies"""
+    """where the data lie"""
     images: str | None = None
     """folder of your own images and labels.csv; default: of an agent trained on such, that folder"""
     min_objects: int | None = None
@@ -66,7 +65,7 @@ def main(args: Args) -> None:
         for name in ("min_objects", "max_objects", "max_size_px")
         if (value := getattr(args, name)) is not None
     }
-    env = dataclasses.replace(loaded.env_on(args.split, args.source, args.data_root, args.images), **changed)
+    env = loaded.env_on(args.split, args.source, args.data_root, args.images, **changed)
     config = evaluation_config(env, args.split, args.episodes, args.seed)
     results = {
         "source": env.source,

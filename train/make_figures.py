@@ -36,9 +36,9 @@ class Args:
     seed: int = 0
     """which canvases the split holds"""
     source: str | None = None
-    """mnist or digits; default: what the agent was trained on, digits where that is MNIST and cannot be had"""
+    """auto, mnist, digits, house-numbers or svhn; default: that of the training, digits for MNIST where it cannot be had"""
     data_root: str | None = None
-    """where MNIST lies"""
+    """where the data lie"""
     images: str | None = None
     """folder of your own images and labels.csv; default: of an agent trained on such, that folder"""
 

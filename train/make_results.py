@@ -23,6 +23,7 @@ from reproduce import LEARNERS, ROWS
 
 from agents import runs
 from agents.paper import TABLE_1
+from agents.report import source_in_words
 from agents.statistics import spread
 from hsal_env.files import replacing
 
@@ -101,7 +102,7 @@ def cells(name: str, runs: list[dict[str, Any]]) -> dict[str, str]:
     return {
         "row": name,
         "what": row.what,
-        "images": runs[0]["source"],
+        "images": source_in_words(runs[0]["source"]),
         "seeds": str(len(runs)),
         "0-1": spread([test["exact_match"] for test in tests]),
         "macro-F1": spread([test["macro_f1"] for test in tests]),
@@ -132,7 +133,7 @@ def learner_cells(name: str, runs: list[dict[str, Any]]) -> dict[str, str]:
     return {
         "row": name,
         "what": ROWS[name].what,
-        "images": runs[0]["source"],
+        "images": source_in_words(runs[0]["source"]),
         "seeds": str(len(runs)),
         "steps": f"{runs[0]['steps']:,}",
         "mean return": of("test", "mean_return", 2),

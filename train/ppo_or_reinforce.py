@@ -44,7 +44,7 @@ class TrainEnv(EnvConfig):
     """folder of your own images and labels.csv (with --env-id HSAL-Custom-v0), see hsal_env/data/custom.py"""
     labels: tyro.conf.Suppress[None] = None
     activation: str = "compact"
-    """activation model: a name, or package.module:Name"""
+    """activation model: a name, a model file .pt, or package.module:Name, see docs/perception.md"""
     saliency: str = "sum-of-squares"
     """saliency model: a name, package.module:Name, or file:PATH of maps, see docs/perception.md"""
     features: tyro.conf.Suppress[str] = "store"

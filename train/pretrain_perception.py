@@ -68,7 +68,7 @@ class Args:
     output_stride: int | None = None
     """px from one cell to the next; compact: 16 (7x7 cells), 8 (14x14) or 4 (28x28)"""
     init: str | None = None
-    """model file to start from, or scratch; default: the architecture's published weights, if it has any, else scratch"""
+    """bundled model or model file to start from, or scratch; default: the architecture's published weights, else scratch"""
     objective: Literal["count", "classify"] = "count"
     """count: all labels of the image; classify: the paper's, one of them at a time"""
     passes: int = 18
@@ -98,7 +98,7 @@ class Args:
     seed: int = 0
     """seed of weights and canvases"""
     data_root: str | None = None
-    """where MNIST lies"""
+    """where the data lie"""
 
 
 def supplies(args: Args, split: str, seed: int) -> dict[str, dict[str, Supply]]:
@@ -112,7 +112,12 @@ def supplies(args: Args, split: str, seed: int) -> dict[str, dict[str, Supply]]:
         source: {
             look: Supply(
                 EnvConfig(
-                    source=source, split=split, seed=1_000 * (place + 1) + seed, data_root=args.data_root, **kwargs
+                    source=source,
+                    split=split,
+                    seed=1_000 * (place + 1) + seed,
+                    data_root=args.data_root,
+                    canvas_px=args.canvas_px,
+                    **kwargs,
                 ),
                 of_source * share,
             )
@@ -126,7 +131,8 @@ def main(args: Args) -> None:
     """Train, test, save.
 
     Raises:
-        ConfigError: fewer than one pass, one canvas a batch, or one batch a pass; or an unknown architecture or device.
+        ConfigError: fewer than one pass, one canvas a batch, or one batch a pass; an unknown architecture or device; an output
+            that is no .pt; or a share outside 0..1.
         CheckpointError: ``init`` is no model file of the architecture, or the output cannot be written.
     """
     import torch
@@ -150,6 +156,10 @@ def main(args: Args) -> None:
             "Expected passes, val_canvases and test_canvases of at least 1 and 1 <= batch_size <= num_canvases; got "
             f"{args.passes}, {args.val_canvases}, {args.test_canvases}, {args.batch_size}, {args.num_canvases}."
         )
+    if args.output.suffix != ".pt":
+        raise ConfigError(f"Expected --output as FILE.pt, by which --activation knows a file; got {args.output}.")
+    if not 0 <= args.mnist_share <= 1:
+        raise ConfigError(f"Expected --mnist-share between 0 and 1; got {args.mnist_share}.")
     device = ALONE.device(args.device)
     torch.manual_seed(args.seed)
     train = [supply for looks in supplies(args, "train", args.seed).values() for supply in looks.values()]

@@ -39,9 +39,9 @@ class Args:
     split: str = "val"
     """split to play; test only after all choices are made"""
     source: str | None = None
-    """mnist or digits; default: as for evaluate_agent.py"""
+    """auto, mnist, digits, house-numbers or svhn; default: as for evaluate_agent.py"""
     data_root: str | None = None
-    """where MNIST lies"""
+    """where the data lie"""
 
 
 def main(args: Args) -> None:

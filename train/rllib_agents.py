@@ -61,9 +61,9 @@ class Args:
     seed: int = 0
     """seed of weights, samples and environments"""
     source: str | None = None
-    """mnist, digits or auto; default: the id's"""
+    """auto, mnist, digits, house-numbers or svhn; default: the id's"""
     data_root: str | None = None
-    """where MNIST lies, on every machine"""
+    """where the data lie, on every machine"""
     num_examples: int | None = None
     """training canvases"""
     test_episodes: int = 500

@@ -123,9 +123,9 @@ class Args:
     seed: int = 0
     """seed of weights, samples and lanes"""
     source: str | None = None
-    """mnist, digits or auto; default: the id's"""
+    """auto, mnist, digits, house-numbers or svhn; default: the id's"""
     data_root: str | None = None
-    """where MNIST lies"""
+    """where the data lie"""
     num_examples: int | None = None
     """training canvases"""
     val_episodes: int = 500

@@ -93,7 +93,7 @@ class CanvasBatch(NamedTuple):
 
 
 class CanvasSource(Protocol):
-    """Where canvases come from: :class:`Canvases`, or :class:`hsal_env.data.custom.CustomCanvases`."""
+    """Where canvases come from: :class:`Canvases` or another class of :mod:`hsal_env.data`."""
 
     @property
     def source(self) -> str:

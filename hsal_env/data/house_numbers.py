@@ -24,6 +24,7 @@ from hsal_env.data.resize import bilinear_resize
 from hsal_env.errors import ConfigError
 
 MOST_DIGITS = 5
+MOST_PX = 512  # noise is cut from a supply that would be too small for larger images
 FACES = {
     "train": (
         "DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-BoldOblique", "DejaVuSansMono", "DejaVuSansMono-BoldOblique", "DejaVuSerif",
@@ -87,7 +88,7 @@ class HouseNumbers:
         """Refuse what cannot be drawn.
 
         Raises:
-            ConfigError: an unknown task, more than five digits, or an image of less than 32 px.
+            ConfigError: an unknown task, more than five digits, or an image of less than 32 or more than :data:`MOST_PX` px.
         """
         if task not in TASKS:
             raise ConfigError(f"Expected task to be one of {', '.join(TASKS)}; got {task!r}.")
@@ -100,8 +101,10 @@ class HouseNumbers:
                 f"Expected 1 <= min_objects <= max_objects <= {MOST_DIGITS} of house numbers; got {min_objects} and "
                 f"{max_objects}."
             )
-        if image_px < 32:
-            raise ConfigError(f"Expected canvas_px of at least 32 of house numbers; got {image_px}.")
+        if not 32 <= image_px <= MOST_PX:
+            raise ConfigError(
+                f"Expected canvas_px of at least 32 and at most {MOST_PX} of house numbers; got {image_px}."
+            )
 
     @property
     def content(self) -> tuple[str | np.ndarray, ...]:

@@ -1,9 +1,8 @@
 """Activation models f_A: image -> activation volume V (paper section 3, "Meta-Controller").
 
-An activation model is any ``nn.Module`` with the attributes of :class:`ActivationModel`. HSAL ships one, trained by
-``train/pretrain_perception.py``, with three sets of weights: ``"compact"``, from the label multisets of canvases of 1 to 10
-objects; ``"compact-ten"``, trained on from there with 10 small objects on each; and ``"compact-single"``, from single objects
-alone, as in the paper. A JSON beside each says where it came from.
+An activation model is any ``nn.Module`` with the attributes of :class:`ActivationModel`. Here is the one that HSAL ships, with
+several sets of weights by ``train/pretrain_perception.py``; a JSON beside each says where it came from. ``docs/perception.md``
+lists them, and those with published weights (:mod:`hsal_env.perception.resnet`).
 """
 
 from __future__ import annotations
@@ -24,8 +23,9 @@ class ActivationModel(Protocol):
         in_channels: 1 (grey) or 3 (colour): the images it reads.
         channels: D, the depth of its volume.
 
-    It may also say ``first_px``, ``stride_px`` and ``receptive_field_px``, for pictures and scan paths: see
-    :class:`hsal_env.perception.grid.Grid`; and ``saliency_channels``: Σ V² runs over that many first channels, not over all.
+    It may also say ``first_px``, ``stride_px``, ``receptive_field_px`` and ``resized_px``, where its cells lie, for pictures,
+    scan paths and saliency models: see :meth:`hsal_env.perception.grid.Grid.of`; and ``saliency_channels``: Σ V² runs over that
+    many first channels, not over all.
     """
 
     in_channels: int
@@ -72,7 +72,7 @@ class CompactResNet(nn.Module):
 
     Finer maps have the same weights: the last one or two blocks are dilated instead of halving the map (Yu and Koltun 2015), so
     that a cell sees what it saw. An image is first continued at its lower and right edge to a multiple of 16 px, so that 100 px
-    give 14x14 or 28x28 cells.
+    give 14x14 or 28x28 cells; cells that see beyond these edges then differ from those of 7x7, which see zeros there.
 
     Args:
         in_channels: 1, grey, or 3, RGB.

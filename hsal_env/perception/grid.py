@@ -24,11 +24,18 @@ class Grid(NamedTuple):
     def of(cls, model: Any, image_px: tuple[int, int], map_size: tuple[int, int]) -> Grid:
         """As ``model`` says by its attributes ``first_px``, ``stride_px`` and ``receptive_field_px`` (a number each).
 
+        They are in px of the image or, of a model that says ``resized_px`` (a number), of the square to which it brings images.
         One that says none of them, or None for a model, is taken to cut the image into H x W bands that each see themselves.
         """
         bands = [pixels / cells for pixels, cells in zip(image_px, map_size, strict=True)]
+        resized = getattr(model, "resized_px", None)
+        scales = [1.0 if resized is None else pixels / resized for pixels in image_px]
+
+        def scaled(number: float) -> list[float]:
+            return [number * scale for scale in scales]
+
         stride = getattr(model, "stride_px", None)
-        strides = bands if stride is None else [stride, stride]
+        strides = bands if stride is None else scaled(stride)
         first = getattr(model, "first_px", None)
         field = getattr(model, "receptive_field_px", None)
         # unknown offset: the cells lie about the middle of the image
@@ -39,9 +46,9 @@ class Grid(NamedTuple):
             *(
                 (float(pair[0]), float(pair[1]))
                 for pair in (
-                    middle if first is None else [first, first],
+                    middle if first is None else scaled(first),
                     strides,
-                    strides if field is None else [field, field],
+                    strides if field is None else scaled(field),
                 )
             )
         )

@@ -36,7 +36,9 @@ def read_model(path: Path) -> dict[str, Any]:
         CheckpointError: missing, cut off, damaged, or another kind of file.
     """
     if not path.is_file():
-        raise CheckpointError(f"No activation model at {path}.")
+        raise CheckpointError(
+            f"No activation model at {path}{'' if path.is_absolute() else f' in {Path.cwd()}'}. Bring it there, or name another."
+        )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises several kinds for a damaged file
@@ -61,7 +63,7 @@ def load_model(path: Path, architectures: Mapping[str, Any], **arguments: Any) -
     content = read_model(path)
     name = content["architecture"]
     if name not in architectures:
-        raise CheckpointError(f"{path} holds a {name!r}; this version of HSAL knows {', '.join(architectures)}.")
+        raise CheckpointError(f"{path} holds a {name!r}; expected {' or '.join(architectures)}. Name another file.")
     try:
         model = architectures[name](**{**content["arguments"], **arguments})
         model.load_state_dict(content["weights"])

@@ -88,7 +88,8 @@ def activation_model(given: str | nn.Module) -> ActivationModel:
     It is frozen, and on the CPU. A file's name ends with ``.pt``: see :mod:`hsal_env.perception.model_file`.
 
     Raises:
-        ConfigError: the name is unknown or cannot be imported; no module, or one without ``in_channels`` or ``channels``.
+        ConfigError: the name is unknown, cannot be imported, or makes no model when it is called without arguments; no module,
+            or one without ``in_channels`` or ``channels``.
         CheckpointError: no such file, or it is damaged.
         DataUnavailableError: the name's published weights are nowhere to be had.
     """
@@ -127,8 +128,8 @@ def saliency_model(given: str | SaliencyModel) -> SaliencyModel:
     """The saliency model of a name or ``"file:PATH"`` (:class:`MapFiles`), or a given one, copied if it is a module.
 
     Raises:
-        ConfigError: the name is unknown or cannot be imported; or nothing that can be called, or a class; or it reads what
-            there is not.
+        ConfigError: the name is unknown, cannot be imported, or makes no model when it is called without arguments; or nothing
+            that can be called, or a class; or it reads what there is not.
     """
     return _saliency_of_name(given) if isinstance(given, str) else _checked_saliency(given, given)
 
@@ -144,7 +145,7 @@ def model_name(given: Any) -> str:
 def _activation_of_name(name: str) -> ActivationModel:
     forms = "a model file .pt, or 'package.module:Name'"
     build = find_object(name, "activation model", ACTIVATION_MODELS, ACTIVATION_GROUP, forms)
-    return _checked_activation(build(), name)
+    return _checked_activation(_made(build, "activation", name), name)
 
 
 @cache
@@ -154,7 +155,16 @@ def _saliency_of_name(name: str) -> SaliencyModel:
     found = find_object(
         name, "saliency model", SALIENCY_MODELS, SALIENCY_GROUP, "'file:PATH' of maps, or 'package.module:Name'"
     )
-    return _checked_saliency(found.build() if isinstance(found, Listed) else found(), name)
+    return _checked_saliency(_made(found.build if isinstance(found, Listed) else found, "saliency", name), name)
+
+
+def _made(build: Any, argument: str, name: str) -> Any:
+    try:
+        return build()
+    except TypeError as error:
+        raise ConfigError(
+            f"{argument}={name!r}: expected a class or function that makes a model when it is called without arguments: {error}."
+        ) from error
 
 
 def _checked_saliency(model: Any, given: Any) -> SaliencyModel:

@@ -41,7 +41,7 @@ class ResNet(nn.Module):
     With ``lower_level`` a cell's column also holds the activations of the last stage of stride S / 2 in its 2x2 finer cells:
     channel ``512 + 4 c + 2 p + q`` at (i, j) is channel ``c`` at (2 i + p, 2 j + q).
 
-    Where the cells lie on an image depends on its size, so there is no ``first_px`` and no ``stride_px``.
+    All layers are centred, so the cell (i, j) is centred on the pixel (S i, S j) of the resized image, as that of a coarser map.
 
     Args:
         output_stride: 32, 16 or 8; px of the resized image per cell.
@@ -51,6 +51,7 @@ class ResNet(nn.Module):
         depth: 18 or 34, of the subclass.
         channels: D, 512 and what is appended.
         saliency_channels: the first 512 of them, what sum-of-squares runs over.
+        first_px, stride_px, receptive_field_px, resized_px: where the cells lie, see :meth:`hsal_env.perception.grid.Grid.of`.
 
     Raises:
         ConfigError: another output_stride.
@@ -58,7 +59,9 @@ class ResNet(nn.Module):
 
     in_channels = 3
     saliency_channels = 512
+    first_px, resized_px = 0.5, SIDE_PX  # see Grid.of; 0.5 is the centre of pixel 0
     depth: int
+    receptive_field_px: int
     mean: Tensor
     std: Tensor
 
@@ -66,6 +69,7 @@ class ResNet(nn.Module):
         super().__init__()
         if output_stride not in OUTPUT_STRIDES:
             raise ConfigError(f"Expected output_stride to be one of 32, 16, 8; got {output_stride!r}.")
+        self.stride_px = output_stride
         self.arguments: dict[str, Any] = {"output_stride": output_stride, "lower_level": lower_level}
         self.register_buffer("mean", torch.tensor(MEAN).reshape(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).reshape(3, 1, 1), persistent=False)
@@ -130,13 +134,13 @@ class ResNet(nn.Module):
 class ResNet18(ResNet):
     """8 residual blocks; about half of the work of :class:`ResNet34`."""
 
-    depth = 18
+    depth, receptive_field_px = 18, 435
 
 
 class ResNet34(ResNet):
     """16 residual blocks: the paper's."""
 
-    depth = 34
+    depth, receptive_field_px = 34, 899
 
 
 def _dilate(stage: nn.Module, dilation: int) -> None:
