@@ -6,6 +6,7 @@ Plain tensors, numbers, texts, lists and dicts, read with ``weights_only=True``:
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,9 +87,25 @@ def describe(
 
 
 def perception(env: EnvConfig) -> str:
-    """A fingerprint of the activation model's weights: an agent is worth nothing on the features of other ones."""
+    """A fingerprint of the activation model: an agent is worth nothing on the features of another one.
+
+    Of its weights, and of those arguments of its architecture that the weights do not show and that are not the defaults.
+    """
     model: Any = activation_model(env.activation)
-    return fingerprint(model)
+    defaults = inspect.signature(type(model)).parameters
+    unusual = {
+        name: value
+        for name, value in getattr(model, "arguments", {}).items()
+        if name != "in_channels" and name in defaults and value != defaults[name].default
+    }
+    return fingerprint(model, *([repr(unusual)] if unusual else []))
+
+
+def _perception_of(path: Path, env: EnvConfig) -> str:
+    try:
+        return perception(env)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} cannot be loaded without its activation model. {error}") from error
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
@@ -151,7 +168,7 @@ def load(path: Path, **switches: Any) -> Loaded:
         world = World(Rules(**world["rules"]), tuple(world["map_size"]), world["channels"], world["num_classes"])
         agent = build_agent(content["agent"], world, config)
         restore(agent, content["model"], path)
-        same_features = content["perception"] == perception(env)
+        same_features = content["perception"] == _perception_of(path, env)
     except (TypeError, KeyError, ConfigError) as error:
         raise CheckpointError(f"{path} does not fit this version of HSAL: {error}") from error
     if not same_features:

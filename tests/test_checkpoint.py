@@ -20,7 +20,7 @@ from agents.trajectory import collect
 from hsal_env.config import EnvConfig
 from hsal_env.errors import CheckpointError, ConfigError
 from hsal_env.perception.activation import CompactResNet
-from hsal_env.perception.examples import Examples
+from hsal_env.perception.examples import Examples, fingerprint
 from hsal_env.perception.model_file import save_model
 
 ENV = EnvConfig(source="digits", num_examples=32, features="store", update="peak", data_root="somewhere")
@@ -186,10 +186,27 @@ def test_an_activation_model_in_a_file_must_be_there_and_the_same(
     assert checkpoint.load(tmp_path / "c.pt").env.activation == "own.pt"
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir("elsewhere")
-    with pytest.raises(CheckpointError, match=r"No activation model at own\.pt in .*/elsewhere\. Bring it there"):
+    with pytest.raises(
+        CheckpointError, match=r"c\.pt cannot be loaded without.*No activation model at own\.pt in .*/elsewhere"
+    ):
         checkpoint.load(tmp_path / "c.pt")
     save_model(Path("own.pt"), "compact", CompactResNet())
     with pytest.raises(CheckpointError, match=r"than 'own\.pt' is here\. Train it again, or bring back the file that"):
+        checkpoint.load(tmp_path / "c.pt")
+
+
+def test_the_same_weights_on_a_finer_map_are_another_activation_model(
+    tmp_path: Path, content: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    env, model = dataclasses.replace(ENV, activation="own.pt"), CompactResNet()
+    save_model(Path("own.pt"), "compact", model)
+    checkpoint.save(tmp_path / "c.pt", {**content, "env": env.plain(), "perception": checkpoint.perception(env)})
+    assert checkpoint.perception(env) == fingerprint(model)  # defaults go without saying
+    finer = CompactResNet(output_stride=8)
+    finer.load_state_dict(model.state_dict())
+    save_model(Path("own.pt"), "compact", finer)
+    with pytest.raises(CheckpointError, match=r"than 'own\.pt' is here"):
         checkpoint.load(tmp_path / "c.pt")
 
 
