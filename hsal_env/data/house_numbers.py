@@ -345,8 +345,7 @@ def _ink(faces: tuple[str, ...]) -> _Ink:
 
 def _fitted(ink: np.ndarray, columns: int) -> np.ndarray:
     """uint8 ``[h, w]`` to ``[_ROWS, columns]``."""
-    tall = bilinear_resize(ink[None], _ROWS)[0] if ink.shape[1] == _ROWS else _stretched(ink, _ROWS)
-    return _stretched(tall.T, columns).T
+    return _stretched(_stretched(ink, _ROWS).T, columns).T
 
 
 def _stretched(ink: np.ndarray, rows: int) -> np.ndarray:
