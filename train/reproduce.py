@@ -155,6 +155,13 @@ ROWS = {
         (0, 1, 2),
         source="house-numbers",
     ),
+    "house-numbers-on-svhn": Row(
+        "the agent of synthetic house numbers, on 256 photographs",
+        "house-numbers --source svhn",
+        (0,),
+        _EVALUATE,
+        "svhn",
+    ),
     "svhn-multiset": Row(
         "REINFORCE, ResNet-34 that counts", f"{_SVHN} --canvas-px 224", (0, 1, 2), source="svhn", model="svhn-resnet34"
     ),
