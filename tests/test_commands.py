@@ -200,7 +200,6 @@ def test_an_agent_is_tested_on_what_it_was_trained_on(
         assert (results["source"], results["trained_on"]) == (name, "mnist")
 
 
-@pytest.mark.usefixtures("no_mnist")
 def test_an_agent_of_synthetic_house_numbers_says_so(tmp_path: Path):
     flags = [
         *SMALL[:2],
@@ -226,6 +225,7 @@ def test_errors_are_broken_down_of_no_more_images_than_there_are(tmp_path: Path,
     assert json.loads((tmp_path / "errors" / "errors.json").read_text())["episodes"] == 12
 
 
+@pytest.mark.usefixtures("no_mnist")
 def test_where_mnist_is_absent_an_agent_is_tested_on_digits(command: "Command", trained_on_mnist: Path, tmp_path: Path):
     with pytest.warns(UserWarning, match="scores are not MNIST scores"):
         command(EVALUATE, [trained_on_mnist, "--episodes", 20, "--json", "t.json"])

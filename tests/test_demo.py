@@ -173,7 +173,7 @@ def test_the_saliency_model_is_swapped(play, canvas):
 
 
 def test_another_agent_plays(play, player, canvas):
-    assert set(player.agents) == set(agents.bundled())
+    assert set(player.agents) == set(agents.bundled()) - {"house-numbers"}  # which reads colour
     for name in ("mnist-set", "mnist-multiset-faithful"):
         loaded = agents.load(name)
         config = dataclasses.replace(loaded.env, source="digits", split="test", protocol="free", task="multiset")

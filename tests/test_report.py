@@ -277,7 +277,9 @@ def test_the_papers_numbers_stand_beside_its_tasks(tmp_path: Path, changes: dict
 
 
 def test_no_such_run_is_a_clear_error(tmp_path: Path):
-    with pytest.raises(DataError, match=r"No run 'nowhere': expected .* a bundled agent's name \(mnist-multiset,"):
+    with pytest.raises(
+        DataError, match=r"No run 'nowhere': expected .* a bundled agent's name \(house-numbers, mnist-multiset,"
+    ):
         gather(["nowhere"])
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="No run"):
