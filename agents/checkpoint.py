@@ -18,7 +18,7 @@ from hsal_env.config import EnvConfig, Rules
 from hsal_env.data import SOURCES, load_glyphs
 from hsal_env.data.glyphs import NUM_CLASSES
 from hsal_env.errors import CheckpointError, ConfigError
-from hsal_env.files import replacing
+from hsal_env.files import replacing, writing
 from hsal_env.perception.examples import fingerprint
 from hsal_env.perception.registry import activation_model
 
@@ -114,11 +114,9 @@ def save(path: Path, content: dict[str, Any]) -> None:
     Raises:
         CheckpointError: the file cannot be written.
     """
-    try:
-        with replacing(path) as temporary:
-            torch.save(content, temporary)
-    except (OSError, RuntimeError) as error:  # torch raises RuntimeError on a full disk
-        raise CheckpointError(f"Cannot write {path}: {error}. Free space or pass another --output-dir.") from error
+    full = (OSError, RuntimeError)  # torch raises RuntimeError on a full disk
+    with writing(path, full), replacing(path) as temporary:
+        torch.save(content, temporary)
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -8,12 +8,9 @@ import platform
 import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import hsal_env
-from hsal_env.errors import CheckpointError
-from hsal_env.files import replacing
 
 _SYNTHETIC = ("house-numbers",)
 _PACKAGES = ("torch", "numpy", "gymnasium", "stable-baselines3", "torchvision", "scikit-learn")
@@ -93,16 +90,3 @@ def comma_separated(rows: list[dict[str, float]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
-
-
-def write(path: Path, text: str) -> None:
-    """Write a file of results atomically.
-
-    Raises:
-        CheckpointError: it cannot be written.
-    """
-    try:
-        with replacing(path) as temporary:
-            temporary.write_text(text)
-    except OSError as error:
-        raise CheckpointError(f"Cannot write {path}: {error}. Free space or name another place.") from error

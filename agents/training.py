@@ -27,7 +27,7 @@ from agents.runs import SCORES, flat
 from agents.tracing import record
 from hsal_env.config import EnvConfig
 from hsal_env.errors import CheckpointError, ConfigError
-from hsal_env.files import replacing
+from hsal_env.files import replacing, write_text, writing
 from hsal_env.perception.examples import Examples
 from hsal_env.rendering import draw_traces, save_picture
 
@@ -202,8 +202,8 @@ class Run:
         }
         tqdm.write(format_table(results))
         picture = self._picture(config, _PICTURED_EPISODES)
-        with self._writing(), replacing(self.folder / "metrics.json") as path:
-            path.write_text(json.dumps(results, indent=2) + "\n")
+        with self.processes.tidy():
+            write_text(self.folder / "metrics.json", json.dumps(results, indent=2) + "\n")
         with self._writing():
             save_picture(picture, self.folder / "episodes.png")
         last = self.learner.num_updates + 1  # after all that is logged while training: a repeated test takes its place
@@ -269,8 +269,7 @@ class Run:
         }
         with self.processes.tidy():
             checkpoint.save(self.checkpoint_path, content)
-        with self._writing(), replacing(self.folder / "progress.csv") as path:
-            path.write_text(comma_separated(self.rows))
+            write_text(self.folder / "progress.csv", comma_separated(self.rows))
 
     def _restore(self) -> None:
         content = self.processes.from_leader(lambda: checkpoint.read(self.checkpoint_path))
@@ -306,11 +305,8 @@ class Run:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        try:
-            with self.processes.tidy():
-                yield
-        except OSError as error:
-            raise CheckpointError(f"Cannot write to the output folder {self.folder}: {error}.") from error
+        with writing(self.folder), self.processes.tidy():
+            yield
 
 
 def _different(one: dict[str, Any], other: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hsal_env.files import replacing
+from hsal_env.files import write_text
 
 
 def taking_turns(runs: dict[str, Callable[[], Any]], turns: int) -> dict[str, list[float]]:
@@ -32,5 +32,4 @@ def ratio(ours: list[float], beside: list[float]) -> float:
 def write_numbers(path: Path | None, numbers: dict[str, Any]) -> None:
     """Write JSON, if a path is given."""
     if path:
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(numbers, indent=2) + "\n")
+        write_text(path, json.dumps(numbers, indent=2) + "\n")

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from hsal_env.errors import CheckpointError
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -41,6 +43,29 @@ def creating_folder(path: Path) -> Iterator[Path]:
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def writing(place: Path, errors: tuple[type[Exception], ...] = (OSError,)) -> Iterator[None]:
+    """Say of an error inside that ``place`` cannot be written.
+
+    Raises:
+        CheckpointError: in place of one of ``errors``.
+    """
+    try:
+        yield
+    except errors as error:
+        raise CheckpointError(f"Cannot write {place}: {error}. Free space or name another place.") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file of text by way of :func:`replacing`.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    with writing(path), replacing(path) as temporary:
+        temporary.write_text(text)
 
 
 def _umask() -> int:

@@ -717,7 +717,7 @@ def test_models_are_compared_on_no_more_images_than_there_are(tmp_path: Path, sv
         ({"env_id": "HSAL-Custom-v0"}, ConfigError, "which are unknown of images of your own"),
         ({"episodes": 0}, ConfigError, "Expected --episodes of at least 1; got 0"),
         ({"models": ("nobody",)}, ConfigError, "Unknown saliency model 'nobody'"),
-        ({"output_dir": Path("/dev/null/x"), "models": ("uniform",)}, CheckpointError, "Cannot write to /dev/null/x"),
+        ({"output_dir": Path("/dev/null/x"), "models": ("uniform",)}, CheckpointError, "Cannot write /dev/null/x"),
     ],
 )
 def test_what_cannot_be_compared_is_a_clear_error(tmp_path: Path, changed: dict, error: type, said: str):

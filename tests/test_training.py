@@ -511,7 +511,7 @@ def test_a_run_resumes_only_with_the_flags_it_was_started_with(finished: Path, c
 @pytest.mark.parametrize("below", [".", "deeper/still"])
 def test_a_file_in_the_way_of_the_folder_is_a_clear_error(tmp_path: Path, below: str):
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(CheckpointError, match=r"Cannot write to the output folder .*file"):
+    with pytest.raises(CheckpointError, match=r"Cannot write .*file"):
         start(tmp_path / "file" / below)
     assert (tmp_path / "file").read_text() == "mine"
 

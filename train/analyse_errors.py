@@ -18,7 +18,7 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from hsal_env.errors import CheckpointError, ConfigError, HSALError
+from hsal_env.errors import ConfigError, HSALError
 
 _PICTURED = 20
 _BATCH = 500
@@ -71,7 +71,7 @@ def main(args: Args) -> None:
     from agents.gallery import worst_first
     from agents.report import source_in_words
     from agents.tracing import record
-    from hsal_env.files import replacing
+    from hsal_env.files import write_text, writing
     from hsal_env.rendering import draw_traces, save_picture
 
     if args.episodes < 1:
@@ -93,16 +93,13 @@ def main(args: Args) -> None:
     text = markdown(found, f"{name}: {config.size} {args.split} canvases of {source_in_words(env.source)}, greedy")
     print(text)
     worst = sorted((e for e in episodes if e.kind != "right"), key=worst_first)[:_PICTURED]
-    try:
-        for name, content in (("errors.json", json.dumps(found, indent=2) + "\n"), ("errors.md", text)):
-            with replacing(args.output_dir / name) as path:
-                path.write_text(content)
+    write_text(args.output_dir / "errors.json", json.dumps(found, indent=2) + "\n")
+    write_text(args.output_dir / "errors.md", text)
+    with writing(args.output_dir):
         (args.output_dir / "errors.png").unlink(missing_ok=True)
         if worst:
             picture = draw_traces(record(loaded.agent, config, np.array([e.canvas_index for e in worst])))
             save_picture(picture, args.output_dir / "errors.png")
-    except OSError as error:
-        raise CheckpointError(f"Cannot write to {args.output_dir}: {error}.") from error
 
 
 if __name__ == "__main__":

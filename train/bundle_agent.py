@@ -91,7 +91,7 @@ def main(args: Args) -> None:
     from agents import checkpoint
     from agents.evaluation import evaluate, evaluation_config
     from agents.report import format_table
-    from hsal_env.files import replacing
+    from hsal_env.files import write_text
 
     if args.episodes < 1:
         raise ConfigError(f"Expected --episodes of at least 1; got {args.episodes}.")
@@ -124,11 +124,7 @@ def main(args: Args) -> None:
     }
     table = format_table(results)
     print(table)
-    try:
-        with replacing(path.with_suffix(".md")) as written:
-            written.write_text(card(args.name, content, metrics, table))
-    except OSError as error:
-        raise CheckpointError(f"Cannot write to {args.output_dir}: {error}.") from error
+    write_text(path.with_suffix(".md"), card(args.name, content, metrics, table))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import tyro
 from agents.report import source_in_words
 from hsal_env import ENVIRONMENTS
 from hsal_env.config import EnvConfig
-from hsal_env.errors import CheckpointError, ConfigError, HSALError
+from hsal_env.errors import ConfigError, HSALError
 
 _BATCH = 100
 _PICTURED = 6
@@ -80,7 +80,7 @@ def main(args: Args) -> None:
     import numpy as np
     from tqdm import tqdm
 
-    from hsal_env.files import replacing
+    from hsal_env.files import write_text, writing
     from hsal_env.map_picture import draw_maps
     from hsal_env.perception.examples import Examples
     from hsal_env.perception.finding import find_objects
@@ -118,13 +118,10 @@ def main(args: Args) -> None:
     picture = draw_maps(
         canvases.images[first], canvases.boxes[first], {name: part[first] for name, part in maps.items()}, examples.grid
     )
-    try:
-        for name, content in (("saliency.json", json.dumps(results, indent=2) + "\n"), ("saliency.md", text)):
-            with replacing(args.output_dir / name) as path:
-                path.write_text(content)
+    write_text(args.output_dir / "saliency.json", json.dumps(results, indent=2) + "\n")
+    write_text(args.output_dir / "saliency.md", text)
+    with writing(args.output_dir):
         save_picture(picture, args.output_dir / "saliency.png")
-    except OSError as error:
-        raise CheckpointError(f"Cannot write to {args.output_dir}: {error}.") from error
 
 
 if __name__ == "__main__":

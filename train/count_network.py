@@ -72,8 +72,9 @@ def main(args: Args) -> None:
 
     from agents.count_network import CountNetwork
     from agents.evaluation import blind_guess, evaluation_config, scores_by_count
-    from agents.report import format_table, resources, versions, without_paths, write
+    from agents.report import format_table, resources, versions, without_paths
     from hsal_env import multiset
+    from hsal_env.files import write_text
     from hsal_env.perception.examples import Examples
 
     if args.env_id not in ENVIRONMENTS:
@@ -95,7 +96,7 @@ def main(args: Args) -> None:
         }
     )
     start = time.perf_counter()
-    write(args.output_dir / ".writable", "")  # what cannot be written is said before minutes of work
+    write_text(args.output_dir / ".writable", "")  # what cannot be written is said before minutes of work
     (args.output_dir / ".writable").unlink()
     if env.size < args.batch_size:
         raise ConfigError(f"Expected at least batch_size={args.batch_size} images; got {env.size}. Lower --batch-size.")
@@ -143,7 +144,7 @@ def main(args: Args) -> None:
         "command": ["python", "train/count_network.py", *without_paths(sys.argv[1:])],
     }
     print(format_table(results))
-    write(args.output_dir / "metrics.json", json.dumps(results, indent=2) + "\n")
+    write_text(args.output_dir / "metrics.json", json.dumps(results, indent=2) + "\n")
 
 
 def predict(net: CountNetwork, examples: Examples) -> tuple[np.ndarray, np.ndarray]:

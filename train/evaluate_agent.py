@@ -17,7 +17,7 @@ from typing import Annotated
 import numpy as np
 import tyro
 
-from hsal_env.errors import CheckpointError, HSALError
+from hsal_env.errors import HSALError
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def main(args: Args) -> None:
     from agents.evaluation import evaluate, evaluation_config
     from agents.report import format_table, versions
     from agents.tracing import record
-    from hsal_env.files import replacing
+    from hsal_env.files import write_text, writing
     from hsal_env.rendering import draw_traces, save_picture
 
     loaded = load(args.agent)
@@ -78,20 +78,11 @@ def main(args: Args) -> None:
         "versions": versions(),
     }
     print(format_table(results))
-
-    def write_table(path: Path) -> None:
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(results, indent=2) + "\n")
-
-    def write_picture(path: Path) -> None:
-        save_picture(draw_traces(record(loaded.agent, config, np.arange(min(3, config.size)))), path)
-
-    for path, write in ((args.json, write_table), (args.picture, write_picture)):
-        try:
-            if path:
-                write(path)
-        except OSError as error:
-            raise CheckpointError(f"Cannot write {path}: {error}.") from error
+    if args.json:
+        write_text(args.json, json.dumps(results, indent=2) + "\n")
+    if args.picture:
+        with writing(args.picture):
+            save_picture(draw_traces(record(loaded.agent, config, np.arange(min(3, config.size)))), args.picture)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def main(args: Args) -> None:
     except ImportError as error:
         raise ConfigError('The picture needs a browser: pip install -c constraints.txt -e ".[browser]"') from error
     from agents.demo import Player
-    from hsal_env.files import replacing
+    from hsal_env.files import replacing, writing
 
     server, address = listen(create_app(Player()))
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -69,7 +69,7 @@ def main(args: Args) -> None:
         picture = page.screenshot(full_page=True)
         browser.close()
     server.shutdown()
-    with replacing(args.output) as temporary:
+    with writing(args.output), replacing(args.output) as temporary:
         temporary.write_bytes(picture)
 
 

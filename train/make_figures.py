@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from hsal_env.errors import CheckpointError, HSALError
+from hsal_env.errors import HSALError
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ def main(args: Args) -> None:
     from agents.tracing import record
     from hsal_env.animation import frames, save_animation
     from hsal_env.errors import ConfigError
+    from hsal_env.files import writing
     from hsal_env.rendering import draw_traces, save_pdf, save_picture
     from hsal_env.trace import save
 
@@ -77,10 +78,8 @@ def main(args: Args) -> None:
     }
     for suffix in dict.fromkeys(args.format):
         path = args.output_dir / f"episodes.{suffix}"
-        try:
+        with writing(path):
             writers.get(suffix, lambda path: save(traces, path))(path)
-        except OSError as error:
-            raise CheckpointError(f"Cannot write {path}: {error}.") from error
         print(path)
 
 

@@ -25,7 +25,7 @@ from agents import runs
 from agents.paper import TABLE_1
 from agents.report import source_in_words
 from agents.statistics import spread
-from hsal_env.files import replacing
+from hsal_env.files import replacing, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 START, END = "<!-- results: made by python train/make_results.py -->\n", "<!-- /results -->"
@@ -288,8 +288,7 @@ def main() -> None:
             sys.exit(f"Out of date: {', '.join(map(str, stale))}; run python train/make_results.py")
         return
     for path, text in made.items():
-        with replacing(path) as temporary:
-            temporary.write_text(text)
+        write_text(path, text)
     draw_figures()
     draw_learners()
 

@@ -24,7 +24,7 @@ import tyro
 
 from hsal_env.config import EnvConfig
 from hsal_env.errors import ConfigError, HSALError
-from hsal_env.files import replacing
+from hsal_env.files import write_text
 
 if TYPE_CHECKING:
     from agents.pretraining import Supply
@@ -45,6 +45,7 @@ LOOKS: dict[str, dict[str, tuple[dict[str, Any], float]]] = {
         "most crowded": ({"task": "single", "max_size_px": 33, "clutter": 12, "clutter_px": 14}, 0.25),
     },
     "house-numbers": {"plain": ({}, 1.0)},
+    "long-house-numbers": {"plain": ({}, 0.5), "long": ({"min_objects": 4}, 0.5)},
     "house-numbers-single": {"plain": ({"task": "single"}, 1.0)},
     "svhn": {"plain": ({}, 1.0)},
     "svhn-single": {"plain": ({"task": "single"}, 1.0)},
@@ -59,10 +60,19 @@ class Args:
     output: Path = Path("compact.pt")
     """where the model goes; named after its --activation"""
     objects: Literal[
-        "multiset", "ten", "crowded", "single", "house-numbers", "house-numbers-single", "svhn", "svhn-single"
+        "multiset",
+        "ten",
+        "crowded",
+        "single",
+        "house-numbers",
+        "long-house-numbers",
+        "house-numbers-single",
+        "svhn",
+        "svhn-single",
     ] = "multiset"
     """multiset: canvases of 1 to 10 digits; ten: of 10 small ones; crowded: of 10 that are as small or smaller; single: of
-    one, as the paper fine-tunes its own; house-numbers: synthetic numbers in colour; svhn: photographs of numbers"""
+    one, as the paper fine-tunes its own; house-numbers: synthetic numbers in colour; long-house-numbers: of 4 or 5 digits every
+    other; svhn: photographs of numbers"""
     architecture: str = "compact"
     """compact, resnet18 or resnet34"""
     output_stride: int | None = None
@@ -105,7 +115,7 @@ def supplies(args: Args, split: str, seed: int) -> dict[str, dict[str, Supply]]:
     """By source and look; another seed lays canvases out otherwise than an environment's."""
     from agents.pretraining import Supply
 
-    kind = args.objects.removesuffix("-single")
+    kind = args.objects.removeprefix("long-").removesuffix("-single")
     colour = kind in ("house-numbers", "svhn")
     sources = {kind: 1.0} if colour else {"mnist": args.mnist_share, "digits": 1 - args.mnist_share}
     return {
@@ -218,8 +228,7 @@ def main(args: Args) -> None:
         "versions": versions(),
     }
     tqdm.write(f"test: {results['test']}")
-    with replacing(args.output.with_suffix(".json")) as path:
-        path.write_text(json.dumps(results, indent=2) + "\n")
+    write_text(args.output.with_suffix(".json"), json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

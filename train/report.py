@@ -54,9 +54,9 @@ def main(args: Args) -> None:
     """
     import hsal_env
     from agents import checkpoint
-    from agents.report import write
     from agents.report_page import Row, page
     from agents.runs import gather, group, names, of_bundled
+    from hsal_env.files import write_text
 
     if not args.runs:
         raise ConfigError("Expected at least one run; name folders or bundled agents, see --help.")
@@ -76,7 +76,7 @@ def main(args: Args) -> None:
                 runs = [of_bundled(first, loaded, loaded.env_on("test", args.source, args.data_root), args.episodes)]
             traces = play(loaded, args, name)
         rows.append(Row(name, runs, traces, args.split))
-    write(args.output, page(rows, hsal_env.__version__))
+    write_text(args.output, page(rows, hsal_env.__version__))
     print(f"The report is in {args.output}")
 
 

@@ -24,8 +24,8 @@ from typing import Annotated, NamedTuple
 
 import tyro
 
-from hsal_env.errors import CheckpointError, ConfigError, HSALError
-from hsal_env.files import replacing
+from hsal_env.errors import ConfigError, HSALError
+from hsal_env.files import write_text
 
 _ROOT = Path(__file__).resolve().parents[1]
 
@@ -258,11 +258,7 @@ def main(args: Args) -> None:
             )
         for name in ("metrics.json", "progress.csv"):
             if (folder / name).exists():
-                try:
-                    with replacing(args.results_dir / args.row / f"seed-{seed}" / name) as path:
-                        path.write_text((folder / name).read_text())
-                except OSError as error:
-                    raise CheckpointError(f"Cannot write to {args.results_dir}: {error}.") from error
+                write_text(args.results_dir / args.row / f"seed-{seed}" / name, (folder / name).read_text())
 
 
 def run(command: list[str]) -> None:

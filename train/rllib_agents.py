@@ -25,7 +25,7 @@ import tyro
 
 from hsal_env import ENVIRONMENTS
 from hsal_env.errors import CheckpointError, ConfigError, HSALError
-from hsal_env.files import creating_folder
+from hsal_env.files import creating_folder, write_text, writing
 
 _POLICY: dict[str, Any] = {"policy": "agents.policies:mnist_multiset"}
 VIEWS: dict[str, dict[str, Any]] = {
@@ -95,7 +95,7 @@ def main(args: Args) -> None:
             f'{error}. This command needs ray: pip install "hsal[rllib]", or in a checkout '
             'pip install -c constraints.txt -e ".[rllib]".'
         ) from error
-    from agents.report import comma_separated, resources, versions, without_paths, write
+    from agents.report import comma_separated, resources, versions, without_paths
 
     name = f"{args.env_id}-rllib-{args.view}-{args.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = args.output_dir or Path("runs") / name
@@ -109,7 +109,7 @@ def main(args: Args) -> None:
     results: dict[str, Any] = {}
     rows: list[dict[str, float]] = []
     with rllib.session(args.address, num_cpus=max(2, args.num_env_runners + 1)):
-        write(folder / "progress.csv", "")  # what cannot be written is said before minutes of work
+        write_text(folder / "progress.csv", "")  # what cannot be written is said before minutes of work
         started = time.perf_counter()
         rllib.make_env(args.env_id, args.view, train).close()  # encodes the canvases once, for all that play here
         test = rllib.make_env(args.env_id, args.view, {**VIEWS[args.view], **held_out})
@@ -136,17 +136,14 @@ def main(args: Args) -> None:
         for iteration in range(1, args.iterations + 1):
             row = rllib.train_once(algorithm)
             rows.append({"iteration": iteration, "seconds": time.perf_counter() - started, **row})
-            write(folder / "progress.csv", comma_separated(rows))
+            write_text(folder / "progress.csv", comma_separated(rows))
             mean = "no episode ended" if math.isnan(row["mean_return"]) else f"mean return {row['mean_return']:.3f}"
             print(f"iteration {iteration}/{args.iterations}: {row['steps']:,} steps, {mean}", flush=True)
         train_seconds = time.perf_counter() - started
         results["test"] = rllib.evaluate(test, rllib.greedy(algorithm, test), args.test_episodes)
         print(_line("test", results["test"]))
-        try:
-            with creating_folder(folder / "checkpoint") as path:
-                algorithm.save_to_path(path.absolute())
-        except OSError as error:
-            raise CheckpointError(f"Cannot write to {folder}: {error}.") from error
+        with writing(folder), creating_folder(folder / "checkpoint") as path:
+            algorithm.save_to_path(path.absolute())
         algorithm.stop()
     results |= {
         "source": next(iter(test.reset()[1].values()))["source"],
@@ -160,7 +157,7 @@ def main(args: Args) -> None:
         "versions": {**versions(), "ray": version("ray")},
         "command": ["python", "train/rllib_agents.py", *without_paths(sys.argv[1:])],
     }
-    write(folder / "metrics.json", json.dumps(results, indent=2) + "\n")
+    write_text(folder / "metrics.json", json.dumps(results, indent=2) + "\n")
     print(f"Results are in {folder}")
 
 

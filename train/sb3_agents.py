@@ -24,7 +24,7 @@ import tyro
 from hsal_env import ENVIRONMENTS
 from hsal_env.config import EnvConfig
 from hsal_env.errors import CheckpointError, ConfigError, HSALError
-from hsal_env.files import replacing
+from hsal_env.files import replacing, write_text, writing
 
 
 class Setup(NamedTuple):
@@ -168,7 +168,7 @@ def main(args: Args) -> None:
         ) from error
     from tqdm import tqdm
 
-    from agents.report import comma_separated, resources, versions, without_paths, write
+    from agents.report import comma_separated, resources, versions, without_paths
 
     setup = SETUPS[args.algorithm]
     folder = (
@@ -179,7 +179,7 @@ def main(args: Args) -> None:
     given = {name: getattr(args, name) for name in ("source", "data_root") if getattr(args, name) is not None}
     task = {"features": "store", **setup.env, **given, "action_mode": setup.view}
     _ = EnvConfig.from_kwargs({k: v for k, v in {**ENVIRONMENTS[args.env_id], **task}.items() if k != "policy"})
-    write(folder / "progress.csv", "")  # what is wrong, or cannot be written, is said before minutes of work
+    write_text(folder / "progress.csv", "")  # what is wrong, or cannot be written, is said before minutes of work
     started = time.perf_counter()
     env = sb3.monitored(args.env_id, num_envs, **task, num_examples=args.num_examples)
     lanes = min(args.val_episodes, 250)
@@ -202,7 +202,7 @@ def main(args: Args) -> None:
             {"steps": steps, "seconds": time.perf_counter() - started, **{f"val/{k}": v for k, v in kept.items()}}
         )
         bar.set_postfix(val_return=f"{kept['mean_return']:.2f}", exact_match=f"{kept['exact_match']:.3f}")
-        write(folder / "progress.csv", comma_separated(rows))
+        write_text(folder / "progress.csv", comma_separated(rows))
 
     def every_step(local: dict[str, Any], _: dict[str, Any]) -> bool:
         bar.update(model.num_timesteps - bar.n)
@@ -243,12 +243,9 @@ def main(args: Args) -> None:
         print(
             f"{name:>14}: mean return {part['mean_return']:7.3f}, 0-1 {part['exact_match']:.3f}, F1 {part['macro_f1']:.3f}"
         )
-    try:
-        with replacing(folder / "model.zip") as path:
-            model.save(path)
-    except OSError as error:
-        raise CheckpointError(f"Cannot write to {folder}: {error}.") from error
-    write(folder / "metrics.json", json.dumps(results, indent=2) + "\n")
+    with writing(folder), replacing(folder / "model.zip") as path:
+        model.save(path)
+    write_text(folder / "metrics.json", json.dumps(results, indent=2) + "\n")
     print(f"Results are in {folder}")
 
 

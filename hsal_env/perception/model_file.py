@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from hsal_env.errors import CheckpointError
-from hsal_env.files import replacing
+from hsal_env.files import replacing, writing
 
 _PARTS = {"architecture", "arguments", "weights"}
 
@@ -22,11 +22,9 @@ def save_model(path: Path, architecture: str, model: nn.Module) -> None:
         CheckpointError: the file cannot be written.
     """
     content = {"architecture": architecture, "arguments": model.arguments, "weights": model.state_dict()}
-    try:
-        with replacing(path) as temporary:
-            torch.save(content, temporary)
-    except (OSError, RuntimeError) as error:  # torch raises RuntimeError on a full disk
-        raise CheckpointError(f"Cannot write {path}: {error}. Free space or choose another --output.") from error
+    full = (OSError, RuntimeError)  # torch raises RuntimeError on a full disk
+    with writing(path, full), replacing(path) as temporary:
+        torch.save(content, temporary)
 
 
 def read_model(path: Path) -> dict[str, Any]:
