@@ -841,20 +841,23 @@ def test_accuracy_by_hand():
         ("ten", [(10, 10)]),
         ("crowded", [(10, 10)] * 2),
         ("single", [(1, 1)] * 3),
+        ("house-numbers", [(1, 5)]),
+        ("long-house-numbers", [(1, 5), (4, 5)]),
     ],
 )
 def test_what_is_learned_from_has_as_many_objects_as_it_says(objects, numbers):
     args = pretrain_perception.Args(objects=objects)
     looks = pretrain_perception.LOOKS[objects]
     for look, (least, most) in zip(looks, numbers, strict=True):
-        config = pretrain_perception.supplies(args, "train", 0)["digits"][look].config
+        *_, supply = pretrain_perception.supplies(args, "train", 0).values()  # digits, where there are two sources
+        config = supply[look].config
         labels = config.canvases.compose(range(100)).labels
         found = (labels >= 0).sum(axis=1)
         assert (found.min(), found.max()) == (least, most)
     assert sum(share for _, share in looks.values()) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("objects", ["multiset", "house-numbers"])
+@pytest.mark.parametrize("objects", ["multiset", "house-numbers", "long-house-numbers"])
 def test_what_is_learned_from_has_the_side_it_says(objects):
     args = pretrain_perception.Args(objects=objects, canvas_px=112)
     for looks in pretrain_perception.supplies(args, "val", 0).values():
