@@ -596,6 +596,10 @@ def test_warping_bends_an_image_a_little():
         ("--device tpu --passes 1", "error: Expected a device that is there"),
         ("--output mine.pth", "error: Expected --output as FILE.pt, by which --activation knows a file; got mine.pth"),
         ("--mnist-share 1.5", "error: Expected --mnist-share between 0 and 1; got 1.5"),
+        ("--seed -1", "error: Expected a seed of at least 0"),
+        ("--learning-rate 0", "error: Expected a seed of at least 0, a learning_rate above 0"),
+        ("--weight-decay -1", "a weight_decay of at least 0; got 0, 0.004, -1.0"),
+        ("--output /dev/null/x.pt", "error: Cannot write /dev/null/x.pt"),
     ],
 )
 def test_a_wrong_pretraining_is_refused(command: Command, flags: str, said: str):
@@ -755,11 +759,14 @@ def test_a_wrong_bundling_is_a_clear_error(command: Command, trained: Path, tmp_
     assert not list(tmp_path.glob("out/*"))
 
 
-def test_an_agent_that_sees_by_a_file_is_not_bundled(command: Command, trained: Path, tmp_path: Path):
+@pytest.mark.parametrize("activation", ["runs/own.pt", "resnet34", "package.module:Name"])
+def test_an_agent_that_sees_by_what_is_not_bundled_is_not_bundled(
+    command: Command, trained: Path, tmp_path: Path, activation: str
+):
     content = checkpoint.read(trained / "checkpoint.pt")
-    content["env"]["activation"] = "runs/own.pt"
+    content["env"]["activation"] = activation
     checkpoint.save(tmp_path / "run" / "checkpoint.pt", content)
-    command.fails(BUNDLE, "run --name x --output-dir out", "by the file runs/own.pt")
+    command.fails(BUNDLE, "run --name x --output-dir out", "error: Bundled agents see by", f"this one by {activation}")
     assert not (tmp_path / "out").exists()
 
 
@@ -974,6 +981,9 @@ def test_a_run_on_other_data_stays_out_of_the_results(command: Command, started:
     folder.mkdir(parents=True)
     (folder / "metrics.json").write_text(fake("old", "metrics.json", "digits"))
     command.fails(REPRODUCE, "mnist-set --seeds 0", "was run on digits, which is not the row's data")
+    for damaged in ("{", "[]", "{}"):
+        (folder / "metrics.json").write_text(damaged)
+        command.fails(REPRODUCE, "mnist-set --seeds 0", "metrics.json is damaged", "delete it and run this again")
     assert not (tmp_path / "results").exists()
 
 
@@ -1095,6 +1105,17 @@ def test_every_algorithm_learns_on_its_view(command: Command, tmp_path: Path, al
     assert steps == sorted(steps)
     assert steps[0] >= 150
     assert len(steps) >= 2
+
+
+def test_other_learners_are_tested_on_no_more_images_than_there_are(
+    command: Command, tmp_path: Path, svhn_folder: Path
+):
+    flags = f"ppo --env-id HSAL-SVHNMultiset-v0 --data-root {svhn_folder} --num-envs 2 --timesteps 64"
+    command(LEARNERS, f"{flags} --val-episodes 9999 --test-episodes 9999 --output-dir x")
+    metrics = metrics_of(tmp_path / "x")
+    there = EnvConfig(source="svhn", split="test", data_root=str(svhn_folder)).size
+    for player in ("test", "random", "stop_at_once"):
+        assert sum(part["episodes"] for part in metrics[player]["by_count"].values()) == there
 
 
 def test_other_learners_are_repeatable(command: Command, tmp_path: Path):

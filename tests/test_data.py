@@ -414,11 +414,13 @@ def test_mnist_is_downloaded_to_the_first_root(no_mnist, tmp_path, monkeypatch):
             @staticmethod
             def MNIST(root, download):  # noqa: N802
                 assert download
+                assert not any((tmp_path / "new" / "MNIST" / "raw").iterdir())  # what is there, is whole
                 write_mnist(Path(root) / "MNIST" / "raw")
 
     monkeypatch.setattr("hsal_env.data.torchvision_import.import_torchvision", lambda: Torchvision)
     assert glyphs.find_mnist(str(tmp_path / "new")) == tmp_path / "new" / "MNIST" / "raw"
     assert load_glyphs("auto", "test", str(tmp_path / "new")).source == "mnist"
+    assert [path.name for path in (tmp_path / "new" / "MNIST").iterdir()] == ["raw"]
 
 
 IMAGES = np.zeros((12, 28, 28), np.uint8)

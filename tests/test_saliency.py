@@ -397,6 +397,15 @@ def test_a_folder_of_pictures_and_arrays(tmp_path: Path):
     np.testing.assert_array_equal(found, [RAW[2], picture, picture.astype(np.float32) * 1000])
 
 
+def test_a_map_is_taken_as_it_is_whatever_lies_beside_it(tmp_path: Path):
+    np.save(tmp_path / "0.npy", RAW[0])
+    np.save(tmp_path / "1.npy", np.ones((100, 100), np.float32))
+    several = examples(saliency=f"file:{tmp_path}", num_examples=2)
+    for indices in ([0], [0, 1], [1, 0]):
+        found = several.load(indices)[0].raw_saliency.numpy()
+        np.testing.assert_array_equal(found[indices.index(0)], RAW[0])
+
+
 def nan(maps):
     return np.where(np.arange(49).reshape(7, 7) == 3, np.nan, maps)
 
@@ -411,8 +420,9 @@ def nan(maps):
         (-RAW, r"map 1: expected finite values of at least 0; got -0\."),
         (RAW.astype(np.complex64), "map 1: expected numbers"),
         (b"garbage", "cannot be read as an array"),
+        (b"PK\x03\x04 and no more", "cannot be read as an array"),
     ],
-    ids=["missing", "too few", "one", "nan", "negative", "complex", "garbage"],
+    ids=["missing", "too few", "one", "nan", "negative", "complex", "garbage", "broken zip"],
 )
 def test_maps_that_are_none_are_refused(tmp_path: Path, content, said: str):
     path = tmp_path / "maps.npy"

@@ -83,7 +83,8 @@ def main(args: Args) -> None:
     """Round, test, write.
 
     Raises:
-        ConfigError: fewer than one episode, or an agent trained on other images than digits, or on features of a model file.
+        ConfigError: fewer than one episode, or an agent trained on other images than digits, or on features of a model that is
+            not bundled.
         CheckpointError: the run is not whole, or the folder cannot be written.
     """
     import torch
@@ -92,15 +93,17 @@ def main(args: Args) -> None:
     from agents.evaluation import evaluate, evaluation_config
     from agents.report import format_table
     from hsal_env.files import write_text
+    from hsal_env.perception.registry import BUNDLED
 
     if args.episodes < 1:
         raise ConfigError(f"Expected --episodes of at least 1; got {args.episodes}.")
     content = checkpoint.read(args.run / "checkpoint.pt")
     if content["source"] not in _DATA:
         raise ConfigError(f"Bundled agents are trained on {' or '.join(_DATA)}; this one on {content['source']!r}.")
-    if content["env"]["activation"].endswith(".pt"):
+    if content["env"]["activation"] not in BUNDLED:
         raise ConfigError(
-            f"Bundled agents see by an activation model of the package; this one by the file {content['env']['activation']}."
+            f"Bundled agents see by an activation model of the package, {', '.join(BUNDLED)}; this one by "
+            f"{content['env']['activation']}."
         )
     try:
         metrics = json.loads((args.run / "metrics.json").read_text())

@@ -70,7 +70,8 @@ def main(args: Args) -> None:
 
     Raises:
         ConfigError: an unknown environment or model, no canvases, or boxes are unknown.
-        CheckpointError: the folder cannot be written.
+        DataError: a map file is missing or damaged, or images are in colour for a model that reads grey.
+        CheckpointError: a damaged model file, or the folder cannot be written.
     """
     if args.env_id not in ENVIRONMENTS:
         raise ConfigError(f"Unknown env id {args.env_id!r}. Expected one of {', '.join(ENVIRONMENTS)}.")

@@ -34,7 +34,7 @@ class Args:
 def main(args: Args) -> None:
     """Serve, draw, look, save."""
     try:
-        from playwright.sync_api import sync_playwright
+        from playwright.sync_api import Error, sync_playwright
 
         from agents.demo_server import create_app, listen
     except ImportError as error:
@@ -45,7 +45,10 @@ def main(args: Args) -> None:
     server, address = listen(create_app(Player()))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=args.chromium, args=["--no-sandbox", "--disable-gpu"])
+        try:
+            browser = driver.chromium.launch(executable_path=args.chromium, args=["--no-sandbox", "--disable-gpu"])
+        except Error as error:
+            raise ConfigError(f"Cannot start {args.chromium}: {error}. Pass --chromium.") from error
         page = browser.new_page(viewport={"width": args.width_px, "height": 900}, reduced_motion="reduce")
         page.goto(address)
         page.wait_for_selector("#go:enabled")

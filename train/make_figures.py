@@ -2,7 +2,7 @@
 
     python train/make_figures.py mnist-multiset                      # figures/episodes.png and figures/episodes.gif
     python train/make_figures.py runs/x/checkpoint.pt --index 4 17 --format pdf mp4 npz
-    python train/make_figures.py mnist-multiset --output-dir docs    # the README's
+    python train/make_figures.py mnist-multiset --index 0 2 248 --output-dir docs    # the README's
 
 Formats: png, pdf (a page per episode), gif, mp4; and npz, csv, parquet: the traces themselves (docs/traces.md).
 """

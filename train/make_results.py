@@ -25,6 +25,7 @@ from agents import runs
 from agents.paper import TABLE_1
 from agents.report import source_in_words
 from agents.statistics import spread
+from hsal_env.errors import HSALError
 from hsal_env.files import replacing, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -294,4 +295,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except HSALError as error:
+        sys.exit(f"error: {error}")

@@ -24,7 +24,7 @@ import tyro
 
 from hsal_env.config import EnvConfig
 from hsal_env.errors import ConfigError, HSALError
-from hsal_env.files import write_text
+from hsal_env.files import replacing, write_text, writing
 
 if TYPE_CHECKING:
     from agents.pretraining import Supply
@@ -58,7 +58,7 @@ class Args:
     """Pretrain an activation model."""
 
     output: Path = Path("compact.pt")
-    """where the model goes; named after its --activation"""
+    """where the model goes, FILE.pt; a JSON of arguments and accuracies goes beside it"""
     objects: Literal[
         "multiset",
         "ten",
@@ -71,8 +71,8 @@ class Args:
         "svhn-single",
     ] = "multiset"
     """multiset: canvases of 1 to 10 digits; ten: of 10 small ones; crowded: of 10 that are as small or smaller; single: of
-    one, as the paper fine-tunes its own; house-numbers: synthetic numbers in colour; long-house-numbers: of 4 or 5 digits every
-    other; svhn: photographs of numbers"""
+    one, as the paper fine-tunes its own; house-numbers: synthetic numbers in colour; long-house-numbers: every other of them
+    has 4 or 5 digits; svhn: photographs of numbers; ...-single: one digit of a number"""
     architecture: str = "compact"
     """compact, resnet18 or resnet34"""
     output_stride: int | None = None
@@ -142,8 +142,9 @@ def main(args: Args) -> None:
 
     Raises:
         ConfigError: fewer than one pass, one canvas a batch, or one batch a pass; an unknown architecture or device; an output
-            that is no .pt; or a share outside 0..1.
+            that is no .pt; or a number outside its range.
         CheckpointError: ``init`` is no model file of the architecture, or the output cannot be written.
+        DataUnavailableError: the images, or the architecture's published weights, are nowhere to be had.
     """
     import torch
     from torch import nn
@@ -168,9 +169,17 @@ def main(args: Args) -> None:
         )
     if args.output.suffix != ".pt":
         raise ConfigError(f"Expected --output as FILE.pt, by which --activation knows a file; got {args.output}.")
+    if args.seed < 0 or args.learning_rate <= 0 or args.weight_decay < 0:
+        raise ConfigError(
+            "Expected a seed of at least 0, a learning_rate above 0 and a weight_decay of at least 0; got "
+            f"{args.seed}, {args.learning_rate}, {args.weight_decay}."
+        )
     if not 0 <= args.mnist_share <= 1:
         raise ConfigError(f"Expected --mnist-share between 0 and 1; got {args.mnist_share}.")
     device = ALONE.device(args.device)
+    with writing(args.output), replacing(args.output.with_suffix(".writable")) as probe:
+        probe.write_text("")  # what cannot be written is said before minutes of work
+    args.output.with_suffix(".writable").unlink()
     torch.manual_seed(args.seed)
     train = [supply for looks in supplies(args, "train", args.seed).values() for supply in looks.values()]
     held_out = {split: supplies(args, split, 99) for split in ("val", "test")}

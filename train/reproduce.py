@@ -24,7 +24,7 @@ from typing import Annotated, NamedTuple
 
 import tyro
 
-from hsal_env.errors import ConfigError, HSALError
+from hsal_env.errors import CheckpointError, ConfigError, HSALError
 from hsal_env.files import write_text
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -41,7 +41,7 @@ class Row(NamedTuple):
     Attributes:
         what: a few words for people.
         flags: of every seed.
-        seeds: of the runs that the table is made from.
+        seeds: of the runs that the command makes; the table is made from those that results/ holds.
         script: in train/.
         source: what its images must be: where MNIST cannot be had, commands go on with digits.
         model: the key in :data:`MODELS` of the activation model that is trained for it.
@@ -224,7 +224,7 @@ def main(args: Args) -> None:
 
     Raises:
         ConfigError: no such row, seeds of a bundled agent, a command failed, or it ran on other data than the row's.
-        CheckpointError: the results folder cannot be written.
+        CheckpointError: a damaged metrics.json, or the results folder cannot be written.
     """
     if args.list:
         for name, row in ROWS.items():
@@ -250,7 +250,12 @@ def main(args: Args) -> None:
             if row.script == _EVALUATE:
                 places = ["--json", str((folder / "metrics.json").resolve())]
             run([*row.command(seed, runs_dir), *places])
-        source = json.loads((folder / "metrics.json").read_text())["source"]
+        try:
+            source = json.loads((folder / "metrics.json").read_text())["source"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{folder / 'metrics.json'} is damaged ({error!r}); delete it and run this again."
+            ) from error
         if source != row.source:
             raise ConfigError(
                 f"{folder} was run on {source}, which is not the row's data; it stays out of {args.results_dir}. "

@@ -24,6 +24,7 @@ from typing import Any
 import tyro
 
 from hsal_env import ENVIRONMENTS
+from hsal_env.config import EnvConfig
 from hsal_env.errors import CheckpointError, ConfigError, HSALError
 from hsal_env.files import creating_folder, write_text, writing
 
@@ -105,6 +106,9 @@ def main(args: Args) -> None:
     task = {"features": "store", **given}
     train = {**VIEWS[args.view], **task, "num_examples": args.num_examples}
     held_out = {**task, "split": "test", "num_examples": args.test_episodes}
+    test_episodes = EnvConfig.from_kwargs(
+        {**ENVIRONMENTS[args.env_id], **held_out}
+    ).size  # a finite source may hold fewer
 
     results: dict[str, Any] = {}
     rows: list[dict[str, float]] = []
@@ -119,7 +123,7 @@ def main(args: Args) -> None:
             ("random", test, rllib.at_random(test, args.seed)),
             ("stop_at_once", flat, rllib.stopping(flat)),
         ):
-            results[name] = rllib.evaluate(env, choose, args.test_episodes)
+            results[name] = rllib.evaluate(env, choose, test_episodes)
             print(_line(name, results[name]))
         config = rllib.ppo_config(
             args.env_id,
@@ -140,7 +144,7 @@ def main(args: Args) -> None:
             mean = "no episode ended" if math.isnan(row["mean_return"]) else f"mean return {row['mean_return']:.3f}"
             print(f"iteration {iteration}/{args.iterations}: {row['steps']:,} steps, {mean}", flush=True)
         train_seconds = time.perf_counter() - started
-        results["test"] = rllib.evaluate(test, rllib.greedy(algorithm, test), args.test_episodes)
+        results["test"] = rllib.evaluate(test, rllib.greedy(algorithm, test), test_episodes)
         print(_line("test", results["test"]))
         with writing(folder), creating_folder(folder / "checkpoint") as path:
             algorithm.save_to_path(path.absolute())

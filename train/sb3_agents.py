@@ -178,15 +178,16 @@ def main(args: Args) -> None:
         raise CheckpointError(f"{folder} holds a finished run; choose another --output-dir.")
     given = {name: getattr(args, name) for name in ("source", "data_root") if getattr(args, name) is not None}
     task = {"features": "store", **setup.env, **given, "action_mode": setup.view}
-    _ = EnvConfig.from_kwargs({k: v for k, v in {**ENVIRONMENTS[args.env_id], **task}.items() if k != "policy"})
+    fixed = {k: v for k, v in {**ENVIRONMENTS[args.env_id], **task}.items() if k != "policy"}
+    val_episodes, test_episodes = (  # a finite source may hold fewer
+        EnvConfig.from_kwargs({**fixed, "split": split, "num_examples": wanted}).size
+        for split, wanted in (("val", args.val_episodes), ("test", args.test_episodes))
+    )
     write_text(folder / "progress.csv", "")  # what is wrong, or cannot be written, is said before minutes of work
     started = time.perf_counter()
     env = sb3.monitored(args.env_id, num_envs, **task, num_examples=args.num_examples)
-    lanes = min(args.val_episodes, 250)
-    val = sb3.HSALVecEnv(args.env_id, lanes, **task, split="val", num_examples=args.val_episodes)
-    test = sb3.HSALVecEnv(
-        args.env_id, min(args.test_episodes, 250), **task, split="test", num_examples=args.test_episodes
-    )
+    val = sb3.HSALVecEnv(args.env_id, min(val_episodes, 250), **task, split="val", num_examples=val_episodes)
+    test = sb3.HSALVecEnv(args.env_id, min(test_episodes, 250), **task, split="test", num_examples=test_episodes)
     feature_seconds = time.perf_counter() - started
     model = sb3.make_model(
         setup.name, env, args.seed, setup.kwargs, sb3.HSALPolicy if args.algorithm == "hsal" else None
@@ -196,7 +197,7 @@ def main(args: Args) -> None:
     started = time.perf_counter()
 
     def validate(steps: int) -> None:
-        scores = sb3.test(sb3.greedy(model, val), val, args.val_episodes)
+        scores = sb3.test(sb3.greedy(model, val), val, val_episodes)
         kept = {name: scores[name] for name in ("mean_return", "exact_match", "macro_f1")}
         rows.append(
             {"steps": steps, "seconds": time.perf_counter() - started, **{f"val/{k}": v for k, v in kept.items()}}
@@ -215,14 +216,16 @@ def main(args: Args) -> None:
     train_seconds = time.perf_counter() - started
     if not rows or rows[-1]["steps"] < model.num_timesteps:
         validate(model.num_timesteps)
-    flat = {**task, "action_mode": "flat", "split": "test", "num_examples": args.test_episodes}
+    with writing(folder), replacing(folder / "model.zip") as path:
+        model.save(path)
+    flat = {**task, "action_mode": "flat", "split": "test", "num_examples": test_episodes}
     flat.pop("policy", None)
     stopping = sb3.HSALVecEnv(args.env_id, test.num_envs, **flat)
     results = {
         "source": test.env.simulation.examples.source,
-        "test": sb3.test(sb3.greedy(model, test), test, args.test_episodes),
-        "random": sb3.test(sb3.at_random(test, args.seed), test, args.test_episodes),
-        "stop_at_once": sb3.test(sb3.stopping(stopping), stopping, args.test_episodes),
+        "test": sb3.test(sb3.greedy(model, test), test, test_episodes),
+        "random": sb3.test(sb3.at_random(test, args.seed), test, test_episodes),
+        "stop_at_once": sb3.test(sb3.stopping(stopping), stopping, test_episodes),
         "steps": model.num_timesteps,
         "train_seconds": train_seconds,
         "feature_seconds": feature_seconds,
@@ -243,8 +246,6 @@ def main(args: Args) -> None:
         print(
             f"{name:>14}: mean return {part['mean_return']:7.3f}, 0-1 {part['exact_match']:.3f}, F1 {part['macro_f1']:.3f}"
         )
-    with writing(folder), replacing(folder / "model.zip") as path:
-        model.save(path)
     write_text(folder / "metrics.json", json.dumps(results, indent=2) + "\n")
     print(f"Results are in {folder}")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import math
 import os
+import tempfile
 import warnings
 import zlib
 from functools import cache
@@ -153,17 +154,27 @@ def find_mnist(data_root: str | None = None) -> Path:
     for folder in folders:
         if all(_idx_path(folder, name) for name in names):
             return folder
+    target = roots[0] / "MNIST" / "raw"
     try:
-        from hsal_env.data.torchvision_import import import_torchvision
-
-        import_torchvision().datasets.MNIST(str(roots[0]), download=True)
+        _download(target)
     except Exception as error:  # torchvision raises whatever its transport raises
         raise DataUnavailableError(
             f"MNIST was not found under {', '.join(str(root) for root in roots)}, and downloading it failed "
             f"({type(error).__name__}: {error}). Put its four *-ubyte or *-ubyte.gz files in DIR/MNIST/raw and pass "
             f"data_root=DIR (--data-root DIR) or set HSAL_DATA=DIR; or use source='digits', which needs no network."
         ) from error
-    return roots[0] / "MNIST" / "raw"
+    return target
+
+
+def _download(target: Path) -> None:
+    """Fetch MNIST's files elsewhere first: a file that another process finds in ``target`` is whole."""
+    from hsal_env.data.torchvision_import import import_torchvision
+
+    target.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".mnist-") as staging:
+        import_torchvision().datasets.MNIST(staging, download=True)
+        for path in (Path(staging) / "MNIST" / "raw").iterdir():
+            path.replace(target / path.name)
 
 
 def _idx_path(folder: Path, name: str) -> Path | None:

@@ -64,6 +64,7 @@ class Examples:
     Raises:
         ConfigError, DataError: see :func:`load_glyphs`, :class:`EnvConfig`, :func:`activation_model` and
             :class:`ArrayStore`; or colour images for a model that reads grey.
+        CheckpointError, DataUnavailableError: see :func:`activation_model`.
     """
 
     def __init__(self, config: EnvConfig, progress: bool = True) -> None:

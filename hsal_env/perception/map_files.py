@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -44,9 +45,12 @@ class MapFiles:
         path = Path(self.path.replace("{split}", config.split)).expanduser()
         maps = [_checked(*found) for found in _read(path, indices.tolist(), config.size)]
         map_size = (volume.shape[2], volume.shape[3])
-        if all(part.shape == map_size for part in maps):
-            return torch.stack(maps)
-        return to_cells(maps, grid, config.image_shape[:2], map_size)
+        return torch.cat(
+            [
+                part[None] if part.shape == map_size else to_cells([part], grid, config.image_shape[:2], map_size)
+                for part in maps
+            ]
+        )
 
 
 def _read(path: Path, indices: list[int], size: int) -> list[tuple[str, np.ndarray]]:
@@ -73,7 +77,7 @@ def _read_one(folder: Path, index: int) -> tuple[str, np.ndarray]:
 def _load(path: Path) -> np.ndarray:
     try:
         loaded: Any = np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise DataError(f"{path}: cannot be read as an array ({error}). Write it with numpy.save.") from error
     if not isinstance(loaded, np.ndarray):
         raise DataError(f"{path}: expected one array; got several. Write it with numpy.save.")

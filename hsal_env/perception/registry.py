@@ -111,7 +111,8 @@ def initial_model(architecture: str, init: str | None = None, **arguments: Any) 
 
     Raises:
         ConfigError: an unknown architecture, or an argument outside its range.
-        CheckpointError: ``init`` is no such file, of another architecture, or does not fit.
+        CheckpointError: ``init`` is no such file, of another architecture, or does not fit the arguments.
+        DataUnavailableError: published weights are nowhere to be had.
     """
     if architecture not in ARCHITECTURES:
         raise ConfigError(f"Expected architecture to be one of {', '.join(ARCHITECTURES)}; got {architecture!r}.")
