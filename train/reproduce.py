@@ -149,7 +149,10 @@ ROWS = {
     "crowded-14x14": Row("the same, 14x14 cells", f"{_CROWDED} --activation compact-crowded-14x14"),
     "crowded-28x28": Row("the same, 28x28 cells", f"{_CROWDED} --activation compact-crowded-28x28"),
     "house-numbers": Row(
-        "REINFORCE on synthetic house numbers", f"{_HOUSE} --learning-rate 2e-3", (0, 1, 2), source="house-numbers"
+        "REINFORCE on synthetic house numbers",
+        f"{_HOUSE} --learning-rate 2e-3 --passes 2",
+        (0, 1, 2),
+        source="house-numbers",
     ),
     "house-numbers-cross-entropy": Row(
         "cross-entropy on synthetic house numbers",
