@@ -27,7 +27,7 @@ from agents.runs import SCORES, flat
 from agents.tracing import record
 from hsal_env.config import EnvConfig
 from hsal_env.errors import CheckpointError, ConfigError
-from hsal_env.files import replacing, write_text, writing
+from hsal_env.files import check_writable, write_text, writing
 from hsal_env.perception.examples import Examples
 from hsal_env.rendering import draw_traces, save_picture
 
@@ -298,10 +298,8 @@ class Run:
             raise CheckpointError(
                 f"{self.checkpoint_path} exists. Continue it with --resume, or choose another --output-dir."
             )
-        with self._writing():
-            with replacing(self.folder / ".writable") as probe:
-                probe.write_text("")
-            (self.folder / ".writable").unlink()
+        with self.processes.tidy():
+            check_writable(self.folder)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

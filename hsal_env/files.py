@@ -58,6 +58,18 @@ def writing(place: Path, errors: tuple[type[Exception], ...] = (OSError,)) -> It
         raise CheckpointError(f"Cannot write {place}: {error}. Free space or name another place.") from error
 
 
+def check_writable(folder: Path) -> None:
+    """Make ``folder``, and try whether files can be written in it: before minutes of work, not after.
+
+    Raises:
+        CheckpointError: they cannot.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file of text by way of :func:`replacing`.
 

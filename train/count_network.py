@@ -74,7 +74,7 @@ def main(args: Args) -> None:
     from agents.evaluation import blind_guess, evaluation_config, scores_by_count
     from agents.report import format_table, resources, versions, without_paths
     from hsal_env import multiset
-    from hsal_env.files import write_text
+    from hsal_env.files import check_writable, write_text
     from hsal_env.perception.examples import Examples
 
     if args.env_id not in ENVIRONMENTS:
@@ -96,8 +96,7 @@ def main(args: Args) -> None:
         }
     )
     start = time.perf_counter()
-    write_text(args.output_dir / ".writable", "")  # what cannot be written is said before minutes of work
-    (args.output_dir / ".writable").unlink()
+    check_writable(args.output_dir)
     if env.size < args.batch_size:
         raise ConfigError(f"Expected at least batch_size={args.batch_size} images; got {env.size}. Lower --batch-size.")
     examples = Examples(env)

@@ -24,7 +24,7 @@ import tyro
 
 from hsal_env.config import EnvConfig
 from hsal_env.errors import ConfigError, HSALError
-from hsal_env.files import replacing, write_text, writing
+from hsal_env.files import check_writable, write_text
 
 if TYPE_CHECKING:
     from agents.pretraining import Supply
@@ -177,9 +177,7 @@ def main(args: Args) -> None:
     if not 0 <= args.mnist_share <= 1:
         raise ConfigError(f"Expected --mnist-share between 0 and 1; got {args.mnist_share}.")
     device = ALONE.device(args.device)
-    with writing(args.output), replacing(args.output.with_suffix(".writable")) as probe:
-        probe.write_text("")  # what cannot be written is said before minutes of work
-    args.output.with_suffix(".writable").unlink()
+    check_writable(args.output.parent)
     torch.manual_seed(args.seed)
     train = [supply for looks in supplies(args, "train", args.seed).values() for supply in looks.values()]
     held_out = {split: supplies(args, split, 99) for split in ("val", "test")}
