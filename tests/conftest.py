@@ -5,15 +5,17 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported, here and in the processes that tests start
 os.environ["MPLBACKEND"] = "agg"  # windows that nobody sees
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
 import numpy as np
 import pytest
 import torch
+from commands import BUNDLE, TRAIN, Command, run, script, succeeded
 from PIL import Image
 
+from hsal_env import array_store
 from hsal_env.data import glyphs
 
 DATA_ROOT = Path(os.environ.get("HSAL_DATA") or Path(__file__).parents[2] / "shared" / "data")
@@ -80,6 +82,12 @@ def no_mnist(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     forget()
 
 
+@pytest.fixture
+def another_process(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Forget, as another process would, which stores were checked."""
+    return lambda: monkeypatch.setattr(array_store, "_checked", set())
+
+
 @pytest.fixture(scope="session")
 def custom_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Forty grey images of 48x64 px that hold 1 to 3 objects of five labels: a square for each, bright by its label."""
@@ -93,4 +101,28 @@ def custom_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         lines.append(f"{i}.png,{' '.join(map(str, labels))}")
     lines[1] = "0.png,4 4"  # every label and number occurs
     (folder / "labels.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the smallest training that the README promises."""
+    folder = tmp_path_factory.mktemp("runs")
+    done = succeeded(run(TRAIN, "--preset", "tiny", "--source", "digits", "--output-dir", "mine/deep", cwd=folder))
+    assert "exact match" in done.stdout + done.stderr
+    return folder / "mine" / "deep"
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path) -> Command:
+    monkeypatch.chdir(tmp_path)
+    return Command(monkeypatch, capsys)
+
+
+@pytest.fixture(scope="session")
+def bundle(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The trained agent in a folder of its own, as ``small``."""
+    folder, module = tmp_path_factory.mktemp("bundled") / "new", script(BUNDLE)
+    module.main(module.Args(trained, "small", folder, episodes=40))
+    assert {path.name for path in folder.iterdir()} == {"small.pt", "small.md"}
     return folder

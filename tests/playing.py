@@ -10,6 +10,7 @@ from hsal_env.vector_env import HSALVectorEnv
 
 SMALL = {"source": "digits", "num_examples": 16}
 CELLS, STOP = 49, 10
+START = {"source", "index", "label_counts", "remaining_counts", "predicted_counts"}
 ATTENTION = np.zeros(20, np.float32)
 MODES = ["native", "flat", "packed", "option", "controller", "macro"]
 
@@ -103,3 +104,13 @@ def play(env: HSALEnv, seed: int, **shares) -> list[tuple]:
     while len(answers) == 1 or not (answers[-1][2] or answers[-1][3]):
         answers.append(env.step(random_action(rng, env.action_space, answers[-1][0], **shares)))
     return answers
+
+
+def name_labels(env, labels: list[int]) -> tuple:
+    """Meta-steps, each from phase 0, that end with ``labels``; the last answer and the rewards of the labels."""
+    rewards = []
+    for label in labels:
+        for _ in range(4):
+            answer = env.step({"attention": np.zeros(20, np.float32), "location": 0, "label": label})
+        rewards.append(answer[1])
+    return answer, rewards

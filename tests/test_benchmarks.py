@@ -200,3 +200,19 @@ print(peak_mib() - before)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "store" / "values.npy").stat().st_size > 1 << 27
     assert float(done.stdout) < 32
+
+
+def test_sb3s_throughput_is_measured_side_by_side(tmp_path: Path):
+    command = [sys.executable, str(ROOT / "benchmarks" / "sb3_throughput.py")]
+    small = shlex.split("--num-envs 2 --steps 4 --turns 1 --learn 128 --json numbers.json")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*command, *small], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    assert numbers["num_envs"] == 2
+    for part in ("untrained", "trained"):
+        assert min(numbers[part].values()) > 0
+        assert set(numbers[part]) == {"HSALVecEnv", "DummyVecEnv", "ratio"}
+    assert "frames/s" in done.stdout

@@ -12,11 +12,11 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from commands import ANALYSE, BUNDLE, COUNT, EVALUATE, TRAIN
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import SyncVectorEnv
 from PIL import Image
-from test_commands import ANALYSE, BUNDLE, COUNT, EVALUATE, TRAIN, Command
-from test_env import assert_equal
+from playing import assert_equal
 from torch import nn
 from traces import MetaStep, trace_of
 
@@ -682,12 +682,6 @@ def test_plain_values_hold_what_the_data_decide(folder):
 
 
 # --- the commands -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path) -> Command:
-    monkeypatch.chdir(tmp_path)
-    return Command(monkeypatch, capsys)
 
 
 FLAGS = [

@@ -5,7 +5,6 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
-from test_commands import Command
 from traces import MetaStep, trace_of
 
 from hsal_env import animation
@@ -104,12 +103,6 @@ def test_a_pdf_has_a_page_per_episode_and_the_same_bytes_again(tmp_path):
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path) -> Command:
-    monkeypatch.chdir(tmp_path)
-    return Command(monkeypatch, capsys)
 
 
 def test_the_command_draws_a_bundled_agents_episodes(command, capsys, tmp_path):

@@ -1,0 +1,138 @@
+"""The command that pretrains perception, and the canvases that it learns from."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from commands import PRETRAIN, Command, script
+
+from agents import pretraining
+from hsal_env import functional as F
+from hsal_env.config import EnvConfig
+from hsal_env.errors import CheckpointError
+from hsal_env.perception.examples import Examples
+from hsal_env.perception.model_file import load_model
+from hsal_env.perception.registry import ARCHITECTURES, WEIGHTS_FOLDER
+from train import pretrain_perception
+
+
+@pytest.mark.parametrize(
+    ("objects", "flags", "map_px"),
+    [
+        ("multiset", {}, 7),
+        ("crowded", {"init": "compact-ten", "output_stride": 8}, 14),
+        ("single", {"objective": "classify"}, 7),
+        ("house-numbers", {}, 7),
+        ("single", {"architecture": "resnet18", "init": "scratch", "objective": "classify", "num_canvases": 16}, 7),
+    ],
+)
+def test_perception_can_be_pretrained(mnist_root: str, tmp_path: Path, objects: str, flags: dict, map_px: int):
+    module = script(PRETRAIN)
+    output = tmp_path / "w.pt"
+    few = {"passes": 1, "num_canvases": 64, "batch_size": 16, "val_canvases": 9, "test_canvases": 9}
+    module.main(module.Args(output=output, objects=objects, data_root=mnist_root, **{**few, **flags}))
+
+    results = json.loads(output.with_suffix(".json").read_text())
+    assert set(results["test"]) == ({"house-numbers"} if objects == "house-numbers" else {"mnist", "digits"})
+    for looks in results["test"].values():
+        assert set(looks) == set(module.LOOKS[objects])
+        assert all(
+            set(part) == ({"label"} if flags.get("objective") else {"counts", "peaks"}) for part in looks.values()
+        )
+        assert all(0 <= share <= 1 for part in looks.values() for share in part.values())
+    assert results["args"]["objects"] == objects
+    assert results["images_per_second"] > 0
+    assert mnist_root not in output.with_suffix(".json").read_text()
+    model = load_model(output, ARCHITECTURES)
+    volume = model(torch.rand(1, model.in_channels, 100, 100))
+    assert F.sum_of_squares(volume).shape == (1, map_px, map_px)
+
+
+def test_pretraining_twice_gives_the_same_weights(tmp_path: Path):
+    module = script(PRETRAIN)
+    few = {"passes": 1, "num_canvases": 32, "batch_size": 16, "val_canvases": 1, "test_canvases": 1}
+    flags = {"objects": "house-numbers", **few}
+    for name in ("one.pt", "two.pt"):
+        module.main(module.Args(output=tmp_path / name, **flags))
+    one, two = (torch.load(tmp_path / name, weights_only=True)["weights"] for name in ("one.pt", "two.pt"))
+    assert all(torch.equal(weight, two[name]) for name, weight in one.items())
+
+
+def test_pretraining_goes_on_from_weights(mnist_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """With a learning rate of 0 they come out as they went in, but for the running means of batch norm."""
+    module = script(PRETRAIN)
+    monkeypatch.setattr(pretraining, "accuracy", lambda *_: {})
+    start, output = WEIGHTS_FOLDER / "compact.pt", tmp_path / "w.pt"
+    flags = {"passes": 1, "num_canvases": 32, "batch_size": 32, "data_root": mnist_root, "learning_rate": 1e-30}
+    module.main(module.Args(output=output, objects="ten", init=str(start), **flags))
+    before, after = (torch.load(path, weights_only=True)["weights"] for path in (start, output))
+    for name in before:
+        if "running" not in name and "num_batches" not in name:
+            torch.testing.assert_close(after[name], before[name])
+    assert json.loads(output.with_suffix(".json").read_text())["args"]["init"] == "compact.pt"
+    (tmp_path / "broken.pt").write_bytes(b"no weights")
+    with pytest.raises(CheckpointError, match=r"broken\.pt"):
+        module.main(module.Args(output=output, objects="ten", init=str(tmp_path / "broken.pt"), **flags))
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--passes 0", "error: Expected passes, val_canvases and test_canvases of at least 1"),
+        ("--batch-size 0", "error: Expected passes, val_canvases and test_canvases of at least 1"),
+        ("--batch-size 64 --num-canvases 32", "error: Expected passes, val_canvases and test_canvases of at least 1"),
+        ("--test-canvases 0", "error: Expected passes, val_canvases and test_canvases of at least 1"),
+        ("--objects pair", "--objects"),
+        ("--architecture vgg --passes 1", "error: Expected architecture to be one of compact"),
+        ("--init nowhere.pt --passes 1", "error: No activation model at nowhere.pt"),
+        ("--device tpu --passes 1", "error: Expected a device that is there"),
+        ("--output mine.pth", "error: Expected --output as FILE.pt, by which --activation knows a file; got mine.pth"),
+        ("--mnist-share 1.5", "error: Expected --mnist-share between 0 and 1; got 1.5"),
+        ("--seed -1", "error: Expected a seed of at least 0"),
+        ("--learning-rate 0", "error: Expected a seed of at least 0, a learning_rate above 0"),
+        ("--weight-decay -1", "a weight_decay of at least 0; got 0, 0.004, -1.0"),
+        ("--output /dev/null/deep/x.pt", "error: Cannot write /dev/null/deep"),
+    ],
+)
+def test_a_wrong_pretraining_is_refused(command: Command, flags: str, said: str):
+    command.fails(PRETRAIN, flags, said)
+
+
+@pytest.mark.parametrize(
+    ("objects", "numbers"),
+    [
+        ("multiset", [(1, 4), (1, 9), (10, 10)]),
+        ("ten", [(10, 10)]),
+        ("crowded", [(10, 10)] * 2),
+        ("single", [(1, 1)] * 3),
+        ("house-numbers", [(1, 5)]),
+        ("long-house-numbers", [(1, 5), (4, 5)]),
+    ],
+)
+def test_what_is_learned_from_has_as_many_objects_as_it_says(objects, numbers):
+    args = pretrain_perception.Args(objects=objects)
+    looks = pretrain_perception.LOOKS[objects]
+    for look, (least, most) in zip(looks, numbers, strict=True):
+        *_, supply = pretrain_perception.supplies(args, "train", 0).values()  # digits, where there are two sources
+        config = supply[look].config
+        labels = config.canvases.compose(range(100)).labels
+        found = (labels >= 0).sum(axis=1)
+        assert (found.min(), found.max()) == (least, most)
+    assert sum(share for _, share in looks.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("objects", ["multiset", "house-numbers", "long-house-numbers"])
+def test_what_is_learned_from_has_the_side_it_says(objects):
+    args = pretrain_perception.Args(objects=objects, canvas_px=112)
+    for looks in pretrain_perception.supplies(args, "val", 0).values():
+        assert {supply.config.image_shape[:2] for supply in looks.values()} == {(112, 112)}
+
+
+def test_what_is_learned_from_is_laid_out_otherwise_than_the_environments_canvases():
+    supplies = pretrain_perception.supplies(pretrain_perception.Args(), "train", seed=0)
+    ours = supplies["digits"]["plain"].config.canvases.compose(range(4))
+    theirs = Examples(EnvConfig(source="digits", num_examples=4), progress=False).compose(np.arange(4))
+    assert ours.boxes.shape == theirs.boxes.shape
+    assert (ours.boxes != theirs.boxes).any(axis=(1, 2)).all()
