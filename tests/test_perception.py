@@ -288,6 +288,26 @@ def test_a_model_that_is_none_is_refused(name):
         activation_model(f"{__name__}:{name}")
 
 
+class NegativeSaliency:
+    needs_images = False
+
+    def __call__(self, images, volume):
+        return -volume.square().sum(dim=1)
+
+
+class FlatSaliency(NegativeSaliency):
+    def __call__(self, images, volume):
+        return volume.sum(dim=(1, 2, 3))
+
+
+@pytest.mark.parametrize("name", ["NegativeSaliency", "FlatSaliency"])
+def test_a_saliency_map_of_another_shape_or_range_is_refused(name, monkeypatch):
+    monkeypatch.setitem(sys.modules, "odd_saliency", sys.modules[__name__])
+    examples = Examples(EnvConfig(source="digits", num_examples=2, saliency=f"odd_saliency:{name}"))
+    with pytest.raises(DataError, match="saliency="):
+        examples.load([0])
+
+
 # --- examples ---------------------------------------------------------------------------------------------------------
 
 
@@ -412,26 +432,3 @@ def test_a_store_is_shared_where_only_the_dynamics_differ(fresh_cache):
     for change in [{}, {"glimpses": 3}, {"protocol": "teacher"}, {"saliency": f"{__name__}:Brightness"}]:
         examples(features="store", **change)
     assert len(list((fresh_cache / "features").iterdir())) == 1
-
-
-# --- torchvision ------------------------------------------------------------------------------------------------------
-
-
-class NegativeSaliency:
-    needs_images = False
-
-    def __call__(self, images, volume):
-        return -volume.square().sum(dim=1)
-
-
-class FlatSaliency(NegativeSaliency):
-    def __call__(self, images, volume):
-        return volume.sum(dim=(1, 2, 3))
-
-
-@pytest.mark.parametrize("name", ["NegativeSaliency", "FlatSaliency"])
-def test_a_saliency_map_of_another_shape_or_range_is_refused(name, monkeypatch):
-    monkeypatch.setitem(sys.modules, "odd_saliency", sys.modules[__name__])
-    examples = Examples(EnvConfig(source="digits", num_examples=2, saliency=f"odd_saliency:{name}"))
-    with pytest.raises(DataError, match="saliency="):
-        examples.load([0])
