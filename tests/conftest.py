@@ -56,12 +56,9 @@ def svhn_root() -> str:
 def svhn_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A folder with ``SVHN/train``, ``test`` and ``extra`` as the official files are laid out: images of noise."""
     pytest.importorskip("h5py", reason="needs h5py, the extra svhn")
-    from svhn_files import random_part
+    from svhn_files import random_root
 
-    root = tmp_path_factory.mktemp("svhn")
-    for seed, (part, count) in enumerate({"train": 40, "test": 12, "extra": 15}.items()):
-        random_part(root / "SVHN" / part, count, seed)
-    return str(root)
+    return random_root(tmp_path_factory.mktemp("svhn"))
 
 
 @pytest.fixture

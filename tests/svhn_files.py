@@ -57,3 +57,10 @@ def random_part(folder: Path, count: int, seed: int) -> Path:
         places = [[int(rng.integers(0, 8)), left + 14 * i, 12, 12, int(rng.integers(1, 11))] for i in range(digits)]
         numbers.append((rng.integers(0, 256, (height, width, 3), dtype=np.uint8), places))
     return write_part(folder, numbers)
+
+
+def random_root(root: Path) -> str:
+    """A folder with ``SVHN/train``, ``test`` and ``extra`` as the official files are laid out: images of noise."""
+    for seed, (part, count) in enumerate({"train": 40, "test": 12, "extra": 15}.items()):
+        random_part(root / "SVHN" / part, count, seed)
+    return str(root)
