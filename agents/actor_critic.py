@@ -18,7 +18,7 @@ from agents.sampling import sample
 from agents.trajectory import Evaluation, Trajectory
 from hsal_env import dynamics
 from hsal_env import functional as F
-from hsal_env.perception.examples import native_bfloat16
+from hsal_env.perception.precision import has_matrix_unit
 from hsal_env.policies import winner_take_all
 from hsal_env.spaces import ATTENTION_SCALE
 
@@ -212,11 +212,6 @@ class ActorCritic(nn.Module):
     def _precision(self) -> torch.autocast:
         device = self.controller.label.weight.device.type
         return torch.autocast(device, dtype=torch.bfloat16, enabled=self.config.bfloat16 and has_matrix_unit(device))
-
-
-def has_matrix_unit(device: str) -> bool:
-    """Whether bfloat16 matrices are multiplied faster than float32 ones: an accelerator, or a CPU with AMX."""
-    return device != "cpu" or native_bfloat16()
 
 
 def _assembled(parts: list[Tensor], shape: tuple[int, ...], back: Tensor) -> Tensor:

@@ -14,13 +14,14 @@ import torch
 
 from agents.config import AgentConfig
 from agents.protocol import World, build_agent, find_agent
-from hsal_env.config import EnvConfig, Rules
+from hsal_env.config import EnvConfig
 from hsal_env.data import SOURCES, load_glyphs
 from hsal_env.data.glyphs import NUM_CLASSES
 from hsal_env.errors import CheckpointError, ConfigError
-from hsal_env.files import replacing, writing
-from hsal_env.perception.examples import fingerprint
+from hsal_env.perception.model_file import fingerprint
 from hsal_env.perception.registry import activation_model
+from hsal_env.rules import Rules
+from hsal_env.storage.files import replacing, writing
 
 FORMAT = 1
 _REQUIRED = {"format", "agent", "agent_config", "env", "world", "source", "perception", "model"}

@@ -82,7 +82,7 @@ class LearnerConfig:
     Attributes:
         algorithm: ``"reinforce"``, ``"ppo"``, ``"cross-entropy"`` (the paper's baseline, L6) or ``"multiset-loss"`` (the
             authors' follow-up, a supervised rival).
-        estimator: REINFORCE's ``"sampled"``, ``"exact"`` or ``"log"`` form, see :func:`agents.losses.reinforce`.
+        estimator: REINFORCE's ``"sampled"``, ``"exact"`` or ``"log"`` form, see :func:`agents.learning.losses.reinforce`.
         batch_size: images in a roll-out.
         passes: passes over the training images.
         learning_rate: Adam's, at its peak.
@@ -92,7 +92,7 @@ class LearnerConfig:
         stop_coef: weight of the stop loss.
         location_coef: weight of the glimpse locations' loss.
         gamma: discount; 0 is the paper's immediate credit (L2).
-        gae_lambda: lambda of the advantage estimate, see :func:`agents.returns.advantages`.
+        gae_lambda: lambda of the advantage estimate, see :func:`agents.learning.returns.advantages`.
         clip_coef: PPO's clipping range.
         update_epochs: PPO's epochs over a roll-out.
         num_minibatches: PPO's minibatches in an epoch.

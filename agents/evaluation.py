@@ -76,7 +76,8 @@ def scores_by_count(named: np.ndarray, counts: np.ndarray) -> dict[str, dict[str
 
 def blind_guess(train: EnvConfig, test: EnvConfig) -> dict[str, float]:
     """Scores of always naming the multiset that is most frequent among 10,000 training canvases."""
-    from hsal_env.perception.examples import Examples, label_counts
+    from hsal_env.multiset import label_counts
+    from hsal_env.perception.examples import Examples
 
     few = dataclasses.replace(train, features="lazy", num_examples=min(10_000, train.size))
     seen, true = (

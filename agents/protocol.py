@@ -15,9 +15,9 @@ from torch import Tensor
 
 from agents.config import AgentConfig
 from agents.trajectory import Evaluation, Trajectory
-from hsal_env.config import Rules
 from hsal_env.errors import ConfigError
 from hsal_env.plugins import find_object
+from hsal_env.rules import Rules
 
 if TYPE_CHECKING:
     from hsal_env.perception.examples import Examples

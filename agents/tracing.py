@@ -11,9 +11,9 @@ from torch import Tensor
 
 from agents.evaluation import make_env
 from hsal_env.config import EnvConfig
-from hsal_env.recorder import Recorder, Scores
 from hsal_env.spaces import ATTENTION_SCALE
 from hsal_env.trace import Trace
+from hsal_env.trace.recorder import Recorder, Scores
 
 
 @overload

@@ -147,3 +147,10 @@ def _keep(ended: Tensor, old: State, new: State) -> State:
         predicted=torch.where(ended[:, None], old.predicted, new.predicted),
         looks=torch.where(ended[:, None], old.looks, new.looks),
     )
+
+
+def taken(trajectory: Trajectory, evaluation: Evaluation) -> Tensor:
+    """log-probabilities of the decisions taken, ``[M, k + 1, B]``."""
+    location = evaluation.location_log_probs.gather(-1, trajectory.locations[..., None]).squeeze(-1)
+    label = evaluation.label_log_probs.gather(-1, trajectory.labels[..., None]).squeeze(-1)
+    return torch.cat([location, label[:, None]], dim=1)

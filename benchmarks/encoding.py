@@ -42,7 +42,8 @@ def main() -> None:
 
     from hsal_env.config import EnvConfig
     from hsal_env.data import CanvasBatch
-    from hsal_env.perception.examples import Examples, native_bfloat16, to_images
+    from hsal_env.perception.examples import Examples, to_images
+    from hsal_env.perception.precision import native_bfloat16
     from hsal_env.perception.registry import activation_model
 
     torch.set_num_threads(args.threads)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hsal_env.files import write_text
+from hsal_env.storage.files import write_text
 
 
 def taking_turns(runs: dict[str, Callable[[], Any]], turns: int) -> dict[str, list[float]]:

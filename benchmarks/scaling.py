@@ -90,7 +90,7 @@ def of_lanes(lanes: int, seconds: float) -> dict[str, float]:
     from agents.actor_critic import ActorCritic
     from agents.config import AgentConfig, LearnerConfig
     from agents.evaluation import make_env
-    from agents.learner import Learner
+    from agents.learning.learner import Learner
     from agents.protocol import World
     from hsal_env.config import EnvConfig
 

@@ -78,7 +78,7 @@ def main() -> None:
 
     from agents.config import AgentConfig, LearnerConfig
     from agents.evaluation import make_env
-    from agents.learner import Learner
+    from agents.learning.learner import Learner
     from agents.protocol import World, build_agent
     from hsal_env.config import EnvConfig
 

@@ -13,6 +13,7 @@ from hsal_env.data.glyphs import GLYPH_POLICIES, NUM_CLASSES, SOURCES, SPLITS, l
 from hsal_env.data.house_numbers import MOST_DIGITS, HouseNumbers
 from hsal_env.data.svhn import SVHN
 from hsal_env.errors import ConfigError
+from hsal_env.rules import Rules
 
 DEFAULT_NUM_EXAMPLES = {"train": 60_000, "val": 5_000, "test": 10_000}
 """Canvases in a split: the paper's 60,000 and 10,000, and a validation set from the training side."""
@@ -48,31 +49,6 @@ _FINITE = (SVHN.source, CustomCanvases.source)
 def _others(source: str) -> set[str]:
     """Arguments of other sources that ``source`` has not."""
     return {name for names in _OF_A_SOURCE.values() for name in names} - set(_OF_A_SOURCE[source])
-
-
-@dataclass(frozen=True)
-class Rules:
-    """The part of the configuration that the dynamics read. Fields as in :class:`EnvConfig`."""
-
-    glimpses: int = 2
-    components: int = 5
-    max_objects: int = 4
-    coordinates: str = "paper"
-    beta: str = "bounded"
-    mask_scale: str = "paper"
-    update: str = "paper"
-    renormalise_saliency: bool = False
-    protocol: str = "free"
-
-    @property
-    def option_length(self) -> int:
-        """Decisions in a meta-step: one attention, k locations, one label."""
-        return self.glimpses + 2
-
-    @property
-    def max_meta_steps(self) -> int:
-        """Most meta-steps in an episode: one per object and one to stop."""
-        return self.max_objects + 1
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot, pad
 
 from hsal_env import functional as F
-from hsal_env.config import Rules
+from hsal_env.rules import Rules
 
 
 class Example(NamedTuple):

@@ -12,9 +12,9 @@ from gymnasium.error import ResetNeeded
 from hsal_env.config import EnvConfig
 from hsal_env.dynamics import State
 from hsal_env.errors import ActionError, ConfigError
-from hsal_env.recorder import Recorder
 from hsal_env.simulation import Simulation
 from hsal_env.spaces import require_action_mask
+from hsal_env.trace.recorder import Recorder
 
 
 class HSALEnv(gym.Env[dict[str, Any], Any]):
@@ -204,7 +204,7 @@ class HSALEnv(gym.Env[dict[str, Any], Any]):
 
 
 def _window() -> Any:
-    from hsal_env.window import Window  # matplotlib is slow to import
+    from hsal_env.rendering.window import Window  # matplotlib is slow to import
 
     return Window("HSAL", 1 / HSALEnv.metadata["render_fps"])
 

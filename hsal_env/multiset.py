@@ -48,3 +48,20 @@ def most_frequent(counts: np.ndarray) -> np.ndarray:
     """The multiset ``[C]`` that occurs most often in ``counts`` ``[N, C]``: what a blind guess should say."""
     kinds, occurrences = np.unique(counts, axis=0, return_counts=True)
     return kinds[occurrences.argmax()]
+
+
+def label_counts(labels: np.ndarray, classes: int) -> np.ndarray:
+    """Label lists ``[B, N]`` padded with -1 to counts int64 ``[B, C]``.
+
+    Raises:
+        DataError: a label outside -1..C - 1.
+    """
+    if labels.size and not -1 <= labels.min() <= labels.max() < classes:
+        raise DataError(f"Expected labels in 0..{classes - 1}, or -1; got {labels.min()}..{labels.max()}.")
+    lanes, slots = np.nonzero(labels >= 0)
+    counts = np.zeros((len(labels), classes), np.int64)
+    np.add.at(counts, (lanes, labels[lanes, slots]), 1)
+    return counts
+
+
+SCORES = ("exact_match", "macro_f1", "micro_f1", "overall_precision", "overall_recall", "example_f1")

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor
 
 from hsal_env import functional as F
-from hsal_env.config import Rules
 from hsal_env.errors import ConfigError
 from hsal_env.plugins import import_object
+from hsal_env.rules import Rules
 
 
 class Policy(Protocol):

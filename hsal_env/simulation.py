@@ -12,8 +12,8 @@ from hsal_env import dynamics
 from hsal_env.config import EnvConfig
 from hsal_env.dynamics import Example, Outcome, State
 from hsal_env.perception.examples import Examples
-from hsal_env.recorder import Recorder
 from hsal_env.trace import Trace
+from hsal_env.trace.recorder import Recorder
 from hsal_env.views import make_view
 
 

@@ -15,9 +15,9 @@ from torch import Tensor
 from hsal_env.config import EnvConfig
 from hsal_env.dynamics import Example, State, rebuilt
 from hsal_env.errors import ConfigError
-from hsal_env.recorder import Recorder
 from hsal_env.simulation import Simulation
 from hsal_env.spaces import require_action_mask
+from hsal_env.trace.recorder import Recorder
 
 
 class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):

@@ -14,10 +14,11 @@ import torch
 from gymnasium import spaces
 
 from hsal_env import dynamics
-from hsal_env.config import EnvConfig, Rules
+from hsal_env.config import EnvConfig
 from hsal_env.dynamics import Action, Outcome, State
 from hsal_env.errors import ActionError, ConfigError
 from hsal_env.policies import WinnerTakeAll, given_policy
+from hsal_env.rules import Rules
 from hsal_env.spaces import FlatView, NativeView, PackedView, View, read_discrete, read_part
 
 

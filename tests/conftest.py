@@ -15,8 +15,8 @@ import torch
 from commands import BUNDLE, TRAIN, Command, run, script, succeeded
 from PIL import Image
 
-from hsal_env import array_store
 from hsal_env.data import glyphs
+from hsal_env.storage import array_store
 
 DATA_ROOT = Path(os.environ.get("HSAL_DATA") or Path(__file__).parents[2] / "shared" / "data")
 

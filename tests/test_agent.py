@@ -15,13 +15,13 @@ from agents import protocol
 from agents.actor_critic import ActorCritic, AgentState
 from agents.config import AgentConfig
 from agents.evaluation import make_env
-from agents.losses import taken
 from agents.protocol import Agent, World, build_agent, find_agent
-from agents.trajectory import Rollout, collect
+from agents.trajectory import Rollout, collect, taken
 from hsal_env import functional as F
 from hsal_env import plugins
-from hsal_env.config import EnvConfig, Rules
+from hsal_env.config import EnvConfig
 from hsal_env.errors import ConfigError
+from hsal_env.rules import Rules
 from hsal_env.spaces import ATTENTION_SCALE
 from hsal_env.vector_env import HSALVectorEnv
 

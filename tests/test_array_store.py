@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hsal_env import array_store
-from hsal_env.array_store import ArrayStore
 from hsal_env.errors import DataError
+from hsal_env.storage import array_store
+from hsal_env.storage.array_store import ArrayStore
 
 VALUES = np.arange(40, dtype=np.float32).reshape(10, 2, 2)
 

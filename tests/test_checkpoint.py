@@ -20,8 +20,8 @@ from agents.trajectory import collect
 from hsal_env.config import EnvConfig
 from hsal_env.errors import CheckpointError, ConfigError
 from hsal_env.perception.activation import CompactResNet
-from hsal_env.perception.examples import Examples, fingerprint
-from hsal_env.perception.model_file import save_model
+from hsal_env.perception.examples import Examples
+from hsal_env.perception.model_file import fingerprint, save_model
 
 ENV = EnvConfig(source="digits", num_examples=32, features="store", update="peak", data_root="somewhere")
 AGENT = AgentConfig(

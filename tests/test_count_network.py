@@ -9,7 +9,7 @@ import pytest
 import torch
 from commands import COUNT, Command, metrics_of, script
 
-from agents.count_network import CountNetwork
+from agents.supervised.count_network import CountNetwork
 
 FEW = shlex.split("--env-id HSAL-DigitsMultiset-v0 --num-examples 512 --batch-size 64 --hidden 64 --test-episodes 100")
 

@@ -24,10 +24,10 @@ from agents import checkpoint
 from agents.actor_critic import ActorCritic
 from agents.config import AgentConfig, LearnerConfig
 from agents.evaluation import make_env
-from agents.learner import Learner
+from agents.learning.learner import Learner
+from agents.learning.run import Run
 from agents.protocol import World
 from agents.tracing import record
-from agents.training import Run
 from hsal_env.config import EnvConfig
 from hsal_env.data import LabelledImages
 from hsal_env.data.custom import load_folder

@@ -23,10 +23,11 @@ from matplotlib import colormaps
 from PIL import Image
 
 import agents
-from agents import checkpoint, demo
+from agents import checkpoint
 from agents.actor_critic import ActorCritic
 from agents.config import AgentConfig
-from agents.demo import Player, Settings, plain, read_image
+from agents.demo import player as demo
+from agents.demo.player import Player, Settings, plain, read_image
 from agents.protocol import World
 from agents.tracing import record
 from hsal_env.config import EnvConfig
@@ -35,10 +36,10 @@ from hsal_env.perception.examples import Examples
 from hsal_env.perception.registry import SALIENCY_MODELS
 
 pytest.importorskip("flask", reason="the page needs Flask, the extra demo")
-from agents import demo_server
+from agents.demo import server as demo_server
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "agents" / "demo_page"
+PAGE = ROOT / "agents" / "demo" / "page"
 TEST = EnvConfig(source="digits", split="test")
 INDEX = 4  # a canvas of several digits
 
@@ -492,7 +493,7 @@ def test_without_flask_the_command_says_what_to_install(monkeypatch):
 def test_flask_is_imported_in_one_module():
     files = [*(ROOT / "agents").rglob("*.py"), *(ROOT / "hsal_env").rglob("*.py")]
     importing = [f.name for f in files if re.search(r"^\s*(from|import) (flask|werkzeug)", f.read_text(), re.MULTILINE)]
-    assert importing == ["demo_server.py"]
+    assert importing == ["server.py"]
 
 
 # --- in a browser -----------------------------------------------------------------------------------------------------

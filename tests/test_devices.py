@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from agents import losses
 from agents.config import AgentConfig
 from agents.evaluation import make_env
+from agents.learning import losses
+from agents.learning.returns import advantages
 from agents.protocol import World, build_agent
-from agents.returns import advantages
 from agents.trajectory import collect
 from hsal_env.config import EnvConfig
 

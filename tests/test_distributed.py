@@ -23,13 +23,13 @@ from torch import Tensor
 from agents import checkpoint
 from agents.actor_critic import ActorCritic
 from agents.config import AgentConfig, LearnerConfig
-from agents.distributed import ALONE, Processes, joined
-from agents.learner import Learner
+from agents.learning.distributed import ALONE, Processes, joined
+from agents.learning.learner import Learner
+from agents.learning.run import Run
 from agents.sampling import SharedGenerator, sample
-from agents.training import Run
 from hsal_env.config import EnvConfig
 from hsal_env.errors import ConfigError, ProcessError
-from hsal_env.files import replacing
+from hsal_env.storage.files import replacing
 
 ROOT = Path(__file__).parents[1]
 TRAIN = ROOT / "train" / "ppo_or_reinforce.py"

@@ -9,8 +9,8 @@ import torch
 
 from hsal_env import dynamics
 from hsal_env import functional as F
-from hsal_env.config import Rules
 from hsal_env.dynamics import Action, Example, Outcome, State
+from hsal_env.rules import Rules
 
 STOP = reference.STOP
 DEPTH = 4

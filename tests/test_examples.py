@@ -24,13 +24,13 @@ from gymnasium.vector import AutoresetMode
 import agents
 from agents.config import AgentConfig
 from agents.evaluation import make_env
-from agents.losses import taken
 from agents.protocol import Agent, World
-from agents.trajectory import collect
+from agents.trajectory import collect, taken
 from hsal_env import functional as F
 from hsal_env import plugins
-from hsal_env.config import EnvConfig, Rules
+from hsal_env.config import EnvConfig
 from hsal_env.errors import CheckpointError, ConfigError
+from hsal_env.rules import Rules
 from hsal_env.spaces import ATTENTION_SCALE
 
 ROOT = Path(__file__).parents[1]

@@ -7,10 +7,9 @@ import pytest
 from PIL import Image
 from traces import MetaStep, trace_of
 
-from hsal_env import animation
-from hsal_env.animation import Frame, frames, save_animation
 from hsal_env.errors import ConfigError, DataError
-from hsal_env.rendering import draw_trace, draw_traces, save_pdf
+from hsal_env.rendering import animation, draw_trace, draw_traces, save_pdf
+from hsal_env.rendering.animation import Frame, frames, save_animation
 from hsal_env.trace import load
 
 FIGURES = "make_figures.py"

@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents import losses
 from agents.actor_critic import ActorCritic
 from agents.config import AgentConfig, LearnerConfig
-from agents.learner import Objective
+from agents.learning import losses
+from agents.learning.learner import Objective
+from agents.learning.returns import advantages
 from agents.protocol import World
-from agents.returns import advantages
 from agents.trajectory import Evaluation, Trajectory
-from hsal_env.config import Rules
 from hsal_env.dynamics import Example
+from hsal_env.rules import Rules
 
 LN2, LN3 = math.log(2), math.log(3)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from traces import MetaStep, trace_of
 
-from agents.errors import box_share, breakdown, describe
+from agents.reports.mistakes import box_share, breakdown, describe
 from hsal_env.errors import DataError
 from hsal_env.perception.grid import Grid
 from hsal_env.trace import Trace

@@ -11,10 +11,11 @@ from torch import nn
 from hsal_env import functional as F
 from hsal_env.config import EnvConfig
 from hsal_env.errors import CheckpointError, ConfigError, DataError
+from hsal_env.multiset import label_counts
 from hsal_env.perception.activation import CompactResNet
-from hsal_env.perception.examples import Examples, fingerprint, label_counts, to_images
+from hsal_env.perception.examples import Examples, to_images
 from hsal_env.perception.grid import Grid
-from hsal_env.perception.model_file import load_model, save_model
+from hsal_env.perception.model_file import fingerprint, load_model, save_model
 from hsal_env.perception.registry import ARCHITECTURES, WEIGHTS_FOLDER, activation_model, initial_model, saliency_model
 
 # --- activation and saliency models -----------------------------------------------------------------------------------
@@ -366,14 +367,14 @@ def test_images_that_are_none_are_refused(wrong):
 
 
 def test_label_counts_by_hand():
-    counts = label_counts(np.array([[3, 3, -1], [0, 9, 3], [-1, -1, -1]]))
+    counts = label_counts(np.array([[3, 3, -1], [0, 9, 3], [-1, -1, -1]]), 10)
     assert counts.tolist() == [[0, 0, 0, 2, *[0] * 6], [1, 0, 0, 1, *[0] * 5, 1], [0] * 10]
 
 
 @pytest.mark.parametrize("label", [-2, 10])
 def test_other_labels_are_refused(label):
     with pytest.raises(DataError, match=r"labels in 0\.\.9, or -1"):
-        label_counts(np.array([[0, label]]))
+        label_counts(np.array([[0, label]]), 10)
 
 
 def test_a_fingerprint_tells_texts_arrays_and_weights_apart():

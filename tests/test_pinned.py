@@ -1,7 +1,8 @@
 """What must not change by accident: canvases, an episode of every view, and a training run, as tests/pinned.json has them.
 
-Canvases are compared to the bit everywhere; those of SVHN are cut from images of noise. Floats are compared to the bit on the kind of machine that recorded them, and
-within rounding elsewhere. ``python tests/test_pinned.py canvases`` records a part anew, after a change that is meant.
+Canvases are compared to the bit everywhere; those of SVHN are cut from images of noise. Floats are compared to the bit on the
+kind of machine that recorded them, and within rounding elsewhere. After a change that is meant, one part is recorded anew by
+``python tests/test_pinned.py canvases`` (or ``episodes``, or ``training``).
 """
 
 import csv
@@ -17,16 +18,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import svhn_files
 import torch
+from playing import MODES, play, single
 
 from hsal_env.config import EnvConfig
 from hsal_env.registration import ENVIRONMENTS
-import svhn_files
-from playing import MODES, play, single
 
 ROOT = Path(__file__).parents[1]
 PINNED = Path(__file__).with_name("pinned.json")
-RUN = "--preset tiny --source digits --no-bfloat16 --test-episodes 100 --device cpu".split()
+RUN = ["--preset", "tiny", "--source", "digits", "--no-bfloat16", "--test-episodes", "100", "--device", "cpu"]
 IDS = [env_id for env_id in ENVIRONMENTS if "Custom" not in env_id]
 
 

@@ -19,7 +19,7 @@ from commands import (
     succeeded,
 )
 
-from agents.learner import Learner
+from agents.learning.learner import Learner
 
 
 def test_the_tiny_preset_trains_tests_and_writes_its_files(trained: Path):

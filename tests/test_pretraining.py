@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from agents import pretraining
+from agents.supervised import pretraining
 from hsal_env import functional as F
 from hsal_env.config import EnvConfig
 from hsal_env.perception.activation import CompactResNet

@@ -13,7 +13,8 @@ from traces import MetaStep, trace_of
 
 from hsal_env.errors import DataError
 from hsal_env.perception.grid import Grid
-from hsal_env.rendering import _multiset, _runs, draw_trace, draw_traces, save_picture
+from hsal_env.rendering import draw_trace, draw_traces, save_picture
+from hsal_env.rendering.episodes import _multiset, _runs
 from hsal_env.trace import Trace
 
 GREEN, VERMILLION, ORANGE = (0, 158, 115), (213, 94, 0), (230, 159, 0)

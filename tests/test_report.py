@@ -19,20 +19,21 @@ from traces import MetaStep, trace_of
 
 import agents
 import hsal_env
-from agents import curves, gallery
 from agents.config import AgentConfig, LearnerConfig
-from agents.errors import breakdown
 from agents.evaluation import evaluate, evaluation_config
-from agents.report_page import Row, page
-from agents.runs import SCORES, Run, gather, group, methods, names
-from agents.statistics import bootstrap_interval
+from agents.learning.run import Run as TrainingRun
+from agents.reports import curves, gallery
+from agents.reports.mistakes import breakdown
+from agents.reports.page import Row, page
+from agents.reports.runs import Run, gather, group, methods, names
+from agents.reports.statistics import bootstrap_interval
 from agents.tracing import record
-from agents.training import Run as TrainingRun
 from hsal_env.config import EnvConfig
 from hsal_env.errors import CheckpointError, ConfigError, DataError
+from hsal_env.multiset import SCORES
 from hsal_env.rendering import draw_trace
-from hsal_env.scan_path import MEASURES, measures
 from hsal_env.trace import Trace
+from hsal_env.trace.scan_path import MEASURES, measures
 
 ROOT = Path(__file__).parents[1]
 SECTIONS = ["results", "aggregate", "curves", "breakdown", "scan-path", "gallery", "configuration"]

@@ -22,7 +22,6 @@ from hsal_env import functional as F
 from hsal_env import plugins
 from hsal_env.config import EnvConfig
 from hsal_env.errors import CheckpointError, ConfigError, DataError
-from hsal_env.map_picture import draw_maps
 from hsal_env.perception import itti_koch
 from hsal_env.perception.examples import Examples
 from hsal_env.perception.finding import area_under_curve, cells_held, find_objects, local_maxima
@@ -37,6 +36,7 @@ from hsal_env.perception.registry import (
 )
 from hsal_env.perception.saliency import Boxes, Brightness, CentrePrior, SumOfMagnitudes, Uniform, to_cells
 from hsal_env.perception.spectral_residual import SpectralResidual
+from hsal_env.rendering.maps import draw_maps
 from train import compare_saliency
 
 OF_IMAGES = [IttiKoch(), SpectralResidual(), Brightness()]

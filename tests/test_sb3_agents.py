@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from commands import LEARNERS, Command, metrics_of, script
 
-import agents
 from hsal_env.config import EnvConfig
 
 FEW_EPISODES = "--env-id HSAL-DigitsMultiset-v0 --num-examples 64 --val-episodes 6 --test-episodes 9"
@@ -80,9 +79,8 @@ def test_a_finished_learner_is_not_overwritten(command: Command, tmp_path: Path)
 
 
 def test_without_sb3_contrib_the_command_says_what_to_install(command: Command, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "agents.sb3", None)
-    monkeypatch.delattr(agents, "sb3", raising=False)
-    command.fails(LEARNERS, "ppo", "error: ", "pip install -c constraints.txt -e '.[sb3]'")
+    monkeypatch.setitem(sys.modules, "sb3_contrib", None)
+    command.fails(LEARNERS, "maskable-ppo", "error: ", 'MaskablePPO needs sb3-contrib: pip install "hsal[sb3]"')
 
 
 def test_a_folder_that_cannot_be_written_is_a_clear_error(command: Command, tmp_path: Path):

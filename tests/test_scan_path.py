@@ -10,8 +10,8 @@ from traces import MetaStep, trace_of
 
 from hsal_env.errors import DataError
 from hsal_env.perception.grid import Grid
-from hsal_env.scan_path import MEASURES, measures
 from hsal_env.trace import Trace
+from hsal_env.trace.scan_path import MEASURES, measures
 
 STOP = 10
 GRID = Grid((5.0, 5.0), (10.0, 20.0), (10.0, 20.0))  # rows 10 px apart, columns 20 px

@@ -6,7 +6,7 @@ import statistics
 import numpy as np
 import pytest
 
-from agents.statistics import bootstrap_interval, interquartile_mean, spread
+from agents.reports.statistics import bootstrap_interval, interquartile_mean, spread
 from hsal_env.errors import ConfigError
 
 

@@ -23,13 +23,13 @@ import pytest
 from PIL import Image
 from svhn_files import random_part, write_digit_struct, write_part
 
-from hsal_env import array_store
 from hsal_env.config import EnvConfig
 from hsal_env.data import svhn
 from hsal_env.data.digit_struct import read_digit_struct
 from hsal_env.data.resize import bilinear_resize
 from hsal_env.data.svhn import MOST_DIGITS, SVHN, find_svhn, grown
 from hsal_env.errors import ConfigError, DataError, DataUnavailableError
+from hsal_env.storage import array_store
 from hsal_env.vector_env import HSALVectorEnv
 
 NOISE = np.random.default_rng(0).integers(0, 256, (100, 200, 3), dtype=np.uint8)

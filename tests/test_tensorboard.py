@@ -17,10 +17,10 @@ from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG, parse_s
 
 from agents.config import AgentConfig, LearnerConfig
 from agents.evaluation import evaluation_config
-from agents.learner import Learner
-from agents.runs import flat
+from agents.learning.learner import Learner
+from agents.learning.run import Run
+from agents.reports.runs import flat
 from agents.tracing import record
-from agents.training import Run
 from hsal_env.config import EnvConfig
 from hsal_env.rendering import draw_traces
 

@@ -20,7 +20,8 @@ from agents.tracing import record
 from hsal_env import functional as F
 from hsal_env.errors import ConfigError, DataError
 from hsal_env.perception.grid import Grid
-from hsal_env.trace import SCHEMA, Trace, fixations_px, load, save
+from hsal_env.trace import Trace, load, save
+from hsal_env.trace.episode import SCHEMA, fixations_px
 
 ROOT = Path(__file__).parents[1]
 ENV = single().simulation.config
@@ -303,7 +304,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, traces, monkeypatch, suffix
 
     path = tmp_path / f"t.{suffix}"
     path.write_text("before")
-    monkeypatch.setattr(f"hsal_env.trace._write_{suffix}", full)
+    monkeypatch.setattr(f"hsal_env.trace.episode._write_{suffix}", full)
     with pytest.raises(DataError, match=r"Cannot write .*No space left on device"):
         save(traces, path)
     assert [p.name for p in tmp_path.iterdir()] == [path.name]

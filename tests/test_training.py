@@ -19,16 +19,16 @@ from agents import evaluation as evaluation_module
 from agents.actor_critic import ActorCritic
 from agents.config import AgentConfig, LearnerConfig
 from agents.evaluation import blind_guess, evaluate, evaluation_config, make_env, scores_by_count
-from agents.learner import Learner
+from agents.learning.learner import Learner
+from agents.learning.provenance import resources
+from agents.learning.run import Run
 from agents.protocol import Decision, World
-from agents.report import resources
 from agents.tracing import record
-from agents.training import Run
 from agents.trajectory import collect
 from hsal_env import multiset
-from hsal_env.array_store import ArrayStore
 from hsal_env.config import EnvConfig
 from hsal_env.errors import CheckpointError, ConfigError
+from hsal_env.storage.array_store import ArrayStore
 
 ROOT = Path(__file__).parents[1]
 STOP = 10

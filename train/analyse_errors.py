@@ -2,8 +2,8 @@
 
     python train/analyse_errors.py mnist-multiset --output-dir errors
 
-Writes errors.json, errors.md and errors.png. agents/errors.py says what the kinds of wrong episodes are. Worst are the episodes
-with most labels too many or missing, then those most sure of themselves.
+Writes errors.json, errors.md and errors.png. agents/reports/mistakes.py says what the kinds of wrong episodes are. Worst are
+the episodes with most labels too many or missing, then those most sure of themselves.
 """
 
 from __future__ import annotations
@@ -66,13 +66,13 @@ def main(args: Args) -> None:
         CheckpointError: no such agent, or the folder cannot be written.
     """
     from agents import bundled, load
-    from agents.errors import describe, tables
     from agents.evaluation import evaluation_config
-    from agents.gallery import worst_first
-    from agents.report import source_in_words
+    from agents.reports.gallery import worst_first
+    from agents.reports.mistakes import describe, tables
+    from agents.reports.tables import source_in_words
     from agents.tracing import record
-    from hsal_env.files import write_text, writing
     from hsal_env.rendering import draw_traces, save_picture
+    from hsal_env.storage.files import write_text, writing
 
     if args.episodes < 1:
         raise ConfigError(f"Expected --episodes of at least 1; got {args.episodes}.")

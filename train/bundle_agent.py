@@ -91,9 +91,9 @@ def main(args: Args) -> None:
 
     from agents import checkpoint
     from agents.evaluation import evaluate, evaluation_config
-    from agents.report import format_table
-    from hsal_env.files import write_text
+    from agents.reports.tables import format_table
     from hsal_env.perception.registry import BUNDLED
+    from hsal_env.storage.files import write_text
 
     if args.episodes < 1:
         raise ConfigError(f"Expected --episodes of at least 1; got {args.episodes}.")

@@ -17,7 +17,7 @@ from typing import Any
 
 import tyro
 
-from agents.report import source_in_words
+from agents.reports.tables import source_in_words
 from hsal_env import ENVIRONMENTS
 from hsal_env.config import EnvConfig
 from hsal_env.errors import ConfigError, HSALError
@@ -81,12 +81,12 @@ def main(args: Args) -> None:
     import numpy as np
     from tqdm import tqdm
 
-    from hsal_env.files import write_text, writing
-    from hsal_env.map_picture import draw_maps
     from hsal_env.perception.examples import Examples
     from hsal_env.perception.finding import find_objects
     from hsal_env.perception.registry import SALIENCY_MODELS
     from hsal_env.rendering import save_picture
+    from hsal_env.rendering.maps import draw_maps
+    from hsal_env.storage.files import write_text, writing
 
     given = {name: getattr(args, name) for name in ("activation", "source", "data_root")}
     config = {name: value for name, value in given.items() if value is not None} | {

@@ -3,8 +3,8 @@
     python train/count_network.py                  # three layers over the whole volume
     python train/count_network.py --head columns   # three layers over each column, the same for all, summed over cells
 
-The heads are described at :class:`agents.count_network.CountNetwork`. It sees the same features and canvases as the agents,
-ten times unless told otherwise, and writes the same metrics.json.
+The heads are described at :class:`agents.supervised.count_network.CountNetwork`. It sees the same features and canvases as
+the agents, ten times unless told otherwise, and writes the same metrics.json.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from hsal_env.config import EnvConfig
 from hsal_env.errors import ConfigError, HSALError
 
 if TYPE_CHECKING:
-    from agents.count_network import CountNetwork
+    from agents.supervised.count_network import CountNetwork
     from hsal_env.perception.examples import Examples
 
 
@@ -70,12 +70,13 @@ def main(args: Args) -> None:
     import torch
     from tqdm import tqdm
 
-    from agents.count_network import CountNetwork
     from agents.evaluation import blind_guess, evaluation_config, scores_by_count
-    from agents.report import format_table, resources, versions, without_paths
+    from agents.learning.provenance import resources, versions, without_paths
+    from agents.reports.tables import format_table
+    from agents.supervised.count_network import CountNetwork
     from hsal_env import multiset
-    from hsal_env.files import check_writable, write_text
     from hsal_env.perception.examples import Examples
+    from hsal_env.storage.files import check_writable, write_text
 
     if args.env_id not in ENVIRONMENTS:
         raise ConfigError(f"Unknown env id {args.env_id!r}. Expected one of {', '.join(ENVIRONMENTS)}.")

@@ -35,8 +35,8 @@ def main(args: Args) -> None:
         import flask  # noqa: F401
     except ImportError as error:
         raise ConfigError('The page needs Flask: pip install -c constraints.txt -e ".[demo]"') from error
-    from agents.demo import Player
-    from agents.demo_server import create_app, listen
+    from agents.demo.player import Player
+    from agents.demo.server import create_app, listen
 
     server, address = listen(create_app(Player(args.agent), args.host), args.host, args.port)
     print(f"Serving on {address} (Ctrl-C stops)", flush=True)

@@ -54,10 +54,11 @@ def main(args: Args) -> None:
     """Load, test, print, and write."""
     from agents import bundled, load
     from agents.evaluation import evaluate, evaluation_config
-    from agents.report import format_table, versions
+    from agents.learning.provenance import versions
+    from agents.reports.tables import format_table
     from agents.tracing import record
-    from hsal_env.files import write_text, writing
     from hsal_env.rendering import draw_traces, save_picture
+    from hsal_env.storage.files import write_text, writing
 
     loaded = load(args.agent)
     changed = {

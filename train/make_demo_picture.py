@@ -36,11 +36,11 @@ def main(args: Args) -> None:
     try:
         from playwright.sync_api import Error, sync_playwright
 
-        from agents.demo_server import create_app, listen
+        from agents.demo.server import create_app, listen
     except ImportError as error:
         raise ConfigError('The picture needs a browser: pip install -c constraints.txt -e ".[browser]"') from error
-    from agents.demo import Player
-    from hsal_env.files import replacing, writing
+    from agents.demo.player import Player
+    from hsal_env.storage.files import replacing, writing
 
     server, address = listen(create_app(Player()))
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -58,10 +58,10 @@ def main(args: Args) -> None:
     from agents import load
     from agents.evaluation import evaluation_config
     from agents.tracing import record
-    from hsal_env.animation import frames, save_animation
     from hsal_env.errors import ConfigError
-    from hsal_env.files import writing
     from hsal_env.rendering import draw_traces, save_pdf, save_picture
+    from hsal_env.rendering.animation import frames, save_animation
+    from hsal_env.storage.files import writing
     from hsal_env.trace import save
 
     if not args.index or not args.format:

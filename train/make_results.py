@@ -21,12 +21,12 @@ sys.path.insert(0, str(Path(__file__).parent))  # the rows stand in a script bes
 
 from reproduce import LEARNERS, ROWS
 
-from agents import runs
-from agents.paper import TABLE_1
-from agents.report import source_in_words
-from agents.statistics import spread
+from agents.reports import runs
+from agents.reports.paper import TABLE_1
+from agents.reports.statistics import spread
+from agents.reports.tables import source_in_words
 from hsal_env.errors import HSALError
-from hsal_env.files import replacing, write_text
+from hsal_env.storage.files import replacing, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 START, END = "<!-- results: made by python train/make_results.py -->\n", "<!-- /results -->"
@@ -235,7 +235,7 @@ def texts(root: Path = ROOT) -> dict[Path, str]:
 
 def draw_figures(root: Path = ROOT) -> None:
     """The paper's figures 5 and 6 over our runs: results/figure5.png and results/figure6.png."""
-    from agents import curves  # matplotlib: not before --help
+    from agents.reports import curves  # matplotlib: not before --help
 
     lines = []
     for name, (label, colour) in _CURVES.items():

@@ -30,7 +30,7 @@ from hsal_env.config import EnvConfig
 from hsal_env.errors import ConfigError, HSALError
 
 if TYPE_CHECKING:
-    from agents.distributed import Processes
+    from agents.learning.distributed import Processes
 
 
 @dataclass(frozen=True)
@@ -147,15 +147,15 @@ def parse(argv: list[str]) -> Args:
 
 def main(args: Args) -> None:
     """Train, test, and write the results."""
-    from agents.distributed import joined  # torch: not before --help
+    from agents.learning.distributed import joined  # torch: not before --help
 
     with joined(args.device) as processes:
         _train(args, processes)
 
 
 def _train(args: Args, processes: Processes) -> None:
-    from agents.report import without_paths
-    from agents.training import Run
+    from agents.learning.provenance import without_paths
+    from agents.learning.run import Run
 
     launcher = ["python"] if processes.count == 1 else ["torchrun", "--nproc-per-node", str(processes.count)]
     name = f"{args.env_id}-{args.learner.algorithm}-{args.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -191,7 +191,7 @@ def fail(message: str | int, wait_seconds: float = 3.0) -> NoReturn:
 
 
 def rank() -> int:
-    """Which of several processes this is, see :mod:`agents.distributed`, which is slow to import; 0 leads."""
+    """Which of several processes this is, see :mod:`agents.learning.distributed`, which is slow to import; 0 leads."""
     return int(os.environ.get("RANK", 0))
 
 

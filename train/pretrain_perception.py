@@ -6,7 +6,7 @@
     python train/pretrain_perception.py --objects crowded --init compact-ten.pt --output-stride 8 --output fine.pt
     python train/pretrain_perception.py --objects single --architecture resnet34 --objective classify --output resnet34.pt
 
-Objectives are described in :mod:`agents.pretraining`. The output is a model file, for ``--activation FILE.pt`` and
+Objectives are described in :mod:`agents.supervised.pretraining`. The output is a model file, for ``--activation FILE.pt`` and
 ``gymnasium.make(..., activation="FILE.pt")``, and beside it a JSON of arguments and accuracies.
 """
 
@@ -24,10 +24,10 @@ import tyro
 
 from hsal_env.config import EnvConfig
 from hsal_env.errors import ConfigError, HSALError
-from hsal_env.files import check_writable, write_text
+from hsal_env.storage.files import check_writable, write_text
 
 if TYPE_CHECKING:
-    from agents.pretraining import Supply
+    from agents.supervised.pretraining import Supply
 
 _TEN = {"min_objects": 10, "max_objects": 10, "min_size_px": 20, "max_size_px": 20}
 _SMALL = {**_TEN, "min_size_px": 12}
@@ -113,7 +113,7 @@ class Args:
 
 def supplies(args: Args, split: str, seed: int) -> dict[str, dict[str, Supply]]:
     """By source and look; another seed lays canvases out otherwise than an environment's."""
-    from agents.pretraining import Supply
+    from agents.supervised.pretraining import Supply
 
     kind = args.objects.removeprefix("long-").removesuffix("-single")
     colour = kind in ("house-numbers", "svhn")
@@ -150,12 +150,12 @@ def main(args: Args) -> None:
     from torch import nn
     from tqdm import tqdm
 
-    from agents import pretraining
-    from agents.actor_critic import has_matrix_unit
-    from agents.distributed import ALONE
-    from agents.report import versions
+    from agents.learning.distributed import ALONE
+    from agents.learning.provenance import versions
+    from agents.supervised import pretraining
     from hsal_env.perception.examples import to_images
     from hsal_env.perception.model_file import save_model
+    from hsal_env.perception.precision import has_matrix_unit
     from hsal_env.perception.registry import initial_model
 
     if (

@@ -49,14 +49,14 @@ def main(args: Args) -> None:
 
     Raises:
         ConfigError: no run, fewer than no episodes, or a bundled agent and no episodes.
-        DataError: see :func:`agents.runs.gather`.
+        DataError: see :func:`agents.reports.runs.gather`.
         CheckpointError: a damaged checkpoint, or the page cannot be written.
     """
     import hsal_env
     from agents import checkpoint
-    from agents.report_page import Row, page
-    from agents.runs import gather, group, names, of_bundled
-    from hsal_env.files import write_text
+    from agents.reports.page import Row, page
+    from agents.reports.runs import gather, group, names, of_bundled
+    from hsal_env.storage.files import write_text
 
     if not args.runs:
         raise ConfigError("Expected at least one run; name folders or bundled agents, see --help.")

@@ -25,7 +25,7 @@ from typing import Annotated, NamedTuple
 import tyro
 
 from hsal_env.errors import CheckpointError, ConfigError, HSALError
-from hsal_env.files import write_text
+from hsal_env.storage.files import write_text
 
 _ROOT = Path(__file__).resolve().parents[1]
 

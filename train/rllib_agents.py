@@ -26,7 +26,7 @@ import tyro
 from hsal_env import ENVIRONMENTS
 from hsal_env.config import EnvConfig
 from hsal_env.errors import CheckpointError, ConfigError, HSALError
-from hsal_env.files import creating_folder, write_text, writing
+from hsal_env.storage.files import creating_folder, write_text, writing
 
 _POLICY: dict[str, Any] = {"policy": "agents.policies:mnist_multiset"}
 VIEWS: dict[str, dict[str, Any]] = {
@@ -96,7 +96,8 @@ def main(args: Args) -> None:
             f'{error}. This command needs ray: pip install "hsal[rllib]", or in a checkout '
             'pip install -c constraints.txt -e ".[rllib]".'
         ) from error
-    from agents.report import comma_separated, resources, versions, without_paths
+    from agents.learning.provenance import resources, versions, without_paths
+    from agents.reports.tables import comma_separated
 
     name = f"{args.env_id}-rllib-{args.view}-{args.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = args.output_dir or Path("runs") / name

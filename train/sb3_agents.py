@@ -24,7 +24,7 @@ import tyro
 from hsal_env import ENVIRONMENTS
 from hsal_env.config import EnvConfig
 from hsal_env.errors import CheckpointError, ConfigError, HSALError
-from hsal_env.files import replacing, write_text, writing
+from hsal_env.storage.files import replacing, write_text, writing
 
 
 class Setup(NamedTuple):
@@ -160,17 +160,16 @@ def main(args: Args) -> None:
             raise ConfigError(
                 f"Expected --{name.replace('_', '-')} of at least {least} and below 2**32; got {getattr(args, name)}."
             )
-    try:
-        from agents import sb3  # torch: not before --help
-    except ImportError as error:
-        raise ConfigError(
-            f"{error}. This command needs sb3-contrib: pip install -c constraints.txt -e '.[sb3]'."
-        ) from error
     from tqdm import tqdm
 
-    from agents.report import comma_separated, resources, versions, without_paths
+    from agents import sb3  # torch: not before --help
+    from agents.learning.provenance import resources, versions, without_paths
+    from agents.reports.tables import comma_separated
+    from agents.sb3 import playing
+    from agents.sb3.vec_env import HSALVecEnv, monitored
 
     setup = SETUPS[args.algorithm]
+    playing.find_algorithm(setup.name)  # what is not installed is said before minutes of work
     folder = (
         args.output_dir or Path("runs") / f"{args.env_id}-{args.algorithm}-{args.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     )
@@ -185,11 +184,11 @@ def main(args: Args) -> None:
     )
     write_text(folder / "progress.csv", "")  # what is wrong, or cannot be written, is said before minutes of work
     started = time.perf_counter()
-    env = sb3.monitored(args.env_id, num_envs, **task, num_examples=args.num_examples)
-    val = sb3.HSALVecEnv(args.env_id, min(val_episodes, 250), **task, split="val", num_examples=val_episodes)
-    test = sb3.HSALVecEnv(args.env_id, min(test_episodes, 250), **task, split="test", num_examples=test_episodes)
+    env = monitored(args.env_id, num_envs, **task, num_examples=args.num_examples)
+    val = HSALVecEnv(args.env_id, min(val_episodes, 250), **task, split="val", num_examples=val_episodes)
+    test = HSALVecEnv(args.env_id, min(test_episodes, 250), **task, split="test", num_examples=test_episodes)
     feature_seconds = time.perf_counter() - started
-    model = sb3.make_model(
+    model = playing.make_model(
         setup.name, env, args.seed, setup.kwargs, sb3.HSALPolicy if args.algorithm == "hsal" else None
     )
     rows: list[dict[str, float]] = []
@@ -197,7 +196,7 @@ def main(args: Args) -> None:
     started = time.perf_counter()
 
     def validate(steps: int) -> None:
-        scores = sb3.test(sb3.greedy(model, val), val, val_episodes)
+        scores = playing.test(playing.greedy(model, val), val, val_episodes)
         kept = {name: scores[name] for name in ("mean_return", "exact_match", "macro_f1")}
         rows.append(
             {"steps": steps, "seconds": time.perf_counter() - started, **{f"val/{k}": v for k, v in kept.items()}}
@@ -220,12 +219,12 @@ def main(args: Args) -> None:
         model.save(path)
     flat = {**task, "action_mode": "flat", "split": "test", "num_examples": test_episodes}
     flat.pop("policy", None)
-    stopping = sb3.HSALVecEnv(args.env_id, test.num_envs, **flat)
+    stopping = HSALVecEnv(args.env_id, test.num_envs, **flat)
     results = {
         "source": test.env.simulation.examples.source,
-        "test": sb3.test(sb3.greedy(model, test), test, test_episodes),
-        "random": sb3.test(sb3.at_random(test, args.seed), test, test_episodes),
-        "stop_at_once": sb3.test(sb3.stopping(stopping), stopping, test_episodes),
+        "test": playing.test(playing.greedy(model, test), test, test_episodes),
+        "random": playing.test(playing.at_random(test, args.seed), test, test_episodes),
+        "stop_at_once": playing.test(playing.stopping(stopping), stopping, test_episodes),
         "steps": model.num_timesteps,
         "train_seconds": train_seconds,
         "feature_seconds": feature_seconds,

@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from hsal_env.array_store import ArrayStore, Record
 from hsal_env.data.canvases import CanvasBatch
 from hsal_env.data.custom import read_image
 from hsal_env.data.digit_struct import Entry, read_digit_struct
@@ -28,6 +27,7 @@ from hsal_env.data.draws import IndexedRandom, source_of
 from hsal_env.data.glyphs import SPLITS, cache_folder
 from hsal_env.data.resize import bilinear_resize
 from hsal_env.errors import ConfigError, DataError, DataUnavailableError
+from hsal_env.storage.array_store import ArrayStore, Record
 
 MOST_DIGITS = 6  # in an image of any part
 TASKS = ("single", "multiset")

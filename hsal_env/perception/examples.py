@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from typing import cast
 
 import numpy as np
@@ -15,15 +13,18 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from hsal_env.array_store import ArrayStore, Record
 from hsal_env.config import EnvConfig
 from hsal_env.data.canvases import CanvasBatch
-from hsal_env.data.glyphs import NUM_CLASSES, cache_folder
+from hsal_env.data.glyphs import cache_folder
 from hsal_env.dynamics import Example
 from hsal_env.errors import ConfigError, DataError
+from hsal_env.multiset import label_counts
 from hsal_env.perception.grid import Grid
+from hsal_env.perception.model_file import fingerprint
+from hsal_env.perception.precision import native_bfloat16
 from hsal_env.perception.registry import activation_model, model_name, saliency_model
 from hsal_env.perception.saliency import known_boxes
+from hsal_env.storage.array_store import ArrayStore, Record
 
 _COMPOSE_BATCH = 256  # composing is the quicker, the more at once; encoding is not
 _ENCODE_BATCH = {True: 64, False: 32}  # by whether in bfloat16; a convolution may round otherwise in another batch
@@ -221,39 +222,3 @@ def _code(model: nn.Module) -> list[str]:
             f"be read ({error}). Put the class into a file that is imported, or use features='lazy'."
         ) from error
     return [repr(model), repr(plain), *sources]
-
-
-def label_counts(labels: np.ndarray, classes: int = NUM_CLASSES) -> np.ndarray:
-    """Label lists ``[B, N]`` padded with -1 to counts int64 ``[B, C]``.
-
-    Raises:
-        DataError: a label outside -1..C - 1.
-    """
-    if labels.size and not -1 <= labels.min() <= labels.max() < classes:
-        raise DataError(f"Expected labels in 0..{classes - 1}, or -1; got {labels.min()}..{labels.max()}.")
-    lanes, slots = np.nonzero(labels >= 0)
-    counts = np.zeros((len(labels), classes), np.int64)
-    np.add.at(counts, (lanes, labels[lanes, slots]), 1)
-    return counts
-
-
-@cache
-def native_bfloat16() -> bool:
-    """Whether this processor has a unit that multiplies bfloat16 matrices (AMX).
-
-    Otherwise float32 is finer and faster: a processor with AVX512-BF16 alone was measured at half of its float32 rate.
-    """
-    return bool(torch.cpu._is_amx_tile_supported())
-
-
-def fingerprint(*parts: str | np.ndarray | nn.Module) -> str:
-    """A short hash of texts, arrays and weights."""
-    digest = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, nn.Module):
-            for name, tensor in part.state_dict().items():
-                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-                digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
-        else:
-            digest.update(part.encode() if isinstance(part, str) else part.tobytes())
-    return digest.hexdigest()[:20]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from hsal_env.errors import CheckpointError
-from hsal_env.files import replacing, writing
+from hsal_env.storage.files import replacing, writing
 
 _PARTS = {"architecture", "arguments", "weights"}
 
@@ -68,3 +70,16 @@ def load_model(path: Path, architectures: Mapping[str, Any], **arguments: Any) -
     except (TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: its weights do not fit the architecture {name!r}: {error}") from error
     return model
+
+
+def fingerprint(*parts: str | np.ndarray | nn.Module) -> str:
+    """A short hash of texts, arrays and weights."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, nn.Module):
+            for name, tensor in part.state_dict().items():
+                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+        else:
+            digest.update(part.encode() if isinstance(part, str) else part.tobytes())
+    return digest.hexdigest()[:20]

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hsal_env.errors import ConfigError, DataError
-from hsal_env.files import replacing
 from hsal_env.perception.grid import Grid
+from hsal_env.storage.files import replacing
 
 _FORMAT = "hsal trace 1"
 

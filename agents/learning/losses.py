@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from agents.trajectory import Evaluation, Trajectory
+from agents.trajectory import Evaluation, Trajectory, taken
 from hsal_env import functional as F
 
 
@@ -26,7 +26,7 @@ def reinforce(trajectory: Trajectory, evaluation: Evaluation, advantage: Tensor,
     Args:
         trajectory: the decisions taken.
         evaluation: their scores.
-        advantage: ``[M, k + 1, B]``, see :func:`agents.returns.advantages`.
+        advantage: ``[M, k + 1, B]``, see :func:`agents.learning.returns.advantages`.
         estimator: one of the three.
     """
     if estimator == "sampled":
@@ -92,13 +92,6 @@ def multiset_loss(trajectory: Trajectory, evaluation: Evaluation, advantage: Ten
     label = -(share * evaluation.label_log_probs[..., :-1]).sum(dim=-1)
     terms = reinforce(trajectory, evaluation, advantage, "exact")
     return terms | {"label": _per_episode(label, _named(trajectory))}
-
-
-def taken(trajectory: Trajectory, evaluation: Evaluation) -> Tensor:
-    """log-probabilities of the decisions taken, ``[M, k + 1, B]``."""
-    location = evaluation.location_log_probs.gather(-1, trajectory.locations[..., None]).squeeze(-1)
-    label = evaluation.label_log_probs.gather(-1, trajectory.labels[..., None]).squeeze(-1)
-    return torch.cat([location, label[:, None]], dim=1)
 
 
 def shuffled_labels(counts: Tensor, steps: int, generator: torch.Generator) -> Tensor:

@@ -25,7 +25,7 @@ from flask import Flask, Response, jsonify, request
 from werkzeug.exceptions import HTTPException
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
-from agents.demo import CANVAS_PX, MOST_UPLOAD_BYTES, Player, Settings, plain, read_image
+from agents.demo.player import CANVAS_PX, MOST_UPLOAD_BYTES, Player, Settings, plain, read_image
 from hsal_env.errors import ConfigError, DataError, HSALError
 
 LOCALHOST = "127.0.0.1"
@@ -51,7 +51,7 @@ def create_app(player: Player, host: str = LOCALHOST) -> Flask:
     """
     if host == "::1":  # Werkzeug cannot tell it from other hosts
         raise ConfigError("Expected --host 127.0.0.1 for this machine alone; got ::1.")
-    app = Flask(__name__, static_url_path="/static", static_folder=str(Path(__file__).with_name("demo_page")))
+    app = Flask(__name__, static_url_path="/static", static_folder=str(Path(__file__).with_name("page")))
     app.config["MAX_CONTENT_LENGTH"] = MOST_UPLOAD_BYTES
     if is_loopback(host):
         app.config["TRUSTED_HOSTS"] = [*_LOOPBACK, host]

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from hsal_env import dynamics
 from hsal_env import functional as F
-from hsal_env.config import Rules
 from hsal_env.dynamics import State
 from hsal_env.perception.grid import Grid
+from hsal_env.rules import Rules
 from hsal_env.trace import Trace
 
 _KEPT = (

@@ -20,14 +20,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from agents import curves, gallery
-from agents.errors import breakdown
-from agents.report import source_in_words
-from agents.runs import SCORES, Run, methods
-from agents.statistics import FEWEST_RUNS, bootstrap_interval, interquartile_mean, spread
+from agents.reports import curves, gallery
+from agents.reports.mistakes import breakdown
+from agents.reports.runs import Run, methods
+from agents.reports.statistics import FEWEST_RUNS, bootstrap_interval, interquartile_mean, spread
+from agents.reports.tables import source_in_words
+from hsal_env.multiset import SCORES
 from hsal_env.rendering import draw_trace
-from hsal_env.scan_path import MEASURES, measures
 from hsal_env.trace import Trace
+from hsal_env.trace.scan_path import MEASURES, measures
 
 _PAPER = "https://arxiv.org/abs/1711.05165"
 _RELIABLE = "https://arxiv.org/abs/2108.13264"

@@ -25,7 +25,8 @@ from torch.nn.functional import affine_grid, cross_entropy, grid_sample, interpo
 
 from hsal_env import functional as F
 from hsal_env.config import EnvConfig
-from hsal_env.perception.examples import label_counts, to_images
+from hsal_env.multiset import label_counts
+from hsal_env.perception.examples import to_images
 
 OBJECTIVES = ("count", "classify")
 

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from agents import BUNDLED_FOLDER, bundled
-from agents.paper import TABLE_1
+from agents.reports.paper import TABLE_1
 from hsal_env.config import OF_CANVASES
 from hsal_env.errors import DataError
+from hsal_env.multiset import SCORES
 
 if TYPE_CHECKING:
     from agents.checkpoint import Loaded
     from hsal_env.config import EnvConfig
 
-SCORES = ("exact_match", "macro_f1", "micro_f1", "overall_precision", "overall_recall", "example_f1")
 _OF_TASK = (
     *OF_CANVASES,
     "max_objects",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from agents.errors import Episode, describe
+from agents.reports.mistakes import Episode, describe
 from hsal_env.trace import Trace
 
 KINDS = {

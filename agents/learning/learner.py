@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from agents import losses
 from agents.config import LearnerConfig
-from agents.distributed import ALONE, Processes
-from agents.returns import advantages
+from agents.learning import losses
+from agents.learning.distributed import ALONE, Processes
+from agents.learning.returns import advantages
 from agents.sampling import SharedGenerator
 from agents.trajectory import Evaluation, Rollout, Trajectory, collect
 from hsal_env.vector_env import HSALVectorEnv

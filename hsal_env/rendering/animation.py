@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 
 from hsal_env.errors import ConfigError, DataError
-from hsal_env.files import replacing
 from hsal_env.rendering import draw_trace
+from hsal_env.storage.files import replacing
 from hsal_env.trace import Trace
 
 _TICK_SECONDS = 0.5

@@ -22,7 +22,7 @@ from matplotlib.patheffects import withStroke
 from PIL import Image
 
 from hsal_env.errors import DataError
-from hsal_env.files import replacing
+from hsal_env.storage.files import replacing
 from hsal_env.trace import Trace
 
 _DPI = 128  # a power of two, so that px / dpi * dpi is exact

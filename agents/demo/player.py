@@ -1,6 +1,6 @@
 """What the page to play with shows: an agent on one image, under rules and saliency of one's choice.
 
-No web library here: :mod:`agents.demo_server` serves it, ``python train/demo.py`` starts it.
+No web library here: :mod:`agents.demo.server` serves it, ``python train/demo.py`` starts it.
 """
 
 from __future__ import annotations

@@ -18,18 +18,20 @@ from tqdm import tqdm
 
 from agents import checkpoint
 from agents.config import AgentConfig, LearnerConfig
-from agents.distributed import ALONE, Processes
 from agents.evaluation import blind_guess, evaluate, evaluation_config, make_env
-from agents.learner import Learner
+from agents.learning.distributed import ALONE, Processes
+from agents.learning.learner import Learner
+from agents.learning.provenance import resources, versions
 from agents.protocol import World, build_agent, find_agent
-from agents.report import comma_separated, format_table, resources, source_in_words, versions
-from agents.runs import SCORES, flat
+from agents.reports.runs import flat
+from agents.reports.tables import comma_separated, format_table, source_in_words
 from agents.tracing import record
 from hsal_env.config import EnvConfig
 from hsal_env.errors import CheckpointError, ConfigError
-from hsal_env.files import check_writable, write_text, writing
+from hsal_env.multiset import SCORES
 from hsal_env.perception.examples import Examples
 from hsal_env.rendering import draw_traces, save_picture
+from hsal_env.storage.files import check_writable, write_text, writing
 
 _PICTURED_EPISODES, _WATCHED_EPISODES = 4, 3  # of episodes.png, and of TensorBoard after every pass
 _TESTED = (*SCORES, "attn_saliency_ratio")
@@ -50,7 +52,7 @@ class Run:
         log_every: updates between two rows of progress.csv.
         resume: continue from the folder's checkpoint.
         command: what was typed, for metrics.json.
-        processes: who share its batches, see :func:`agents.distributed.joined`.
+        processes: who share its batches, see :func:`agents.learning.distributed.joined`.
 
     Raises:
         ConfigError: an argument outside its range, an unknown agent, a device that is not there, fewer images than a

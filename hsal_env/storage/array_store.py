@@ -26,7 +26,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from hsal_env.errors import DataError
-from hsal_env.files import creating_folder
+from hsal_env.storage.files import creating_folder
 
 _CHUNK_BYTES = 1 << 20
 _MAPPED_BYTES = 1 << 30  # above the default store's 0.8 GB; of what has been touched, a map reads rows twice as fast

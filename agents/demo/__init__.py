@@ -1,0 +1,1 @@
+"""The page to play with: one player, and the server that shows it."""

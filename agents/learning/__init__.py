@@ -1,0 +1,1 @@
+"""How agents learn: losses, returns, one update, a whole run, several processes."""

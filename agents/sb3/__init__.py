@@ -1,0 +1,41 @@
+"""Stable-Baselines3: the batched environment as its VecEnv, the paper's agent as its policy, any agent as its model.
+
+    env = HSALVecEnv("HSAL-MNISTMultiset-v0", num_envs=64, features="store")
+    MaskablePPO("MultiInputPolicy", env).learn(100_000)                   # any algorithm of SB3, on the flat view
+
+    env = HSALVecEnv("HSAL-MNISTMultiset-v0", num_envs=64, features="store", action_mode="packed", components=49)
+    RecurrentPPO(HSALPolicy, env, gamma=0.0).learn(1_000_000)             # the paper's agent, trained by SB3's own loop
+    evaluate_policy(SB3Agent(agents.load("mnist-multiset").agent), env)   # a trained agent under SB3's tools
+
+The only package that imports SB3. ``HSALPolicy`` alone needs sb3-contrib.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from agents.sb3.playing import SB3Agent
+from agents.sb3.vec_env import HSALVecEnv
+
+if TYPE_CHECKING:
+    from agents.sb3.policy import HSALPolicy
+
+__all__ = ["HSALPolicy", "HSALVecEnv", "SB3Agent"]
+
+_OF_POLICY = ("HSALPolicy", "_any_rate")  # SB3 models saved by version 0.1 name both here
+
+
+def __getattr__(name: str) -> Any:
+    """Import the policy when it is asked for: its base class is sb3-contrib's.
+
+    Raises:
+        AttributeError: no such name.
+        ImportError: sb3-contrib is not installed.
+    """
+    if name not in _OF_POLICY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        from agents.sb3 import policy
+    except ModuleNotFoundError as error:
+        raise ImportError(f'{name} needs sb3-contrib: pip install "hsal[sb3]".') from error
+    return getattr(policy, name)

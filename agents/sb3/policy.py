@@ -1,0 +1,265 @@
+"""The paper's agent as a policy of sb3-contrib's ``RecurrentPPO``."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from gymnasium import spaces
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
+from sb3_contrib.common.recurrent.type_aliases import RNNStates
+from stable_baselines3.common.policies import BasePolicy
+from torch import Tensor, nn
+
+from agents.actor_critic import ActorCritic, AgentState
+from agents.config import AgentConfig
+from agents.protocol import World
+from hsal_env import dynamics
+from hsal_env import functional as F
+from hsal_env.errors import ConfigError
+from hsal_env.rules import Rules
+
+
+class _StateSize(nn.Module):
+    """Stands where ``RecurrentPPO`` looks for an LSTM, to learn the size of the state."""
+
+    num_layers = 1
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.hidden_size = hidden_size
+
+
+class _Placed(NamedTuple):
+    """The masks of the running meta-steps, with gradient: priority ``[N, H, W]``, g_0 ``[N, D]``; known ``[N]``."""
+
+    priority: Tensor
+    glimpse: Tensor
+    known: Tensor
+
+
+class HSALPolicy(RecurrentActorCriticPolicy):
+    """The paper's agent as a policy of sb3-contrib's ``RecurrentPPO``; the view is ``packed``.
+
+    Both GRU states travel where SB3 keeps its LSTM's. Attention is deterministic, with log-probability 0: it learns
+    through P and g_0, which an update computes anew from the stored saliency and volume, as in
+    :meth:`agents.actor_critic.ActorCritic.evaluate`. At phase 0, where our agent has no baseline, the value is linear in
+    the meta-controller's state. ``policy.agent`` is an :class:`ActorCritic` that our own commands can evaluate and save.
+
+    Args:
+        observation_space: of the packed view, with ``volume``.
+        action_space: of the packed view.
+        lr_schedule: SB3's.
+        config: sizes and switches of the agent; default: the best preset's prior, and its grid where K is a square.
+        rules: of the environment, where they are not the defaults for its k and K: ``HSALVecEnv(...).world.rules``.
+        map_size: (H, W), where the map is not square.
+
+    Raises:
+        ConfigError: spaces of another view, or (at the first update) rules other than the environment's.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        lr_schedule: Any,
+        use_sde: bool = False,
+        config: AgentConfig | None = None,
+        rules: Rules | None = None,
+        map_size: tuple[int, int] | None = None,
+        optimizer_class: Any = torch.optim.Adam,
+        optimizer_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        keys = {"glimpse", "last_label", "last_location", "phase", "priority", "saliency", "volume"}
+        part: Any = getattr(observation_space, "spaces", {})
+        seen = set(part)
+        if not keys <= seen or not isinstance(action_space, spaces.Box) or use_sde:
+            raise ConfigError(
+                "HSALPolicy acts on the packed view: make the environment with action_mode='packed', and leave use_sde out; "
+                f"got {action_space} over {sorted(seen)}."
+            )
+        BasePolicy.__init__(
+            self,
+            observation_space,
+            action_space,
+            optimizer_class=optimizer_class,
+            optimizer_kwargs=optimizer_kwargs or {},
+            normalize_images=False,
+        )
+        cells = part["saliency"].shape[0]
+        side = round(cells**0.5)
+        self.map_size = map_size or (side, side)
+        components = (action_space.shape[0] - 2) // 4
+        self.rules = rules or Rules(glimpses=int(part["phase"].n) - 2, components=components)
+        square = round(components**0.5) ** 2 == components
+        self.config = config or AgentConfig(location_prior=30.0, attention_init="grid" if square else "default")
+        if self.map_size[0] * self.map_size[1] != cells or self.rules.components != components:
+            raise ConfigError(
+                f"Expected map_size and rules of the environment: {cells} cells, {components} Gaussians; got "
+                f"{self.map_size} and {self.rules.components}."
+            )
+        world = World(self.rules, self.map_size, part["glimpse"].shape[0], int(part["last_label"].n) - 2)
+        self.agent = ActorCritic(world, self.config)
+        self.meta_value = nn.Linear(self.config.meta_hidden, 1)
+        size = self.config.meta_hidden + self.config.controller_hidden
+        self.lstm_actor = _StateSize(size)  # type: ignore[assignment]
+        self.lstm_hidden_state_shape = (1, 1, size)
+        make_optimiser: Any = self.optimizer_class
+        self.optimizer = make_optimiser(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
+        self._checked = False
+
+    def forward(  # type: ignore[override]
+        self, obs: Any, lstm_states: RNNStates, episode_starts: Tensor, deterministic: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor, RNNStates]:
+        """One decision of every lane: packed actions ``[N, 4K + 2]``, values, log-probabilities, and the states after it."""
+        hidden = lstm_states.pi[0][0]
+        action, value, log_prob, _, hidden, _ = self._decide(obs, hidden, episode_starts, None, None, deterministic)
+        states = (hidden[None], torch.zeros_like(hidden)[None])
+        return action, value, log_prob, RNNStates(states, states)
+
+    def evaluate_actions(  # type: ignore[override]
+        self, obs: Any, actions: Tensor, lstm_states: RNNStates, episode_starts: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Values, log-probabilities and entropies of stored decisions, flat over sequences of equal length, with gradient."""
+        hidden = lstm_states.pi[0][0]
+        sequences = len(hidden)
+
+        def by_step(part: Tensor) -> Tensor:
+            return part.reshape(sequences, -1, *part.shape[1:]).transpose(0, 1)  # [T, N, ...]
+
+        seen = {name: by_step(part) for name, part in obs.items()}
+        answers: list[tuple[Tensor, Tensor, Tensor]] = []
+        placed: _Placed | None = None
+        for step, (action, begins) in enumerate(zip(by_step(actions), by_step(episode_starts), strict=True)):
+            now = {name: part[step] for name, part in seen.items()}
+            _, value, log_prob, entropy, hidden, placed = self._decide(now, hidden, begins, placed, action, False)
+            answers.append((value, log_prob, entropy))
+        self._checked = True
+        value, log_prob, entropy = (torch.stack(parts, dim=1).flatten() for parts in zip(*answers, strict=True))
+        return value, log_prob, entropy
+
+    def predict_values(  # type: ignore[override]
+        self, obs: Any, lstm_states: tuple[Tensor, ...], episode_starts: Tensor
+    ) -> Tensor:
+        """Values ``[N]``."""
+        return self._decide(obs, lstm_states[0][0], episode_starts, None, None, True)[1]
+
+    def _predict(  # type: ignore[override]
+        self, observation: Any, lstm_states: tuple[Tensor, ...], episode_starts: Tensor, deterministic: bool = False
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        both = RNNStates(lstm_states, lstm_states)
+        action, _, _, after = self.forward(observation, both, episode_starts, deterministic)
+        return action, after.pi
+
+    def _decide(
+        self,
+        obs: dict[str, Tensor],
+        hidden: Tensor,
+        episode_starts: Tensor,
+        placed: _Placed | None,
+        taken: Tensor | None,
+        deterministic: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, _Placed | None]:
+        """A step of N lanes, each in a phase of its own.
+
+        Args:
+            obs: of the packed view.
+            hidden: both states ``[N, meta + controller]``.
+            episode_starts: 1 where an episode begins ``[N]``.
+            placed: the running meta-steps' masks in an update; None in a roll-out, where the observed P and glimpse do.
+            taken: the stored actions in an update.
+            deterministic: take the most probable.
+
+        Returns:
+            Packed action, value, log-probability and entropy ``[N]``, the states after it, the masks after it.
+        """
+        config, rules = self.config, self.rules
+        phase = obs["phase"].reshape(len(hidden), -1)[:, 0].long()
+        attends, names = phase == 0, phase == rules.glimpses + 1
+        seen = {name: obs[name].reshape(len(hidden), -1)[:, 0].long() for name in ("last_label", "last_location")}
+        maps = {name: obs[name].unflatten(1, self.map_size) for name in ("saliency", "priority")}
+        seen |= {**maps, "glimpse": obs["glimpse"]}
+        before = AgentState(
+            *(hidden * (1 - episode_starts)[:, None]).split([config.meta_hidden, config.controller_hidden], dim=1)
+        )
+
+        raw, begun = self.agent.attend(seen["saliency"], seen["last_label"], before)
+        if taken is not None:  # an update: what the observation shows of the mask, computed anew
+            fresh = self._place(raw, obs, seen["saliency"], attends)
+            if placed is not None:
+                seen = self._with_gradient(seen, placed, phase)
+                fresh = dynamics.select(attends, fresh, placed)
+            placed = fresh
+        read = self.agent.read(seen, before.controller_state)
+        location = self.agent.controller.location_log_probs(read, seen["priority"])
+        label = self.agent.controller.label_log_probs(read)
+
+        def choose(log_probs: Tensor, stored: Tensor | None) -> Tensor:
+            if stored is not None:
+                return stored.long().clamp(0, log_probs.shape[1] - 1)
+            return log_probs.argmax(dim=1) if deterministic else log_probs.exp().multinomial(1).squeeze(1)
+
+        chosen = [choose(part, None if taken is None else taken[:, i - 2]) for i, part in enumerate((location, label))]
+        scores = [
+            part.gather(1, which[:, None]).squeeze(1) for part, which in zip((location, label), chosen, strict=True)
+        ]
+        entropies = [-(part.exp() * part).sum(dim=1) for part in (location, label)]
+
+        def by_phase(at_location: Tensor, at_label: Tensor) -> Tensor:
+            return torch.where(attends, 0.0, torch.where(names, at_label, at_location))
+
+        meta_value = self.meta_value(begun.meta_state.detach()).squeeze(1)
+        value = torch.where(attends, meta_value, self.agent.controller.values(read))
+        after = torch.where(attends[:, None], torch.cat(begun, dim=1), torch.cat([before.meta_state, read], dim=1))
+        action = torch.cat([raw / F.RAW_LIMIT, *(which[:, None].float() for which in chosen)], dim=1)
+        return action, value, by_phase(*scores), by_phase(*entropies), after, placed
+
+    def _place(self, raw: Tensor, obs: dict[str, Tensor], saliency: Tensor, attends: Tensor) -> _Placed:
+        """The interface of :func:`hsal_env.dynamics.attend`, on stored observations."""
+        volume = obs["volume"].unflatten(1, (-1, *self.map_size))
+        _, priority, glimpse = dynamics.interface(raw, saliency, volume, self.rules)
+        return _Placed(priority, glimpse, attends)
+
+    def _with_gradient(self, seen: dict[str, Tensor], placed: _Placed, phase: Tensor) -> dict[str, Tensor]:
+        """``seen`` with P and, at phase 1, g_0 of the masks that this update placed."""
+        known = placed.known & (phase > 0)
+        if not self._checked:
+            apart = ((placed.priority - seen["priority"]).detach().abs().amax(dim=(1, 2)) * known).amax().item()
+            if apart > 0.1:
+                raise ConfigError(
+                    f"The environment's priority maps differ by {apart:.2f} from those of the policy's rules. Pass "
+                    "policy_kwargs={'rules': env.world.rules, 'map_size': env.world.map_size}."
+                )
+        first = known & (phase == 1)
+        return {
+            **seen,
+            "priority": torch.where(known[:, None, None], placed.priority, seen["priority"]),
+            "glimpse": torch.where(first[:, None], placed.glimpse, seen["glimpse"]),
+        }
+
+    def get_distribution(self, *_: Any) -> Any:
+        """Not there: attention is deterministic, and location and label have a distribution each.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError(
+            "HSALPolicy has no single distribution; evaluate_actions gives log-probabilities and entropies."
+        )
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return {
+            "observation_space": self.observation_space,
+            "action_space": self.action_space,
+            "lr_schedule": _any_rate,
+            "config": self.config,
+            "rules": self.rules,
+            "map_size": self.map_size,
+            "optimizer_class": self.optimizer_class,
+            "optimizer_kwargs": self.optimizer_kwargs,
+        }
+
+
+def _any_rate(progress: float) -> float:
+    """A loaded policy's learning rate, until SB3 sets it."""
+    return 0.0

@@ -1,0 +1,5 @@
+"""Pictures of episodes and of saliency maps, animations, and a window."""
+
+from hsal_env.rendering.episodes import draw_trace, draw_traces, save_pdf, save_picture
+
+__all__ = ["draw_trace", "draw_traces", "save_pdf", "save_picture"]
