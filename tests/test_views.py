@@ -222,7 +222,7 @@ def test_copies_go_their_own_way(mode):
         (Wanderer, "Wanderer is a class: pass an instance"),
         (agents.load("mnist-multiset"), r"Loaded lacks initial, act\. Pass its \.agent\."),
     ],
-    ids=lambda value: str(value)[:30],
+    ids=lambda value: value[:30] if isinstance(value, str) else type(value).__name__,
 )
 def test_a_policy_that_is_none_is_refused(mode, policy, said):
     with pytest.raises(ConfigError, match=said):
