@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
+import needs
 import numpy as np
 import pytest
 import torch
@@ -37,25 +38,19 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def mnist_root() -> str:
     """A folder with ``MNIST/raw``: ``$HSAL_DATA``, or ``shared/data`` beside the checkout."""
-    if len(list((DATA_ROOT / "MNIST" / "raw").glob("*-ubyte*"))) < 4:
-        pytest.skip(f"MNIST's files are not under {DATA_ROOT}; set HSAL_DATA to the folder that holds MNIST/raw")
-    return str(DATA_ROOT)
+    return needs.mnist(DATA_ROOT)
 
 
 @pytest.fixture(scope="session")
 def svhn_root() -> str:
     """A folder with ``SVHN/train`` and ``SVHN/test``, or some of their images: as above."""
-    if not all((DATA_ROOT / "SVHN" / part / "digitStruct.mat").is_file() for part in ("train", "test")):
-        pytest.skip(
-            f"SVHN's files are not under {DATA_ROOT}; set HSAL_DATA to the folder that holds SVHN/train and SVHN/test"
-        )
-    return str(DATA_ROOT)
+    return needs.svhn(DATA_ROOT)
 
 
 @pytest.fixture(scope="session")
 def svhn_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A folder with ``SVHN/train``, ``test`` and ``extra`` as the official files are laid out: images of noise."""
-    pytest.importorskip("h5py", reason="needs h5py, the extra svhn")
+    needs.module("h5py", "test", "h5py, the extra svhn, is not installed")
     from svhn_files import random_root
 
     return random_root(tmp_path_factory.mktemp("svhn"))

@@ -44,8 +44,8 @@ class Wanderer:
 
 def with_policy(config: dict, labels: int = STOP + 1) -> dict:
     """The views that need a policy get one."""
-    needs = config.get("action_mode") in ("option", "controller")
-    return {"policy": Wanderer(config.get("components", 5), labels), **config} if needs else config
+    asked = config.get("action_mode") in ("option", "controller")
+    return {"policy": Wanderer(config.get("components", 5), labels), **config} if asked else config
 
 
 def single(**config) -> HSALEnv:

@@ -17,6 +17,7 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import needs
 import numpy as np
 import pytest
 from matplotlib import colormaps
@@ -35,8 +36,8 @@ from hsal_env.errors import CheckpointError, ConfigError, DataError
 from hsal_env.perception.examples import Examples
 from hsal_env.perception.registry import SALIENCY_MODELS
 
-pytest.importorskip("flask", reason="the page needs Flask, the extra demo")
-from agents.demo import server as demo_server
+needs.module("flask", "test", "the page needs Flask, the extra demo")
+from agents.demo import server as demo_server  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "agents" / "demo" / "page"
@@ -516,9 +517,9 @@ def address(player):
 
 @pytest.fixture(scope="module")
 def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright, the extra browser, is not installed")
+    playwright = needs.module("playwright.sync_api", "browser", "playwright, the extra browser, is not installed")
     if not CHROMIUM.exists():
-        pytest.skip(f"{CHROMIUM}, Debian's package chromium, is not installed")
+        needs.lack("browser", f"{CHROMIUM}, Debian's package chromium, is not installed")
     with playwright.sync_playwright() as driver:
         opened = driver.chromium.launch(
             executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]

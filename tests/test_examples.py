@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 
 import gymnasium as gym
+import needs
 import numpy as np
 import pytest
 import torch
@@ -69,7 +70,7 @@ def imports_of(path: Path) -> set[str]:
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder into which pip has installed the package, from a copy, since building writes beside the sources."""
-    pytest.importorskip("pip", reason="pip installs the package")
+    needs.module("pip", "test", "pip installs the package")
     folder = tmp_path_factory.mktemp("plugin")
     shutil.copytree(PACKAGE, folder / "copy", ignore=shutil.ignore_patterns("build", "*.egg-info", "__pycache__"))
     options = ["--no-deps", "--no-build-isolation", "--no-index", "--target", folder / "site"]  # no network

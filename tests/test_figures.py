@@ -2,6 +2,7 @@
 
 import sys
 
+import needs
 import numpy as np
 import pytest
 from PIL import Image
@@ -47,7 +48,9 @@ def test_a_gif_shows_the_frames_for_their_time_without_end(tmp_path):
 
 
 def test_an_mp4_has_as_many_frames_as_ticks(tmp_path):
-    imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
+    imageio_ffmpeg = needs.module(
+        "imageio_ffmpeg", "test", "imageio-ffmpeg, which comes with moviepy, is not installed"
+    )
     shown = frames([SHORT])
     save_animation(shown, tmp_path / "t.mp4")
     count, seconds = imageio_ffmpeg.count_frames_and_secs(str(tmp_path / "t.mp4"))

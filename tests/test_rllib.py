@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import gymnasium as gym
+import needs
 import numpy as np
 import pytest
 import torch
@@ -38,7 +39,7 @@ def rllib(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        pytest.importorskip("ray.rllib", reason='ray is not installed: pip install -c constraints.txt -e ".[rllib]"')
+        needs.module("ray.rllib", "rllib", 'ray is not installed: pip install -c constraints.txt -e ".[rllib]"')
         yield importlib.import_module("agents.rllib")
 
 
