@@ -731,9 +731,9 @@ def test_an_agent_that_cannot_be_had_is_a_clear_error(name: str, message: str):
         find_agent(name)
 
 
-def install(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
-    """As if a package had registered an agent called "mine"."""
-    entry = EntryPoint(name="mine", value=value, group=protocol.ENTRY_POINTS)
+def install(monkeypatch: pytest.MonkeyPatch, value: str, name: str = "mine") -> None:
+    """As if a package had registered an agent of that name."""
+    entry = EntryPoint(name=name, value=value, group=protocol.ENTRY_POINTS)
     monkeypatch.setattr(plugins, "entry_points", lambda group: [entry] if group == protocol.ENTRY_POINTS else [])
 
 
@@ -742,6 +742,11 @@ def test_an_installed_agent_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch
     assert find_agent("mine") is ActorCritic
     with pytest.raises(ConfigError, match="Expected one of hsal, mine, or"):
         find_agent("yours")
+
+
+def test_our_agent_is_not_replaced_by_an_installed_one_of_its_name(monkeypatch: pytest.MonkeyPatch):
+    install(monkeypatch, "torch.nn:Linear", "hsal")
+    assert find_agent("hsal") is ActorCritic
 
 
 def test_a_broken_installed_agent_is_a_clear_error(monkeypatch: pytest.MonkeyPatch):

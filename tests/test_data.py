@@ -89,6 +89,15 @@ def test_sizes_and_offsets_take_all_their_values(digits):
     assert set(range(70)) <= set(boxes[:, 1])
 
 
+def test_a_digit_lies_anywhere_in_its_patch(digits):
+    """Up to its last row and column: of 20 and 21 px, those of 20 px have two places each way."""
+    boxes = canvases(digits, min_size_px=20, max_size_px=21, min_objects=4).compose(range(200)).boxes
+    largest = boxes[:, :, 2].max(axis=1)[:, None]
+    small = boxes[:, :, 2] < largest
+    offsets = (boxes[:, :, :2] % largest[:, :, None])[small]
+    assert set(map(tuple, offsets.tolist())) == {(0, 0), (0, 1), (1, 0), (1, 1)}
+
+
 def test_an_object_is_its_glyph_resized(digits):
     """Without clutter the picture is the glyphs in their boxes and black elsewhere."""
     supply = canvases(digits, clutter=0)

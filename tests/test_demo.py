@@ -21,7 +21,7 @@ import needs
 import numpy as np
 import pytest
 from matplotlib import colormaps
-from PIL import Image
+from PIL import Image, ImageFile
 
 import agents
 from agents import checkpoint
@@ -394,7 +394,10 @@ def test_a_bad_upload_is_refused(client, content, said):
     refused(client.post("/api/upload", data=content), said)
 
 
-def test_a_file_that_is_too_large_is_not_read():
+def test_a_file_that_is_too_large_is_not_read(monkeypatch):
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda *_: pytest.fail("it was decoded"))
+    with pytest.raises(DataError, match="The image is too large: 5001x5000 px"):
+        read_image(file_of(Image.new("1", (5001, 5000))))
     with pytest.raises(DataError, match="The file is too large: 5,242,881 bytes; at most 5,242,880"):
         read_image(bytes(demo.MOST_UPLOAD_BYTES + 1))
 

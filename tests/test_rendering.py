@@ -165,6 +165,22 @@ def test_contours_lie_on_the_maps_slope_and_reach_its_border():
     assert lines[:, 1].max() < middle(cells)[1] + width
 
 
+def test_contours_are_at_a_quarter_a_half_and_three_quarters_of_the_maximum():
+    """Of a ramp from 0 in the leftmost cells to 0.6 in the rightmost, whose values say where a line is to be."""
+    ramp = np.tile(np.linspace(0, 0.6, 7), (7, 1))
+    lit = DARK.copy()
+    lit[:, 0] = lit[:, 6] = 1
+
+    def drawn(**maps) -> np.ndarray:
+        return draw_trace(trace_of([MetaStep((3,), 2, **{"saliency": DARK, "mask": DARK, **maps})], [2]))
+
+    lines, cells = differing(drawn(), drawn(mask=ramp))[:, 1], differing(drawn(), drawn(saliency=lit))[:, 1]
+    groups = np.split(np.unique(lines), np.flatnonzero(np.diff(np.unique(lines)) > 5) + 1)
+    left, cell_px = cells.min(), (np.ptp(cells) + 1) / 7
+    places = [(group.mean() + 0.5 - left) / cell_px - 0.5 for group in groups]  # in cells, from the centre of the first
+    assert places == pytest.approx([1.5, 3, 4.5], abs=0.05)
+
+
 # --- glimpses ---------------------------------------------------------------------------------------------------------
 
 

@@ -646,6 +646,8 @@ def test_found_and_spurious_by_hand():
     assert found.summary() == pytest.approx(
         {"found": 2 / 3, "spurious": 1.0, "found_high": 1 / 3, "spurious_high": 0.5, "auc": 25 / 26}
     )
+    raised = find_objects(maps + 1, boxes, BANDS)  # high is counted from a map's lowest value
+    assert [part.tolist() for part in raised[:5]] == [part.tolist() for part in found[:5]]
     nothing = find_objects(maps[1:], boxes[1:], BANDS).summary()
     assert nothing == {"found": None, "spurious": 0, "found_high": None, "spurious_high": 0, "auc": None}
 
