@@ -1,4 +1,4 @@
-"""Every command: its help, errors of one line, and the flags that the README shows."""
+"""Every command: its help, errors of one line, and the flags that README.md and the site's pages show."""
 
 import re
 import shlex
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import tyro
 from commands import EVALUATE, REPRODUCE, ROOT, TRAIN, run, script, succeeded
+from pages import PAGES, blocks
 
 from hsal_env.errors import ConfigError
 
@@ -48,10 +49,9 @@ def test_an_error_is_one_line_and_a_status(name: str, flags: str, said: str, tmp
     assert done.stdout == ""
 
 
-def commands_of(markdown: str) -> list[str]:
+def commands_of(page: Path) -> list[str]:
     """Every ``python train/...`` in a fenced bash block, or ``torchrun``'s, by which it is started several times."""
-    blocks = re.findall(r"^```bash\n(.*?)^```", markdown, flags=re.DOTALL | re.MULTILINE)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    lines = "\n".join(blocks(page, "bash")).replace("\\\n", " ").splitlines()
     parts = [part.strip() for line in lines for part in re.split(r"&&|\|\||;", line)]
     parts = [re.sub(r"^torchrun (--\S+ \S+ )+", "python ", part) for part in parts]
     return [part for part in parts if re.match(r"python3? train/", part)]
@@ -70,27 +70,29 @@ def check(command: str) -> None:
             assert f'"{flag}"' in Path(module.__file__).read_text(), f"{path} does not know {flag}"
 
 
-README = ROOT / "README.md"
-
-COMMANDS = commands_of(README.read_text())
+COMMANDS = [
+    pytest.param(command, id=f"{page.relative_to(ROOT)}-{number}")
+    for page in PAGES
+    for number, command in enumerate(commands_of(page))
+]
 
 
 def test_the_readme_shows_the_command():
-    assert any(TRAIN in command for command in COMMANDS)
+    assert f"python train/{TRAIN}" in commands_of(ROOT / "README.md")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_readmes_commands_parse(command: str):
+def test_the_commands_of_the_pages_parse(command: str):
     check(command)
 
 
-def test_commands_are_found_in_bash_blocks_alone():
-    text = (
+def test_commands_are_found_in_bash_blocks_alone(tmp_path: Path):
+    (tmp_path / "page.md").write_text(
         "python train/not_in_a_block.py\n```bash\npip install x && python train/a.py --b 1  # why\n"
         "python train/c.py \\\n    --d\necho python train/no.py\n"
         "torchrun --n 2 train/e.py --f\n```\n```python\npython train/no.py\n```\n"
     )
-    commands = [" ".join(command.split()) for command in commands_of(text)]
+    commands = [" ".join(command.split()) for command in commands_of(tmp_path / "page.md")]
     assert commands == ["python train/a.py --b 1 # why", "python train/c.py --d", "python train/e.py --f"]
 
 
@@ -105,6 +107,6 @@ def test_commands_are_found_in_bash_blocks_alone():
         ("python train/no_such_script.py", FileNotFoundError),
     ],
 )
-def test_a_wrong_command_in_the_readme_would_be_found(command: str, error: type[BaseException]):
+def test_a_wrong_command_on_a_page_would_be_found(command: str, error: type[BaseException]):
     with pytest.raises(error):
         check(command)

@@ -14,10 +14,8 @@ from matplotlib.figure import Figure
 
 ROOT = Path(__file__).parents[1]
 make = SimpleNamespace(**runpy.run_path(str(ROOT / "train" / "make_results.py")))
-MARKED = (
-    f"# Title\n\nbefore\n\n{make.START}an old table\n{make.END}\n\nbetween\n\n"
-    f"{make.LEARNERS_START}another\n{make.LEARNERS_END}\n\nafter\n"
-)
+MARKED = f"# Title\n\nbefore\n\n{make.START}an old table\n{make.END}\n\nafter\n"
+OF_LEARNERS = f"{make.LEARNERS_START}another\n{make.LEARNERS_END}\n\nafter\n"
 
 
 def metrics(exact: float, f1: float, ratio: float | None = 12.34, **more: object) -> dict:
@@ -80,7 +78,7 @@ def root(tmp_path: Path) -> Path:
     for name in ("make_results.py", "reproduce.py"):
         shutil.copy(ROOT / "train" / name, tmp_path / "train")
     (tmp_path / "README.md").write_text(MARKED)
-    (tmp_path / "results" / "README.md").write_text(MARKED.replace("Title", "Results"))
+    (tmp_path / "results" / "README.md").write_text(MARKED + OF_LEARNERS)
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "perception.md").write_text(
         f"# Perception\n\n{make.FINER_START}{make.FINER_END}\n\n{make.SALIENCY_START}{make.SALIENCY_END}\n"
@@ -198,16 +196,15 @@ def test_rows_stand_in_the_order_of_the_list_and_only_if_they_were_run(root: Pat
 
 def test_the_tables_are_written_between_the_marks(root: Path, monkeypatch: pytest.MonkeyPatch):
     command(monkeypatch, root)
-    for folder, columns in ((root, make.IN_README), (root / "results", make.COLUMNS)):
+    for folder, columns, number in ((root, make.IN_README, 3), (root / "results", make.COLUMNS, 4)):
         before, rest = (folder / "README.md").read_text().split(make.START)
         made, after = rest.split(make.END)
         assert before.endswith("\n\nbefore\n\n")
-        assert after.startswith("\n\nbetween\n\n")
-        assert after.endswith("\n\nafter\n")
+        assert after.startswith("\n\nafter\n")
         head, rule, *rows = made.splitlines()
         assert head == f"| {' | '.join(columns)} |"
         assert {line.count("|") for line in (head, rule, *rows)} == {len(columns) + 1}
-        assert len(rows) == 4
+        assert len(rows) == number
         cells = [cell.strip() for cell in rows[0].strip("|").split("|")]
         first = dict(zip(columns, cells, strict=True))
         assert (first["0-1"], first["paper 0-1"]) == ("0.920 ± 0.028", "0.935")
@@ -220,17 +217,26 @@ def test_the_tables_are_written_between_the_marks(root: Path, monkeypatch: pytes
 
 def test_other_learners_have_a_table_of_their_own(root: Path, monkeypatch: pytest.MonkeyPatch):
     command(monkeypatch, root)
-    for folder, columns in ((root, make.LEARNERS_IN_README), (root / "results", make.LEARNER_COLUMNS)):
-        made = (folder / "README.md").read_text().split(make.LEARNERS_START)[1].split(make.LEARNERS_END)[0]
-        head, _, *rows = made.splitlines()
-        assert head == f"| {' | '.join(columns)} |"
-        assert len(rows) == 2
-        first = dict(zip(columns, (cell.strip() for cell in rows[0].strip("|").split("|")), strict=True))
-        by_hand = {"what": "PPO, flat view", "seeds": "2", "steps": "303,104", "mean return": "7.50 ± 0.71"}
-        by_hand |= {"random": "-2.00 ± 0.00", "0-1": "0.850 ± 0.071", "train min": "2.0"}
-        assert {name: first[name] for name in by_hand} == by_hand
-    assert "`python train/sb3_agents.py ppo --seed 0`" in (root / "results" / "README.md").read_text()
+    page = (root / "results" / "README.md").read_text()
+    head, _, *rows = page.split(make.LEARNERS_START)[1].split(make.LEARNERS_END)[0].splitlines()
+    assert head == f"| {' | '.join(make.LEARNER_COLUMNS)} |"
+    assert len(rows) == 2
+    first = dict(zip(make.LEARNER_COLUMNS, (cell.strip() for cell in rows[0].strip("|").split("|")), strict=True))
+    by_hand = {"what": "PPO, flat view", "seeds": "2", "steps": "303,104", "mean return": "7.50 ± 0.71"}
+    by_hand |= {"random": "-2.00 ± 0.00", "0-1": "0.850 ± 0.071", "train min": "2.0"}
+    assert {name: first[name] for name in by_hand} == by_hand
+    assert "`python train/sb3_agents.py ppo --seed 0`" in page
     assert "sb3-ppo" not in (root / "results" / "table.csv").read_text()
+
+
+def test_the_readme_shows_its_few_rows_of_both_tables(root: Path):
+    (root / "results" / "sb3-ppo").rename(root / "results" / "sb3-hsal")
+    _, _, *rows = make.texts(root)[root / "README.md"].split(make.START)[1].split(make.END)[0].splitlines()
+    assert [row.split("]")[0] for row in rows] == [
+        "| [mnist-multiset", "| [mnist-set", "| [mnist-multiset-faithful", "| [sb3-hsal",
+    ]  # fmt: skip
+    assert rows[-1].endswith("| 2 | 0.850 ± 0.071 | 0.425 ± 0.035 |  |  | 2.0 |")
+    assert set(make.README_ROWS) <= set(make.ROWS)
 
 
 def test_a_check_finds_what_is_out_of_date(root: Path, monkeypatch: pytest.MonkeyPatch):

@@ -77,7 +77,9 @@ def test_scalars_are_the_numbers_of_progress_csv(finished: Run):
 
 
 def test_the_table_of_the_docs_names_what_is_logged_and_nothing_else(finished: Run):
-    table = [line for line in (ROOT / "train" / "README.md").read_text().splitlines() if line.startswith("| `")]
+    table = [
+        line for line in (ROOT / "docs" / "learning" / "runs.md").read_text().splitlines() if line.startswith("| `")
+    ]
     documented = {name for line in table for name in re.findall(r"`(\w+/\w+)`", line)}
     found = events(finished.folder).Tags()
     assert documented == {*found["scalars"], *found["images"]}

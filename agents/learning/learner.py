@@ -108,7 +108,7 @@ class Learner:
         self.step = 0
 
     def update(self, env: HSALVectorEnv, indices: np.ndarray) -> dict[str, float]:
-        """Roll out on the canvases ``indices`` and learn from it. Returns what to log, see ``train/README.md``.
+        """Roll out on the canvases ``indices`` and learn from it. Returns what to log, see ``docs/learning/runs.md``.
 
         Args:
             env: with as many lanes as are this process's share.

@@ -1,0 +1,93 @@
+"""The site: its environment pages say what the environments are, and Sphinx builds it without a warning."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+from pages import ROOT
+from PIL import Image
+
+import hsal_env
+
+IDS = [*hsal_env.ENVIRONMENTS, *hsal_env.VIEW_ENVIRONMENTS]
+SECTIONS = [
+    "Description",
+    "Action space",
+    "Observation space",
+    "Rewards",
+    "Starting state",
+    "Episode end",
+    "Information",
+]
+PICTURES = ROOT / "docs" / "environments" / "pictures"
+
+
+@pytest.fixture(scope="module")
+def made() -> dict[str, str]:
+    """The page of each id."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "docs"))
+        import environment_pages
+
+        return {env_id: environment_pages.page(env_id) for env_id in IDS}
+
+
+@pytest.mark.parametrize("env_id", IDS)
+def test_a_page_has_every_section_and_a_picture(env_id: str, made: dict[str, str]):
+    page = made[env_id]
+    titles = [line.removeprefix("## ") for line in page.splitlines() if line.startswith("## ")]
+    assert titles == [*SECTIONS, "Arguments", "Version history"]
+    (picture,) = (line.split("(")[1].rstrip(")") for line in page.splitlines() if line.startswith("!["))
+    assert (PICTURES.parent / picture).stat().st_size <= 250_000
+    with Image.open(PICTURES.parent / picture) as moving:
+        assert moving.n_frames > 1
+
+
+def test_no_picture_is_of_a_photograph(made: dict[str, str]):
+    assert list(PICTURES.glob("*SVHN*")) == []
+    for env_id in ("HSAL-SVHNSingle-v0", "HSAL-SVHNMultiset-v0"):
+        assert "whose images are synthetic" in made[env_id]
+
+
+@pytest.mark.parametrize("env_id", ["HSAL-DigitsMultiset-v0", "HSAL-HouseNumbersSingle-v0", "HSAL-Custom-v0"])
+def test_spaces_and_arguments_are_those_of_the_environment(env_id: str, made: dict[str, str]):
+    images = {"images": np.zeros((1, 48, 64), np.uint8), "labels": [[0, 4, 4]]} if "Custom" in env_id else {}
+    env = gymnasium.make(env_id, **images).unwrapped
+    page, action = made[env_id], env.action_space
+    assert f"location: Discrete({action['location'].n})" in page
+    assert f"label: Discrete({action['label'].n})" in page
+    for name, space in env.observation_space.spaces.items():
+        (row,) = (line for line in page.splitlines() if line.startswith(f"| `{name}` |") and "(" in line.split("|")[2])
+        assert str(space.shape) in row or f"`Discrete({space.n})`" in row
+    for name, value in hsal_env.ENVIRONMENTS[env_id].items():
+        assert f"| `{name}` | **`{value!r}`**" in page or f"| `{name}` | `{value!r}`" in page
+    assert ("| `extra` |" in page) is False  # SVHN's alone
+    assert "| `extra` |" in made["HSAL-SVHNMultiset-v0"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_sphinx_builds_the_site_without_a_warning(tmp_path: Path):
+    for name in ("furo", "myst_parser", "sphinx"):
+        pytest.importorskip(name, reason="needs the extra docs")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "-q",
+        "-W",
+        "--keep-going",
+        "-d",
+        tmp_path / "trees",
+        "docs",
+        tmp_path / "site",
+    ]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "site" / "learning" / "reinforce.html").read_text()
+    assert "mnist-multiset-faithful" in page  # the rows of results/README.md
