@@ -14,7 +14,12 @@ BUNDLED_FOLDER = Path(__file__).with_name("bundled")
 
 
 def bundled() -> list[str]:
-    """Names of the trained agents that come with the package; ``NAME.md`` beside each is its model card."""
+    """Names of the trained agents that come with the package; ``NAME.md`` beside each is its model card.
+
+    Example:
+        >>> bundled()
+        ['house-numbers', 'mnist-multiset', 'mnist-multiset-faithful', 'mnist-set', 'mnist-set-faithful']
+    """
     return sorted(path.stem for path in BUNDLED_FOLDER.glob("*.pt"))
 
 
@@ -27,6 +32,11 @@ def load(name: str | Path, **switches: Any) -> Loaded:
     Raises:
         CheckpointError: neither; or the file is damaged or does not fit this version, or the switches.
         ConfigError: a switch that is unknown or outside its range.
+
+    Example:
+        >>> trained = load("mnist-multiset")
+        >>> trained.env.components, trained.agent.initial(4).meta_state.shape
+        (49, torch.Size([4, 128]))
     """
     from agents import checkpoint  # torch: not before it is needed
 

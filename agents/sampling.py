@@ -38,6 +38,10 @@ def sample(probabilities: Tensor, generator: torch.Generator | None) -> Tensor:
 
     The first of C arrivals with rates p is the c-th with probability p_c, so ``argmax(p / q)``, q exponential, is a draw. One
     process draws to the bit what several draw together; unlike ``multinomial``, nothing waits for an accelerator.
+
+    Example:
+        >>> sample(torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]), torch.Generator().manual_seed(0))
+        tensor([1, 0])
     """
     lanes, labels = probabilities.shape
     if isinstance(generator, SharedGenerator) and lanes == len(range(generator.total)[generator.lanes]):

@@ -38,6 +38,13 @@ def record(agent: Any, env: Any, index: Any, deterministic: bool = True, seed: i
 
     Raises:
         DataError: an index is outside the split.
+
+    Example:
+        >>> import agents
+        >>> config = EnvConfig(source="digits", split="test", components=49)  # no download
+        >>> trace = record(agents.load("mnist-multiset").agent, config, index=0)
+        >>> trace.image.shape, trace.map_size, trace.terminated
+        ((100, 100), (7, 7), True)
     """
     config = env if isinstance(env, EnvConfig) else env.unwrapped.simulation.config
     indices = np.atleast_1d(np.asarray(index))

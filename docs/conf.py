@@ -40,8 +40,9 @@ exclude_patterns = ["_build"]
 myst_enable_extensions = ["deflist", "dollarmath"]
 myst_heading_anchors = 3
 
+suppress_warnings = ["ref.python"]  # two classes may have one name, such as Run
+
 autosummary_generate = True
-autosummary_ignore_module_all = False
 autodoc_default_options = {"members": True, "show-inheritance": True}
 autodoc_member_order = "bysource"
 autodoc_mock_imports = ["ray"]  # the extra rllib pins another gymnasium
@@ -106,7 +107,7 @@ def read_included(app: Sphinx, included: Path, name: str, source: list[str]) -> 
     """The same for a file that a page includes."""
     file, page = (DOCS / included).resolve(), Path(app.env.doc2path(app.env.docname))  # MyST's name lacks the folder
     if file.suffix == ".md":
-        source[0] = _LINK.sub(lambda found: link(file, page, found), source[0])
+        source[0] = _LINK.sub(lambda found: link(file, page, found), source[0]).replace(" ± ", "\u00a0±\u00a0")
 
 
 class ResultRows(SphinxDirective):
@@ -143,7 +144,7 @@ class ResultRows(SphinxDirective):
         shown = [column for column in self.COLUMNS if any(row.get(column) for row in rows)]
         text = [f"| {' | '.join(shown)} |", "|---" * len(shown) + "|"]
         text += [f"| {' | '.join(row.get(column, '') for column in shown)} |" for row in rows]
-        return self.parse_text_to_nodes("\n".join(text) + "\n")
+        return self.parse_text_to_nodes("\n".join(text).replace(" ± ", "\u00a0±\u00a0") + "\n")
 
 
 def process_docstring(app: Sphinx, what: str, name: str, documented: Any, options: Any, lines: list[str]) -> None:

@@ -194,7 +194,7 @@ def _picture(env_id: str, source: str, mode: str) -> str:
 
 def _actions(mode: str, view_class: type, of_view: dict[str, str]) -> str:
     text = sections(HSALEnv)["Action space"]
-    about = text.split("\n\n")[-1] if mode == "native" else ""
+    about = text.split("\n\n")[1] if mode == "native" else ""  # after the table of all views
     if mode == "flat":
         about = markdown(inspect.getdoc(view_class) or "")
     return about or sentence(of_view["action"])
@@ -203,7 +203,9 @@ def _actions(mode: str, view_class: type, of_view: dict[str, str]) -> str:
 def _observations(space: spaces.Dict, meanings: dict[str, str]) -> str:
     # a row of three cells is read as (key, "space | meaning")
     rows = [
-        (f"`{name}`", f"`{_short(part)}`", meanings[name].split("|")[-1].strip()) for name, part in space.spaces.items()
+        (f"`{name}`", f"`{_short(space[name])}`", said.split("|")[-1].strip())
+        for name, said in meanings.items()
+        if name in space.spaces
     ]
     return "A `Dict` of:\n\n" + _rows(("key", "space", "meaning"), rows)
 

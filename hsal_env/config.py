@@ -178,6 +178,14 @@ class EnvConfig:
 
         Raises:
             ConfigError: an unknown name, or a value outside its range.
+
+        Example:
+            >>> EnvConfig.from_kwargs({"task": "set", "glimpses": 3}).rules.option_length
+            5
+            >>> EnvConfig.from_kwargs({"glances": 3})  # doctest: +ELLIPSIS
+            Traceback (most recent call last):
+            ...
+            hsal_env.errors.ConfigError: Unknown environment arguments glances. Known ones: task, ...
         """
         unknown = sorted(set(kwargs) - {field.name for field in fields(cls)})
         if unknown:

@@ -38,9 +38,10 @@ class HSALEnv(gym.Env[dict[str, Any], Any]):
 
     Natively the phase says which part is read; the others may be left out. ``attention`` holds alpha, beta, kappa_1 and
     kappa_2 of the K Gaussians, K numbers each; eight times them are the raw numbers of
-    :func:`hsal_env.functional.mixture`. In the flat view a cell at phase 0 is one
-    spotlight centred there, and ``action_mask`` says what the phase allows. The last three are described in
-    :mod:`hsal_env.views`.
+    :func:`hsal_env.functional.mixture`.
+
+    In the flat view a cell at phase 0 is one spotlight centred there, and ``action_mask`` says what the phase allows. The last
+    three views are described in :mod:`hsal_env.views`.
 
     ## Observation space
     A ``Dict``; natively as below. In the other views the maps are vectors and there is no image; ``flat`` and ``controller`` add
@@ -49,8 +50,8 @@ class HSALEnv(gym.Env[dict[str, Any], Any]):
     | key | space | meaning |
     |---|---|---|
     | ``image`` | ``Box(0, 255, (h_px, w_px, 1 or 3), uint8)`` | the canvas |
-    | ``saliency`` | ``Box(0, 1, (H, W))`` | S_t |
-    | ``priority`` | ``Box(0, 1, (H, W))`` | P_t; zeros before attention is placed |
+    | ``saliency`` | ``Box(0, 1, (H, W))`` | the saliency map S_t |
+    | ``priority`` | ``Box(0, 1, (H, W))`` | the priority map P_t; zeros before attention is placed |
     | ``glimpse`` | ``Box((D,))`` | g_0 after attention, then V at the last location |
     | ``last_location`` | ``Discrete(H W + 1)`` | this option's last location; H W = none |
     | ``last_label`` | ``Discrete(C + 2)`` | the previous option's label; C + 1 = none |

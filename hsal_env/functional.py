@@ -24,6 +24,10 @@ def sum_of_squares(volume: Tensor) -> Tensor:
 
     Returns:
         ``[B, H, W]``, non-negative, unbounded.
+
+    Example:
+        >>> sum_of_squares(torch.tensor([[[[1.0, 2.0]], [[3.0, 0.0]]]]))  # two channels, one row of two cells
+        tensor([[[10.,  4.]]])
     """
     return volume.square().sum(dim=1)
 
@@ -34,6 +38,12 @@ def normalise(maps: Tensor, least: float = 0.0) -> Tensor:
     Args:
         maps: ``[B, H, W]``.
         least: a map whose range is at most this counts as constant.
+
+    Example:
+        >>> normalise(torch.tensor([[[2.0, 3.0, 6.0]], [[5.0, 5.0, 5.0]]]))
+        tensor([[[0.0000, 0.2500, 1.0000]],
+        <BLANKLINE>
+                [[0.0000, 0.0000, 0.0000]]])
     """
     low = maps.amin(dim=(1, 2), keepdim=True)
     span = maps.amax(dim=(1, 2), keepdim=True) - low
@@ -73,6 +83,11 @@ def mixture(attention: Tensor, map_size: tuple[int, int], coordinates: str = "pa
     Args:
         attention: ``[B, 4K]``, unbounded.
         map_size: (H, W) in cells.
+
+    Example:
+        >>> centre = mixture(torch.zeros(1, 4), map_size=(7, 7))  # one Gaussian
+        >>> centre.row.item(), centre.col.item(), centre.beta.item()
+        (3.5, 3.5, 1.75)
     """
     alpha, width, row, col = attention.unflatten(1, (4, -1)).unbind(dim=1)  # each [B, K]
     scale = 49 / (map_size[0] * map_size[1])
@@ -93,6 +108,12 @@ def attention_mask(parameters: Mixture, map_size: tuple[int, int], scale: str = 
 
     Returns:
         ``[B, H, W]`` in [0, 1].
+
+    Example:
+        >>> one = Mixture(*(torch.tensor([[value]]) for value in (1.0, 2.0, 1.0, 2.0)))  # alpha, beta, row, col
+        >>> attention_mask(one, map_size=(2, 3))
+        tensor([[[0.1353, 1.0000, 0.1353],
+                 [0.0183, 0.1353, 0.0183]]])
     """
     alpha, beta, row, col = parameters
     i = torch.arange(1, map_size[0] + 1, device=alpha.device, dtype=alpha.dtype)
@@ -116,6 +137,12 @@ def spotlight(location: Tensor, map_size: tuple[int, int], components: int, coor
 
     Equal importance, raw width 0 (the middle of the bounded range); centres at most ``RAW_LIMIT`` from 0, where the sigmoid
     is saturated (it reaches the last row and column only in the limit).
+
+    Example:
+        >>> raw = spotlight(torch.tensor([9]), map_size=(7, 7), components=1)  # cell 9: second row, third column
+        >>> place = mixture(raw, map_size=(7, 7))
+        >>> round(place.row.item(), 3), round(place.col.item(), 3)
+        (2.0, 3.0)
     """
     offset = {"paper": 0.0, "centred": 0.5}[coordinates]
     row = ((location // map_size[1] + 1 - offset) / map_size[0]).logit()
@@ -133,12 +160,22 @@ def priority(mask: Tensor, saliency: Tensor) -> Tensor:
 
     A product whose range is at most 1e-6 counts as constant: such differences mean nothing in float32, and
     the gradient of the normalisation, 1 / range, would overflow.
+
+    Example:
+        >>> priority(torch.tensor([[[1.0, 0.5, 0.0]]]), torch.tensor([[[0.5, 1.0, 1.0]]]))
+        tensor([[[1., 1., 0.]]])
     """
     return normalise(mask * saliency, least=1e-6)
 
 
 def initial_glimpse(mask: Tensor, volume: Tensor) -> Tensor:
-    """Covert glimpse ``g_0 = sum_ij M_ij V_:ij``, a sum, not a mean (S7). ``[B, H, W]``, ``[B, D, H, W]`` to ``[B, D]``."""
+    """Covert glimpse ``g_0 = sum_ij M_ij V_:ij``, a sum, not a mean (S7). ``[B, H, W]``, ``[B, D, H, W]`` to ``[B, D]``.
+
+    Example:
+        >>> volume = torch.tensor([[[[1.0, 2.0]], [[3.0, 4.0]]]])  # two channels, two cells
+        >>> initial_glimpse(torch.tensor([[[1.0, 0.5]]]), volume)
+        tensor([[2., 5.]])
+    """
     columns = volume.permute(0, 2, 3, 1).flatten(1, 2)  # [B, H W, D], a view of a channels-last volume
     return (mask.flatten(1)[:, None] @ columns).squeeze(1)
 
@@ -147,7 +184,13 @@ def initial_glimpse(mask: Tensor, volume: Tensor) -> Tensor:
 
 
 def glimpse(volume: Tensor, location: Tensor) -> Tensor:
-    """Overt glimpse ``g_i = V_:,a_i``: the column of ``volume`` ``[B, D, H, W]`` at ``location`` ``[B]``. ``[B, D]``."""
+    """Overt glimpse ``g_i = V_:,a_i``: the column of ``volume`` ``[B, D, H, W]`` at ``location`` ``[B]``. ``[B, D]``.
+
+    Example:
+        >>> volume = torch.tensor([[[[1.0, 2.0]], [[3.0, 4.0]]]])  # two channels, two cells
+        >>> glimpse(volume, torch.tensor([1]))
+        tensor([[2., 4.]])
+    """
     return volume.flatten(2)[torch.arange(len(location), device=location.device), :, location]
 
 
@@ -172,6 +215,11 @@ def label_rewards(remaining: Tensor, final: Tensor | None = None) -> Tensor:
 
     Returns:
         ``[B, C + 1]``, float32.
+
+    Example:
+        >>> label_rewards(torch.tensor([[2, 0, 1], [0, 0, 0]]))  # labels 0, 1, 2 and stop
+        tensor([[ 1., -1.,  1., -1.],
+                [-1., -1., -1.,  1.]])
     """
     named = 2.0 * (remaining > 0).float() - 1.0
     if final is None:
@@ -181,7 +229,12 @@ def label_rewards(remaining: Tensor, final: Tensor | None = None) -> Tensor:
 
 
 def take(remaining: Tensor, label: Tensor) -> Tensor:
-    """``A_{i+1}``: remove one ``label`` ``[B]`` from ``remaining`` ``[B, C]`` where it is there; stop removes nothing."""
+    """``A_{i+1}``: remove one ``label`` ``[B]`` from ``remaining`` ``[B, C]`` where it is there; stop removes nothing.
+
+    Example:
+        >>> take(torch.tensor([[2, 0, 1]]), torch.tensor([0]))
+        tensor([[1, 0, 1]])
+    """
     named = label[:, None] == torch.arange(remaining.shape[1], device=label.device)
     return (remaining - named.to(remaining.dtype)).clamp(min=0)
 
@@ -199,6 +252,10 @@ def update_saliency(saliency: Tensor, mask: Tensor, locations: Tensor, rule: str
         saliency: ``[B, H, W]`` in [0, 1].
         mask: ``[B, H, W]``.
         locations: ``[B, k]`` flat cells; H W = none.
+
+    Example:
+        >>> update_saliency(torch.tensor([[[1.0, 0.75, 0.25]]]), torch.tensor([[[0.5, 0.5, 0.5]]]), torch.tensor([[0]]))
+        tensor([[[0.0000, 0.2500, 0.0000]]])
     """
     if rule == "none":
         return saliency

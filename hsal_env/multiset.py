@@ -19,6 +19,11 @@ def scores(predicted: np.ndarray, true: np.ndarray) -> dict[str, float]:
 
     Raises:
         DataError: shapes differ or are not ``[N, C]`` with N > 0, or a count is negative.
+
+    Example:
+        >>> found = scores([[2, 0], [0, 1]], [[2, 0], [1, 1]])  # counts of two labels on two images
+        >>> found["exact_match"], found["overall_precision"], found["overall_recall"]
+        (0.5, 1.0, 0.75)
     """
     predicted, true = np.asarray(predicted, np.int64), np.asarray(true, np.int64)
     if predicted.shape != true.shape or true.ndim != 2 or not len(true):
@@ -45,7 +50,12 @@ def scores(predicted: np.ndarray, true: np.ndarray) -> dict[str, float]:
 
 
 def most_frequent(counts: np.ndarray) -> np.ndarray:
-    """The multiset ``[C]`` that occurs most often in ``counts`` ``[N, C]``: what a blind guess should say."""
+    """The multiset ``[C]`` that occurs most often in ``counts`` ``[N, C]``: what a blind guess should say.
+
+    Example:
+        >>> most_frequent(np.array([[1, 0], [0, 2], [1, 0]]))
+        array([1, 0])
+    """
     kinds, occurrences = np.unique(counts, axis=0, return_counts=True)
     return kinds[occurrences.argmax()]
 

@@ -62,7 +62,15 @@ class WinnerTakeAll:
 
 
 def winner_take_all(saliency: Tensor, rules: Rules) -> Tensor:
-    """Raw attention ``[B, 4K]``: a spotlight on the most salient cell of ``[B, H, W]``."""
+    """Raw attention ``[B, 4K]``: a spotlight on the most salient cell of ``[B, H, W]``.
+
+    Example:
+        >>> import torch
+        >>> raw = winner_take_all(torch.tensor([[[0.0, 1.0], [0.0, 0.0]]]), Rules(components=1))
+        >>> place = F.mixture(raw, map_size=(2, 2))
+        >>> round(place.row.item(), 2), round(place.col.item(), 2)  # the second column, as near as the sigmoid gets
+        (1.0, 2.0)
+    """
     rows, columns = saliency.shape[1:]
     return F.spotlight(saliency.flatten(1).argmax(dim=1), (rows, columns), rules.components, rules.coordinates)
 

@@ -21,6 +21,12 @@ def advantages(rewards: Tensor, values: Tensor, live: Tensor, gamma: float, gae_
 
     Returns:
         ``[M, k + 1, B]``, zeros where not live.
+
+    Example:
+        >>> rewards = torch.tensor([1.0, 0.0, -1.0]).view(1, 3, 1)  # one meta-step: two glimpses and a label
+        >>> values, live = torch.full((1, 3, 1), 0.5), torch.ones(1, 1, dtype=torch.bool)
+        >>> advantages(rewards, values, live, gamma=0.0, gae_lambda=1.0).flatten()
+        tensor([ 0.5000, -0.5000, -1.5000])
     """
     mask = live[:, None].expand_as(rewards).flatten(0, 1).float()  # [N, B]
     rewards_, values_ = rewards.flatten(0, 1) * mask, values.flatten(0, 1) * mask

@@ -17,7 +17,12 @@ FEWEST_RUNS = 3
 
 
 def spread(values: Sequence[float], digits: int = 3) -> str:
-    """Mean, and sample standard deviation (over n - 1) where there is more than one value, as text."""
+    """Mean, and sample standard deviation (over n - 1) where there is more than one value, as text.
+
+    Example:
+        >>> spread([0.90, 0.94])
+        '0.920 ± 0.028'
+    """
     if len(values) == 1:
         return f"{values[0]:.{digits}f}"
     return f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=1):.{digits}f}"
@@ -33,6 +38,10 @@ def interquartile_mean(scores: np.ndarray) -> np.ndarray:
 
     Returns:
         ``[...]``.
+
+    Example:
+        >>> float(interquartile_mean(np.array([0.0, 0.5, 0.75, 100.0])))
+        0.625
     """
     cut = scores.shape[-1] // 4
     return np.sort(scores, axis=-1)[..., cut : scores.shape[-1] - cut].mean(-1)

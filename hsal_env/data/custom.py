@@ -46,6 +46,11 @@ class LabelledImages:
 
     Raises:
         DataError: another dtype, shape or kind; the message says which image.
+
+    Example:
+        >>> images = LabelledImages(np.zeros((2, 48, 64), np.uint8), [[3, 3, 0], []])
+        >>> len(images), images.image_shape, images.num_classes(), images.max_objects()
+        (2, (48, 64, 1), 4, 3)
     """
 
     def __init__(

@@ -54,7 +54,13 @@ class Grid(NamedTuple):
         )
 
     def centres(self, cells: np.ndarray, columns: int) -> np.ndarray:
-        """Of flat cells ``[...]`` in a map of so many columns: (row, col) in px ``[..., 2]``."""
+        """Of flat cells ``[...]`` in a map of so many columns: (row, col) in px ``[..., 2]``.
+
+        Example:
+            >>> Grid(first_px=(8, 8), stride_px=(16, 16), field_px=(16, 16)).centres(np.array([0, 9]), columns=7)
+            array([[ 8,  8],
+                   [24, 40]])
+        """
         return np.array(self.first_px) + np.stack(np.divmod(cells, columns), axis=-1) * np.array(self.stride_px)
 
     def areas(self, image_px: tuple[int, int], map_size: tuple[int, int], pixels: tuple[int, int]) -> list[np.ndarray]:

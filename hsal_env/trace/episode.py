@@ -202,6 +202,19 @@ def save(traces: Sequence[Trace], path: Path | str) -> None:
     Raises:
         ConfigError: another suffix, or Parquet without pyarrow.
         DataError: the file cannot be written; what was at ``path`` is still there.
+
+    Example:
+        >>> import tempfile
+        >>> import agents
+        >>> from agents.tracing import record
+        >>> from hsal_env.config import EnvConfig
+        >>> config = EnvConfig(source="digits", split="test", components=49)
+        >>> trace = record(agents.load("mnist-multiset").agent, config, index=0)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save([trace], f"{folder}/traces.npz")
+        ...     (read,) = load(f"{folder}/traces.npz")
+        >>> bool((read.saliency == trace.saliency).all()), read.map_size
+        (True, (7, 7))
     """
     path = Path(path)
     writers = {".npz": _write_npz, ".csv": _write_csv, ".parquet": _write_parquet}

@@ -56,6 +56,16 @@ def measures(traces: Sequence[Trace], rng: np.random.Generator) -> dict[str, dic
 
     Raises:
         DataError: no traces, or of maps of different sizes.
+
+    Example:
+        >>> import agents
+        >>> from agents.tracing import record
+        >>> from hsal_env.config import EnvConfig
+        >>> config = EnvConfig(source="digits", split="test", components=49)
+        >>> traces = record(agents.load("mnist-multiset").agent, config, [0, 1, 2])
+        >>> found = measures(traces, np.random.default_rng(0))
+        >>> found["object_share"]["agent"] > found["object_share"]["uniform"]  # it looks at objects
+        True
     """
     sizes = sorted({trace.map_size for trace in traces})
     if len(sizes) != 1:
