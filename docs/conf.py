@@ -69,6 +69,8 @@ PAGES = {
 """Which page shows a file that lies outside of docs/."""
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 
+_CODE = re.compile(r"`(functional|dynamics|multiset)\.(\w+)`")
+
 
 def link(file: Path, page: Path, found: re.Match[str]) -> str:
     """A link or picture that ``file`` shows on ``page``: to another page, to a module's reference, or as it is.
@@ -108,6 +110,9 @@ def read_included(app: Sphinx, included: Path, name: str, source: list[str]) -> 
     file, page = (DOCS / included).resolve(), Path(app.env.doc2path(app.env.docname))  # MyST's name lacks the folder
     if file.suffix == ".md":
         source[0] = _LINK.sub(lambda found: link(file, page, found), source[0]).replace(" ± ", "\u00a0±\u00a0")
+        if page.stem == "equations":
+            source[0] = _CODE.sub(r"{py:obj}`\1.\2 <hsal_env.\1.\2>`", source[0])
+            source[0] = re.sub(r"`(agents\.[\w.]+)`", r"{py:obj}`\1`", source[0])
 
 
 class ResultRows(SphinxDirective):

@@ -27,10 +27,10 @@ import agents
 from agents.protocol import Decision
 from agents.tracing import record
 from hsal_env import functional as F
-from hsal_env.animation import Frame, frames, save_animation
 from hsal_env.config import EnvConfig
 from hsal_env.policies import WinnerTakeAll
 from hsal_env.registration import ENVIRONMENTS, VIEW_ENVIRONMENTS
+from hsal_env.rendering.animation import Frame, frames, save_animation
 
 MOST_KB = 250
 SHAPES = 5
