@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
@@ -31,7 +32,6 @@ extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
 ]
@@ -52,6 +52,7 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True  # fields are listed, not documented a second time
 
 html_theme = "furo"
+html_math_renderer = "mathml"
 html_title = "HSAL"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
@@ -153,8 +154,11 @@ class ResultRows(SphinxDirective):
 
 
 def process_docstring(app: Sphinx, what: str, name: str, documented: Any, options: Any, lines: list[str]) -> None:
-    """Markdown's headings and tables, which our docstrings hold, to reStructuredText."""
-    lines[:] = docstrings.sphinx_lines(lines)
+    """Markdown's headings and tables, which our docstrings hold, to reStructuredText, before napoleon reads it.
+
+    Napoleon takes what comes before a colon in the first line of an attribute's docstring for a type.
+    """
+    lines[:] = ["", *lines] if what in ("attribute", "data") else docstrings.sphinx_lines(lines)
 
 
 def skip_member(app: Sphinx, what: str, name: str, documented: Any, skip: bool, options: Any) -> bool | None:
@@ -162,11 +166,26 @@ def skip_member(app: Sphinx, what: str, name: str, documented: Any, skip: bool, 
     return True if (getattr(documented, "__doc__", None) or "").startswith("Alias for field number") else None
 
 
+def mark_commands(app: Sphinx, tree: nodes.document) -> None:
+    """Give tables whose last column holds commands a class, for site.css."""
+    for head in tree.findall(nodes.thead):
+        if head.astext().endswith("command"):
+            head.parent.parent["classes"].append("commands")
+
+
+def visit_math(translator: Any, node: nodes.Element) -> None:
+    """Formulas as MathML, which browsers draw by themselves: MathJax would be loaded from a network."""
+    translator.body.append(tex2mathml(node.astext(), as_block=isinstance(node, nodes.math_block)))
+    raise nodes.SkipNode
+
+
 def setup(app: Sphinx) -> None:
     """Write the environment pages, and take part in the reading of files."""
     environment_pages.write_pages()
+    app.add_html_math_renderer("mathml", (visit_math, None), (visit_math, None))
+    app.connect("doctree-read", mark_commands)
     app.add_directive("result-rows", ResultRows)
     app.connect("source-read", read_page)
     app.connect("include-read", read_included)
-    app.connect("autodoc-process-docstring", process_docstring)
+    app.connect("autodoc-process-docstring", process_docstring, priority=400)
     app.connect("autodoc-skip-member", skip_member)

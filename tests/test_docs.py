@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import gymnasium
+import needs
 import numpy as np
 import pytest
 from pages import ROOT
@@ -73,7 +74,7 @@ def test_spaces_and_arguments_are_those_of_the_environment(env_id: str, made: di
 @pytest.mark.timeout(600)
 def test_sphinx_builds_the_site_without_a_warning(tmp_path: Path):
     for name in ("furo", "myst_parser", "sphinx"):
-        pytest.importorskip(name, reason="needs the extra docs")
+        needs.module(name, "docs", "needs the extra docs")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [
         sys.executable,
