@@ -27,7 +27,7 @@ from hsal_env.trace import Trace
 
 _DPI = 128  # a power of two, so that px / dpi * dpi is exact
 _MAPS = "viridis"
-_ORANGE, _GREEN, _VERMILLION = "#E69F00", "#009E73", "#D55E00"  # Okabe and Ito's colours
+ORANGE, GREEN, VERMILLION = "#E69F00", "#009E73", "#D55E00"  # Okabe and Ito's colours
 _TICK, _CROSS = "\u2713", "\u2717"
 _LONGEST_MULTISET = 12  # labels that are written out
 _CONTOURS = (0.25, 0.5, 0.75)  # of the mask's maximum
@@ -60,7 +60,7 @@ def draw_trace(trace: Trace, until: int | None = None, columns: int | None = Non
     return _sheet_of(trace, until, columns).pixels()
 
 
-def _sheet_of(trace: Trace, until: int | None = None, columns: int | None = None) -> _Sheet:
+def _sheet_of(trace: Trace, until: int | None = None, columns: int | None = None) -> Sheet:
     _check(trace)
     decisions = len(trace.phase)
     until = decisions if until is None else until
@@ -70,7 +70,7 @@ def _sheet_of(trace: Trace, until: int | None = None, columns: int | None = None
     if columns < trace.meta_steps:
         raise DataError(f"Expected at least {trace.meta_steps} columns, one per meta-step; got {columns}.")
     foot, right = _TOP + 3 * _PITCH, _LEFT + columns * _PITCH
-    sheet = _Sheet(foot + _FOOT, max(right + _RIGHT, _LEAST_WIDTH))
+    sheet = Sheet(foot + _FOOT, max(right + _RIGHT, _LEAST_WIDTH))
     _draw_title(sheet, trace, until)
     tops = [_TOP + row * _PITCH for row in range(3)]
     for top, words in zip(tops, ("saliency S,\nmask M\n(contours)", "priority P", "image and\nglimpses"), strict=True):
@@ -84,7 +84,7 @@ def _sheet_of(trace: Trace, until: int | None = None, columns: int | None = None
 
     for column in range(columns):
         begun = np.flatnonzero(trace.meta_step[:until] == column)
-        panels = [_Panel.of(trace, _LEFT + column * _PITCH, top) for top in tops]
+        panels = [Panel.of(trace, _LEFT + column * _PITCH, top) for top in tops]
         for panel in panels:
             panel.frame(sheet.axes, "#999999" if len(begun) else "#dddddd")
         if len(begun):
@@ -142,17 +142,17 @@ def save_pdf(traces: Sequence[Trace], path: Path) -> None:
             pages.savefig(sheet.finished())
 
 
-def _draw_title(sheet: _Sheet, trace: Trace, until: int) -> None:
+def _draw_title(sheet: Sheet, trace: Trace, until: int) -> None:
     predicted = trace._replace(label=trace.label[:until]).named.tolist()
     true = _multiset(np.bincount(trace.labels, minlength=trace.num_classes))
     ended = until == len(trace.phase) and (trace.terminated or trace.truncated)
     verdict = [f"   {_TICK if trace.exact_match else _CROSS}"] if ended else []
     title = "".join([f"true {true}   predicted {_braces(predicted)}", *verdict])
-    looks: dict[str, Any] = {"color": _GREEN if trace.exact_match else _VERMILLION} if ended else {}
+    looks: dict[str, Any] = {"color": GREEN if trace.exact_match else VERMILLION} if ended else {}
     sheet.text(8, 8, title, sheet.width - 16, size=10, weight="bold", **looks)
 
 
-def _draw_meta_step(sheet: _Sheet, trace: Trace, begun: np.ndarray, panels: Sequence[_Panel]) -> None:
+def _draw_meta_step(sheet: Sheet, trace: Trace, begun: np.ndarray, panels: Sequence[Panel]) -> None:
     first, last = int(begun[0]), int(begun[-1])
     saliency, priority, glimpses = panels
     saliency.map(sheet.axes, trace.saliency[first])
@@ -167,7 +167,7 @@ def _draw_meta_step(sheet: _Sheet, trace: Trace, begun: np.ndarray, panels: Sequ
     right = bool(trace.right[last])
     middle, foot = panels[0].left + _PANEL // 2, _TOP + 3 * _PITCH
     words = "stop" if label == trace.num_classes else str(label)
-    looks: dict[str, Any] = {"color": _GREEN if right else _VERMILLION, "ha": "center"}
+    looks: dict[str, Any] = {"color": GREEN if right else VERMILLION, "ha": "center"}
     sheet.text(middle, foot - 4, f"{words} {_TICK if right else _CROSS}", size=11, weight="bold", **looks)
     if np.isfinite(trace.log_prob[last]):
         sheet.text(middle, foot + 26, f"{np.exp(trace.log_prob[last]):.2f}", size=7.5, **looks)
@@ -180,11 +180,12 @@ def _is_next(trace: Trace, until: int, column: int) -> bool:
     return bool(finished == column and not over)
 
 
-class _Panel(NamedTuple):
+class Panel(NamedTuple):
     """A square of the sheet that shows the image's plane.
 
     Attributes:
         left, top: its corner on the sheet, px.
+        side: of the square, px.
         scale: px of the sheet per px of the image.
         origin: the image's point (row, col) in that corner, px.
         trace: whose image and cells.
@@ -192,30 +193,32 @@ class _Panel(NamedTuple):
 
     left: int
     top: int
+    side: int
     scale: float
     origin: tuple[float, float]
     trace: Trace
 
     @classmethod
-    def of(cls, trace: Trace, left: int, top: int) -> _Panel:
+    def of(cls, trace: Trace, left: int, top: int, side: int = _PANEL) -> Panel:
         """All of the image and of the cells, in the middle of the panel."""
         (low_row, high_row), (low_col, high_col) = (
-            (min(0.0, low), max(float(side), high))
-            for (low, high), side in zip(_cells_extent(trace), trace.image.shape, strict=False)
+            (min(0.0, low), max(float(pixels), high))
+            for (low, high), pixels in zip(_cells_extent(trace), trace.image.shape, strict=False)
         )
-        scale = _PANEL / max(high_row - low_row, high_col - low_col)
+        scale = side / max(high_row - low_row, high_col - low_col)
         spare_row, spare_col = (
-            (_PANEL / scale - (high - low)) / 2 for low, high in ((low_row, high_row), (low_col, high_col))
+            (side / scale - (high - low)) / 2 for low, high in ((low_row, high_row), (low_col, high_col))
         )
-        return cls(left, top, scale, (low_row - spare_row, low_col - spare_col), trace)
+        return cls(left, top, side, scale, (low_row - spare_row, low_col - spare_col), trace)
 
     def at(self, row: Any, col: Any) -> tuple[Any, Any]:
         """(x, y) on the sheet of a point of the image."""
         return self.left + (col - self.origin[1]) * self.scale, self.top + (row - self.origin[0]) * self.scale
 
     def frame(self, axes: Axes, colour: str) -> None:
+        """A line around the panel."""
         axes.add_patch(
-            Rectangle((self.left, self.top), _PANEL, _PANEL, facecolor="none", edgecolor=colour, linewidth=0.8)
+            Rectangle((self.left, self.top), self.side, self.side, facecolor="none", edgecolor=colour, linewidth=0.8)
         )
 
     def _show(self, axes: Axes, pixels: np.ndarray, extent: Any, **looks: Any) -> None:
@@ -224,12 +227,15 @@ class _Panel(NamedTuple):
         axes.imshow(pixels, extent=(x0, x1, y1, y0), aspect="auto", interpolation="nearest", **looks)
 
     def image(self, axes: Axes, pixels: np.ndarray) -> None:
+        """``pixels``, uint8 ``[h_px, w_px]`` or ``[h_px, w_px, 3]``, where the image lies."""
         self._show(axes, pixels, ((0, pixels.shape[0]), (0, pixels.shape[1])), cmap="gray", vmin=0, vmax=255)
 
     def map(self, axes: Axes, values: np.ndarray) -> None:
+        """``values`` ``[H, W]`` in [0, 1], a colour per cell."""
         self._show(axes, values, _cells_extent(self.trace), cmap=_MAPS, vmin=0, vmax=1)
 
     def contours(self, axes: Axes, mask: np.ndarray) -> None:
+        """Lines at 1/4, 1/2 and 3/4 of the maximum of ``mask`` ``[H, W]``."""
         levels = [part * mask.max() for part in _CONTOURS if mask.min() < part * mask.max()]
         if not levels:
             return
@@ -251,11 +257,11 @@ class _Panel(NamedTuple):
             numbers = _runs([i for i, location in enumerate(locations, start=1) if location == cell])
             x, y = self.at(*centre)
             away = grid.stride_px[0] * self.scale / 2 + 9  # outside of the cell, so that what lies in it stays visible
-            above = y - away > self.top + 8 and (place % 2 == 0 or y + away > self.top + _PANEL - 8)
+            above = y - away > self.top + 8 and (place % 2 == 0 or y + away > self.top + self.side - 8)
             text = axes.text(
-                min(max(x, self.left + 5 + 4 * len(numbers)), self.left + _PANEL - 5 - 4 * len(numbers)),
-                min(y - away if above else y + away, self.top + _PANEL - 8),
-                numbers, size=7.5, weight="bold", color=_ORANGE, ha="center", va="center_baseline",
+                min(max(x, self.left + 5 + 4 * len(numbers)), self.left + self.side - 5 - 4 * len(numbers)),
+                min(y - away if above else y + away, self.top + self.side - 8),
+                numbers, size=7.5, weight="bold", color=ORANGE, ha="center", va="center_baseline",
             )  # fmt: skip
             text.set_path_effects([withStroke(linewidth=2.0, foreground="black")])
 
@@ -263,17 +269,23 @@ class _Panel(NamedTuple):
         """As much of it as lies in the panel."""
         corners = [self.at(*(centre + sign * np.array(sides) / 2)) for sign in (-1, 1)]
         (x0, y0), (x1, y1) = (
-            (min(max(x, self.left), self.left + _PANEL), min(max(y, self.top), self.top + _PANEL)) for x, y in corners
+            (min(max(x, self.left), self.left + self.side), min(max(y, self.top), self.top + self.side))
+            for x, y in corners
         )
-        axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, facecolor="none", edgecolor=_ORANGE, **looks))
+        axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, facecolor="none", edgecolor=ORANGE, **looks))
 
 
-class _Sheet:
-    """A white page measured in px from its top left corner, and the axes that cover it."""
+class Sheet:
+    """A white page measured in px from its top left corner, and the axes that cover it.
 
-    def __init__(self, height: int, width: int) -> None:
-        self.height, self.width = height, width
-        self._figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor="white")
+    Args:
+        height, width: of the page, px.
+        zoom: pixels of the finished picture per px of the page.
+    """
+
+    def __init__(self, height: int, width: int, zoom: int = 1) -> None:
+        self.height, self.width, self._zoom = height, width, zoom
+        self._figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI * zoom, facecolor="white")
         self._canvas: Any = FigureCanvasAgg(self._figure)  # whose methods matplotlib leaves untyped
         self.axes = self._figure.add_axes((0.0, 0.0, 1.0, 1.0))
         self.axes.axis("off")
@@ -283,15 +295,15 @@ class _Sheet:
         at = (left / self.width, 1 - top / self.height)
         text = self._figure.text(*at, words, **{"va": "top", **looks})
         size = float(text.get_fontsize())
-        while room is not None and text.get_window_extent().width > room and size > 1:
+        while room is not None and text.get_window_extent().width > room * self._zoom and size > 1:
             size *= 0.95  # in steps: hinted letters do not shrink in proportion
             text.set_fontsize(size)
 
-    def colour_bar(self, left: int, top: int, height: int) -> None:
-        """The colours of values from 0 to 1."""
+    def colour_bar(self, left: int, top: int, height: int, most: str = "1") -> None:
+        """The colours of values from 0 to ``most``."""
         values = np.linspace(1, 0, 256)[:, None]
         self.axes.imshow(values, cmap=_MAPS, vmin=0, vmax=1, extent=(left, left + 9, top + height, top), aspect="auto")
-        self.text(left + 13, top - 2, "1", size=7)
+        self.text(left + 13, top - 2, most, size=7)
         self.text(left + 13, top + height + 2, "0", size=7, va="bottom")
 
     def finished(self) -> Figure:
@@ -300,7 +312,7 @@ class _Sheet:
         return self._figure
 
     def pixels(self) -> np.ndarray:
-        """RGB uint8 ``[height, width, 3]``."""
+        """RGB uint8 ``[zoom height, zoom width, 3]``."""
         self.finished()
         self._canvas.draw()
         return np.array(self._canvas.buffer_rgba())[..., :3].copy()
