@@ -8,26 +8,15 @@ Each picture is drawn to be shown 300 px wide, and has twice as many pixels. The
 
 from __future__ import annotations
 
-import math
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import tyro
-from matplotlib import style
-from matplotlib.patches import Ellipse, Rectangle
-from PIL import Image
 
 from hsal_env.errors import HSALError
-from hsal_env.rendering import GREEN, VERMILLION, Panel, Sheet
-from hsal_env.trace import Trace
 
-_WIDTH, _HEIGHT, _SIDE, _LEFT, _TOP = 300, 324, 240, 10, 34  # px
 _COLOURS = 256  # a picture's, so that its file is small
-_OUTLINE, _GREY = "#d0d0d0", "#666666"
 
 
 @dataclass(frozen=True)
@@ -41,7 +30,7 @@ class Args:
     output_dir: Path = Path("docs/idea")
     """where 1-image.png, ... go"""
     split: str = "test"
-    """train, val or test; of your own images also all"""
+    """train, val or test"""
     seed: int = 0
     """which canvases the split holds"""
     source: str | None = None
@@ -50,188 +39,6 @@ class Args:
     """where the data lie"""
 
 
-class Page:
-    """One of the pictures: a title, a panel with or without a colour bar, and a line or two of words."""
-
-    def __init__(self, trace: Trace, title: str, words: str, most: str | None = None) -> None:
-        self.trace = trace
-        self.sheet = Sheet(_HEIGHT, _WIDTH, zoom=2)
-        self.panel = Panel.of(trace, _LEFT, _TOP, _SIDE)
-        self.sheet.text(_LEFT, 8, title, _WIDTH - 2 * _LEFT, size=9.5, weight="bold")
-        self.sheet.text(_LEFT, _TOP + _SIDE + 8, words, _WIDTH - 2 * _LEFT, size=7.5, linespacing=1.35)
-        if most is not None:
-            self.sheet.colour_bar(_LEFT + _SIDE + 7, _TOP, _SIDE, most)
-
-    def map(self, values: np.ndarray, panel: Panel | None = None) -> None:
-        """A map, and over it the outlines of what the image shows."""
-        panel = panel or self.panel
-        panel.map(self.sheet.axes, values)
-        self.outlines(panel)
-        panel.frame(self.sheet.axes, "#999999")
-
-    def outlines(self, panel: Panel) -> None:
-        """The edges of what is bright."""
-        brightness = self.trace.image if self.trace.image.ndim == 2 else self.trace.image.mean(axis=2)
-        middle = (float(brightness.min()) + float(brightness.max())) / 2
-        if brightness.min() < middle:
-            rows, cols = (np.arange(pixels) + 0.5 for pixels in brightness.shape)
-            x, y = panel.at(rows, cols)[0], panel.at(rows, cols)[1]
-            self.sheet.axes.contour(x, y, brightness, [middle], colors=_OUTLINE, linewidths=0.6)
-
-    def gaussians(self, decision: int) -> None:
-        """The mixture's components, each as its contour at half height, the more opaque the heavier."""
-        trace, grid = self.trace, self.trace.grid
-        frame = Rectangle((_LEFT, _TOP), _SIDE, _SIDE, facecolor="none", edgecolor="none")
-        self.sheet.axes.add_patch(frame)
-        weights = trace.alpha[decision] / trace.alpha[decision].max()
-        for weight, beta, row, col in zip(
-            weights, trace.beta[decision], trace.row[decision], trace.col[decision], strict=True
-        ):
-            middle = np.array(grid.first_px) + (np.array([row, col]) - 1) * grid.stride_px
-            height, width = 2 * math.sqrt(math.log(2) / beta) * np.array(grid.stride_px) * self.panel.scale
-            circle = Ellipse(
-                self.panel.at(*middle), width, height,
-                facecolor="none", edgecolor="white", linewidth=1.4, alpha=float(weight),
-            )  # fmt: skip
-            self.sheet.axes.add_patch(circle)
-            circle.set_clip_path(frame)
-
-
-def image(trace: Trace, volume: np.ndarray) -> Page:
-    """What is given."""
-    page = Page(trace, "1   the image", f"To be named, in any order:\n{_in_words(trace.labels)}")
-    page.panel.image(page.sheet.axes, trace.image)
-    page.panel.frame(page.sheet.axes, "#999999")
-    return page
-
-
-def activation(trace: Trace, volume: np.ndarray) -> Page:
-    """The channels of ``volume`` ``[D, H, W]`` with the greatest sums of squares, the greatest first."""
-    channels, rows, cols = volume.shape
-    across = min(4, math.isqrt(channels))
-    chosen = np.argsort(-np.square(volume).sum(axis=(1, 2)), kind="stable")[: across**2]
-    most = float(volume[chosen].max())
-    page = Page(
-        trace, "2   the activation volume $V$",
-        f"{channels} channels of {rows}x{cols} cells; here the {across**2}\nmost active. Bright: something is there.",
-        f"{most:.1f}",
-    )  # fmt: skip
-    pitch = _SIDE // across
-    for place, channel in enumerate(chosen):
-        row, col = divmod(place, across)
-        panel = Panel.of(trace, _LEFT + col * pitch, _TOP + row * pitch, pitch - 4)
-        panel.map(page.sheet.axes, volume[channel].clip(min=0) / (most or 1.0))
-        panel.frame(page.sheet.axes, "#999999")
-    return page
-
-
-def saliency(trace: Trace, volume: np.ndarray) -> Page:
-    """S at the start."""
-    page = Page(
-        trace, "3   the saliency map $S_1$", "Where does something stand out?\nOne number per cell, from $V$.", "1"
-    )
-    page.map(trace.saliency[0])
-    return page
-
-
-def mask(trace: Trace, volume: np.ndarray) -> Page:
-    """M of the first meta-step."""
-    most, count = float(trace.mask[0].max()), trace.alpha.shape[1]
-    words = f"Where to attend? A sum of {count} Gaussians.\nCircles: each one; opaque: it weighs much."
-    page = Page(trace, "4   the attention mask $M_1$", words, f"{most:.2f}")
-    page.map(trace.mask[0] / (most or 1.0))
-    page.gaussians(0)
-    return page
-
-
-def priority(trace: Trace, volume: np.ndarray) -> Page:
-    """P of the first meta-step."""
-    page = Page(
-        trace, "5   the priority map $P_1$", "What is salient and attended to:\n$M_1$ times $S_1$, scaled to 0..1.", "1"
-    )
-    page.map(trace.priority[0])
-    return page
-
-
-def glimpses(trace: Trace, volume: np.ndarray) -> Page:
-    """Where the controller looks."""
-    page = Page(
-        trace,
-        "6   the glimpses",
-        f"Look there, {trace.glimpses} times. Solid: the cell;\ndashed: what it sees of the image.",
-    )
-    page.panel.image(page.sheet.axes, trace.image)
-    page.panel.frame(page.sheet.axes, "#999999")
-    page.panel.glimpses(page.sheet.axes, trace.location[1 : 1 + trace.glimpses].tolist())
-    return page
-
-
-def label(trace: Trace, volume: np.ndarray) -> Page:
-    """What the controller says it sees, and what that earns."""
-    step = trace.glimpses + 1
-    left = trace.remaining[step]
-    multiset = _in_words(np.repeat(np.arange(trace.num_classes), left)) or "nothing"
-    page = Page(trace, "7   the label", f"Bars: probability. Green: earns +1, since\nstill to be named: {multiset}.")
-    rewarded = [*(left > 0), left.sum() == 0]
-    pitch, start, room = _SIDE / (trace.num_classes + 1), _LEFT + 34, 178
-    for number, right in enumerate(rewarded):
-        probability, colour = float(trace.label_probs[step, number]), GREEN if right else VERMILLION
-        top, looks = _TOP + number * pitch, {"color": colour, "size": 7.5, "va": "center"}
-        weight = "bold" if number == trace.label[step] else "normal"
-        page.sheet.axes.add_patch(Rectangle((start, top + 2), room, pitch - 4, color=colour, alpha=0.12, linewidth=0))
-        page.sheet.axes.add_patch(Rectangle((start, top + 2), room * probability, pitch - 4, color=colour, linewidth=0))
-        name = "stop" if number == trace.num_classes else str(number)
-        page.sheet.text(start - 6, round(top + pitch / 2), name, ha="right", weight=weight, **looks)
-        page.sheet.text(start + room + 6, round(top + pitch / 2), "+1" if right else "\u22121", weight=weight, **looks)
-    return page
-
-
-def update(trace: Trace, volume: np.ndarray) -> Page:
-    """S of the second meta-step."""
-    words = "The cell looked at is wiped, the others lose\n$M_1$. Then again from 4, with $S_2$."
-    page = Page(trace, "8   the saliency map $S_2$", words, "1")
-    page.map(_saliencies(trace)[1])
-    return page
-
-
-def stop(trace: Trace, volume: np.ndarray) -> Page:
-    """S before each label, the last of which is to be "stop"."""
-    page = Page(
-        trace, "9   stop", "Every meta-step names one object.\nNothing is left: the agent says \u201cstop\u201d.", "1"
-    )
-    names = trace.label[trace.label >= 0].tolist()
-    across = math.ceil(math.sqrt(len(names)))
-    pitch = _SIDE // across
-    for place, (number, values) in enumerate(zip(names, _saliencies(trace), strict=False)):
-        row, col = divmod(place, across)
-        panel = Panel.of(trace, _LEFT + col * pitch, _TOP + row * pitch, pitch - 22)
-        page.map(values, panel)
-        right = trace.right[np.flatnonzero(trace.label >= 0)[place]]
-        name = "stop" if number == trace.num_classes else str(number)
-        page.sheet.text(
-            panel.left + panel.side // 2, panel.top + panel.side + 1, f"$S_{{{place + 1}}}$: {name}",
-            size=8, weight="bold", color=GREEN if right else VERMILLION, ha="center",
-        )  # fmt: skip
-    return page
-
-
-PICTURES: dict[str, Callable[[Trace, np.ndarray], Page]] = {
-    "1-image": image, "2-activation": activation, "3-saliency": saliency, "4-mask": mask, "5-priority": priority,
-    "6-glimpses": glimpses, "7-label": label, "8-update": update, "9-stop": stop,
-}  # fmt: skip
-"""By file name: what draws a trace and the activation volume ``[D, H, W]`` of its image."""
-
-
-def _saliencies(trace: Trace) -> np.ndarray:
-    """S at the start of each meta-step, and after the last: ``[M + 1, H, W]``."""
-    return np.concatenate([trace.saliency[trace.phase == 0], trace.saliency_left[None]])
-
-
-def _in_words(labels: Any) -> str:
-    return ", ".join(map(str, sorted(np.asarray(labels).tolist())))
-
-
-@style.context("default")
 def main(args: Args) -> None:
     """Record, draw, write.
 
@@ -241,22 +48,25 @@ def main(args: Args) -> None:
     """
     import dataclasses
 
+    from PIL import Image
+
     from agents import load
     from agents.evaluation import evaluation_config
     from agents.tracing import record
     from hsal_env.files import replacing, writing
     from hsal_env.perception.examples import Examples
+    from hsal_env.steps import draw_steps
 
     loaded = load(args.agent)
     env = loaded.env_on(args.split, args.source, args.data_root)
     config = dataclasses.replace(evaluation_config(env, args.split, 1, args.seed), num_examples=None, features="lazy")
     trace = record(loaded.agent, config, args.index)
     volume = Examples(config).load([args.index])[0].volume[0].numpy()
-    for name, draw in PICTURES.items():
+    for name, picture in draw_steps(trace, volume).items():
         path = args.output_dir / f"{name}.png"
-        picture = Image.fromarray(draw(trace, volume).sheet.pixels())
+        image = Image.fromarray(picture)
         with writing(path), replacing(path) as temporary:
-            picture.quantize(_COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
+            image.quantize(_COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
                 temporary, format="PNG", optimize=True
             )
         print(path)
