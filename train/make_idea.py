@@ -53,9 +53,9 @@ def main(args: Args) -> None:
     from agents import load
     from agents.evaluation import evaluation_config
     from agents.tracing import record
-    from hsal_env.files import replacing, writing
     from hsal_env.perception.examples import Examples
-    from hsal_env.steps import draw_steps
+    from hsal_env.rendering.steps import draw_steps
+    from hsal_env.storage.files import replacing, writing
 
     loaded = load(args.agent)
     env = loaded.env_on(args.split, args.source, args.data_root)

@@ -1,7 +1,7 @@
 """One meta-step of an episode, and the end of the episode, in nine pictures: image, V, S, M, P, glimpses, label, update, stop.
 
 For readers who do not know the method yet: each picture has a title and a line or two of words, and is drawn to be shown 300 px
-wide. :mod:`hsal_env.rendering` draws whole episodes.
+wide. :mod:`hsal_env.rendering.episodes` draws whole episodes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from matplotlib import style
 from matplotlib.patches import Ellipse, Rectangle
 
 from hsal_env.errors import DataError
-from hsal_env.rendering import GREEN, VERMILLION, Panel, Sheet
+from hsal_env.rendering.episodes import GREEN, VERMILLION, Panel, Sheet
 from hsal_env.trace import Trace
 
 _WIDTH, _HEIGHT, _SIDE, _LEFT, _TOP = 300, 324, 240, 10, 34  # px
