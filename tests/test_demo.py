@@ -473,16 +473,20 @@ def test_a_port_that_is_taken_is_told(player):
 
 def test_the_command_serves_until_it_is_interrupted():
     command = [sys.executable, str(ROOT / "train" / "demo.py"), "--port", "0", "--agent", "mnist-set"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as running:
-        said = running.stdout.readline()
-        address = re.search(r"http://127\.0\.0\.1:\d+/", said)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    heard = signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
+    with subprocess.Popen(command, cwd=ROOT, **pipes) as running:
+        signal.signal(signal.SIGINT, heard)
         try:
+            said = running.stdout.readline()
+            address = re.search(r"http://127\.0\.0\.1:\d+/", said)
             assert address, said + running.stderr.read()
             with urllib.request.urlopen(address[0] + "api/options") as answer:
                 assert json.load(answer)["chosen"] == "mnist-set"
-        finally:
             running.send_signal(signal.SIGINT)
-        _, errors = running.communicate(timeout=30)
+            _, errors = running.communicate(timeout=30)
+        finally:
+            running.kill()
     assert running.returncode == 0
     assert errors == ""
 
