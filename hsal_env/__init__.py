@@ -5,7 +5,7 @@ Importing this package registers the ids in :data:`ENVIRONMENTS` and :data:`VIEW
 
 from hsal_env.registration import ENVIRONMENTS, VIEW_ENVIRONMENTS, register_all
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["ENVIRONMENTS", "VIEW_ENVIRONMENTS", "__version__"]
 
 register_all()
