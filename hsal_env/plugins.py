@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Mapping
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 from hsal_env.errors import ConfigError
@@ -51,7 +53,34 @@ def import_object(path: str, what: str) -> Any:
     module, _, name = path.partition(":")
     if not module or not name or module.startswith("."):
         raise ConfigError(f"Expected {what} as 'package.module:Name'; got {path!r}.")
+    if module.partition(".")[0] == "agents":
+        check_agents()
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"{what} {path!r} cannot be imported: {error}. Is its package installed?") from error
+
+
+def check_agents() -> None:
+    """Make sure, without importing it, that ``import agents`` finds the package that comes with this one.
+
+    An unrelated package on PyPI, openai-agents, has the same import name. Installed into one environment, the two share a folder.
+
+    Raises:
+        ConfigError: it finds another package, one mixed with ours, or none.
+    """
+    ours = Path(__file__).parents[1] / "agents" / "__init__.py"
+    spec = importlib.util.find_spec("agents")
+    found = Path(spec.origin).resolve() if spec and spec.origin else None
+    if found != ours.resolve():
+        got = str(found or "nothing")
+    elif "hsal_env" not in ours.read_text() or any(
+        (file.with_suffix("") / "__init__.py").exists() for file in ours.parent.glob("*.py")
+    ):
+        got = f"{found}, into which another package has been installed"
+    else:
+        return
+    raise ConfigError(
+        f"Expected `import agents` to find HSAL's {ours}; got {got}. Another package of that name, such as openai-agents, is in "
+        "the way: install hsal into a fresh virtual environment."
+    )
