@@ -71,11 +71,12 @@ def check_agents() -> None:
     """
     ours = Path(__file__).parents[1] / "agents" / "__init__.py"
     spec = importlib.util.find_spec("agents")
-    found = Path(spec.origin).resolve() if spec and spec.origin else None
-    if found != ours.resolve():
+    found = Path(spec.origin) if spec and spec.origin else None
+    if found is None or found.resolve() != ours.resolve():
         got = str(found or "nothing")
-    elif "hsal_env" not in ours.read_text() or any(
-        (file.with_suffix("") / "__init__.py").exists() for file in ours.parent.glob("*.py")
+    elif "hsal_env" not in found.read_text() or any(
+        (file.with_suffix("") / "__init__.py").exists()
+        for file in found.parent.glob("*.py")  # hidden by a package
     ):
         got = f"{found}, into which another package has been installed"
     else:

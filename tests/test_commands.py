@@ -63,11 +63,8 @@ def check(command: str) -> None:
     module = script(Path(path).name)
     if hasattr(module, "parse"):
         module.parse(flags)
-    elif hasattr(module, "Args"):
-        tyro.cli(module.Args, args=flags)
     else:
-        for flag in flags:
-            assert f'"{flag}"' in Path(module.__file__).read_text(), f"{path} does not know {flag}"
+        tyro.cli(module.Args, args=flags)
 
 
 COMMANDS = [
@@ -103,7 +100,7 @@ def test_commands_are_found_in_bash_blocks_alone(tmp_path: Path):
         ("python train/ppo_or_reinforce.py --preset huge", ConfigError),
         ("python train/evaluate_agent.py", SystemExit),
         ("python train/evaluate_agent.py x.pt --no-such-flag 3", SystemExit),
-        ("python train/make_results.py --no-such-flag", AssertionError),
+        ("python train/make_results.py --no-such-flag", SystemExit),
         ("python train/no_such_script.py", FileNotFoundError),
     ],
 )

@@ -494,7 +494,7 @@ def test_the_command_serves_until_it_is_interrupted():
 def test_without_flask_the_command_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "flask", None)
     monkeypatch.setattr(sys, "argv", ["demo.py"])
-    with pytest.raises(SystemExit, match=r'The page needs Flask: pip install -c constraints.txt -e "\.\[demo\]"'):
+    with pytest.raises(SystemExit, match=r'The page needs Flask: pip install "hsal\[demo\]"'):
         runpy.run_path(str(ROOT / "train" / "demo.py"), run_name="__main__")
 
 

@@ -312,7 +312,7 @@ def test_weights_found_nowhere_say_where_they_belong(folders):
     said = str(error.value)
     assert "https://download.pytorch.org/models/resnet34-b627a593.pth" in said
     assert "no route to host" in said
-    assert "train/pretrain_perception.py --architecture resnet34 --init scratch" in said
+    assert "hsal-pretrain --architecture resnet34 --init scratch" in said
     assert all(str(folder) in said for folder in folders.values())
 
 

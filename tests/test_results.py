@@ -252,7 +252,7 @@ def test_a_check_finds_what_is_out_of_date(root: Path, monkeypatch: pytest.Monke
     command(monkeypatch, root)
     command(monkeypatch, root, "--check")
     (root / "results" / "table.csv").unlink()
-    assert stale() == "Out of date: results/table.csv; run python train/make_results.py"
+    assert stale() == "error: Out of date: results/table.csv; run python train/make_results.py"
     command(monkeypatch, root)
     (root / "results" / "mnist-set" / "seed-7" / "metrics.json").write_text(json.dumps(metrics(0.51, 0.6)))
     assert all(path in stale() for path in paths)

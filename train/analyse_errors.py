@@ -9,7 +9,6 @@ the episodes with most labels too many or missing, then those most sure of thems
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +17,8 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from hsal_env.errors import ConfigError, HSALError
+from hsal_env.command_line import run_command
+from hsal_env.errors import ConfigError
 
 _PICTURED = 20
 _BATCH = 500
@@ -35,7 +35,7 @@ class Args:
     episodes: int = 5_000
     """how many, if the split holds so many"""
     source: str | None = None
-    """auto, mnist, digits, house-numbers or svhn; default: as for evaluate_agent.py"""
+    """auto, mnist, digits, house-numbers or svhn; default: as for hsal-evaluate"""
     data_root: str | None = None
     """where the data lie"""
     output_dir: Path = Path("errors")
@@ -81,7 +81,7 @@ def main(args: Args) -> None:
     if env.is_custom:
         raise ConfigError(
             "Errors are broken down by the boxes of the objects, which are unknown of images of your own. Look at "
-            "evaluate_agent.py --picture, or pass --source digits for an agent of ten classes."
+            "hsal-evaluate --picture, or pass --source digits for an agent of ten classes."
         )
     config = evaluation_config(env, args.split, args.episodes)
     episodes = []
@@ -102,8 +102,9 @@ def main(args: Args) -> None:
             save_picture(picture, args.output_dir / "errors.png")
 
 
+def cli() -> None:
+    run_command(main, Args)
+
+
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Args))
-    except HSALError as error:
-        sys.exit(f"error: {error}")
+    cli()

@@ -11,15 +11,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
+from hsal_env.command_line import run_command
 from hsal_env.config import EnvConfig
-from hsal_env.errors import CheckpointError, ConfigError, HSALError
+from hsal_env.errors import CheckpointError, ConfigError
 
 _DATA = {
     "mnist": "MNIST, by Yann LeCun, Corinna Cortes and Christopher Burges (CC BY-SA 3.0)",
@@ -64,7 +64,7 @@ def card(name: str, content: dict[str, Any], metrics: dict[str, Any], table: str
 The two-level recurrent attention agent of Welleck et al. (NIPS 2017) as HSAL trains it, for the task
 `{env.task}` with {env.min_objects} to {env.objects_limit} digits{size}.
 
-- Use: `agents.load("{name}")`, or `python train/evaluate_agent.py {name}`.
+- Use: `agents.load("{name}")`, or `hsal-evaluate {name}`.
 - Training: `{shlex.join(metrics["command"])}`, {learner["algorithm"]}, seed {content["run"]["seed"]},
   {metrics["train_seconds"] / 60:.1f} minutes on {threads} thread(s), then weights rounded to half precision.
 - Features: activation model `{env.activation}`, whose weights are part of the package; the agent works with no others.
@@ -110,7 +110,7 @@ def main(args: Args) -> None:
         card(args.name, content, metrics, "")
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(
-            f"{args.run} holds no finished run ({error!r}); finish it with ppo_or_reinforce.py --resume."
+            f"{args.run} holds no finished run ({error!r}); finish it with hsal-train --resume."
         ) from error
     kept = {name: content[name] for name in content if name not in ("optimiser", "rows")}
     kept["model"] = {
@@ -130,8 +130,9 @@ def main(args: Args) -> None:
     write_text(path.with_suffix(".md"), card(args.name, content, metrics, table))
 
 
+def cli() -> None:
+    run_command(main, Args)
+
+
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Args))
-    except HSALError as error:
-        sys.exit(f"error: {error}")
+    cli()

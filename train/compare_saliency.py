@@ -10,17 +10,14 @@ train/ppo_or_reinforce.py --saliency NAME trains one.
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
-
-from agents.reports.tables import source_in_words
 from hsal_env import ENVIRONMENTS
+from hsal_env.command_line import run_command
 from hsal_env.config import EnvConfig
-from hsal_env.errors import ConfigError, HSALError
+from hsal_env.errors import ConfigError
 
 _BATCH = 100
 _PICTURED = 6
@@ -52,6 +49,8 @@ class Args:
 
 def markdown(results: dict[str, Any]) -> str:
     """The table for people."""
+    from agents.reports.tables import source_in_words
+
     images = source_in_words(results["source"])
     head = f"{results['episodes']} {results['split']} canvases of {results['env_id']}, {images}"
     lines = [
@@ -125,8 +124,9 @@ def main(args: Args) -> None:
         save_picture(picture, args.output_dir / "saliency.png")
 
 
+def cli() -> None:
+    run_command(main, Args)
+
+
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Args))
-    except HSALError as error:
-        sys.exit(f"error: {error}")
+    cli()

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import tyro
 
 from hsal_env import ENVIRONMENTS
+from hsal_env.command_line import run_command
 from hsal_env.config import EnvConfig
-from hsal_env.errors import ConfigError, HSALError
+from hsal_env.errors import ConfigError
 
 if TYPE_CHECKING:
     from agents.supervised.count_network import CountNetwork
@@ -60,24 +60,12 @@ class Args:
     """where metrics.json goes"""
 
 
-def main(args: Args) -> None:
-    """Train, test, print and write.
+def task(args: Args) -> EnvConfig:
+    """The environment whose training canvases are learned from.
 
     Raises:
         ConfigError: an unknown id, a number that is too small, or fewer images than a batch has.
-        CheckpointError: the output folder cannot be written.
     """
-    import torch
-    from tqdm import tqdm
-
-    from agents.evaluation import blind_guess, evaluation_config, scores_by_count
-    from agents.learning.provenance import resources, versions, without_paths
-    from agents.reports.tables import format_table
-    from agents.supervised.count_network import CountNetwork
-    from hsal_env import multiset
-    from hsal_env.perception.examples import Examples
-    from hsal_env.storage.files import check_writable, write_text
-
     if args.env_id not in ENVIRONMENTS:
         raise ConfigError(f"Unknown env id {args.env_id!r}. Expected one of {', '.join(ENVIRONMENTS)}.")
     if min(args.passes, args.batch_size, args.test_episodes, args.hidden) < 1 or args.num_examples < args.batch_size:
@@ -96,28 +84,39 @@ def main(args: Args) -> None:
             "features": "store",
         }
     )
-    start = time.perf_counter()
-    check_writable(args.output_dir)
     if env.size < args.batch_size:
         raise ConfigError(f"Expected at least batch_size={args.batch_size} images; got {env.size}. Lower --batch-size.")
+    return env
+
+
+def main(args: Args) -> None:
+    """Train, test, print and write.
+
+    Raises:
+        ConfigError: see :func:`task`.
+        CheckpointError: the output folder cannot be written.
+    """
+    env = task(args)
+
+    import torch
+
+    from agents.evaluation import blind_guess, evaluation_config, scores_by_count
+    from agents.learning.provenance import resources, versions, without_paths
+    from agents.reports.tables import format_table
+    from agents.supervised.count_network import CountNetwork
+    from hsal_env import multiset
+    from hsal_env.perception.examples import Examples
+    from hsal_env.storage.files import check_writable, write_text
+
+    check_writable(args.output_dir)
+    start = time.perf_counter()
     examples = Examples(env)
     feature_seconds = time.perf_counter() - start
     torch.manual_seed(args.seed)
     shape = (examples.channels, *examples.map_size)
     net = CountNetwork(args.head, shape, env.classes, env.objects_limit, args.hidden)
-    updates = len(examples) // args.batch_size
-    optimiser = torch.optim.Adam(net.parameters(), lr=args.learning_rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, args.learning_rate, total_steps=args.passes * updates)
     start = time.perf_counter()
-    for epoch in range(args.passes):
-        order = np.random.default_rng([args.seed, epoch]).permutation(len(examples))
-        for batch in tqdm(range(updates), desc=f"pass {epoch + 1}/{args.passes}"):
-            example, _ = examples.load(np.sort(order[batch * args.batch_size : (batch + 1) * args.batch_size]))
-            loss = net.loss(example.volume, example.counts)
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            schedule.step()
+    train(net, examples, args)
     train_seconds = time.perf_counter() - start
     test = evaluation_config(env, "test", args.test_episodes)
     named, counts = predict(net.eval(), Examples(test))
@@ -147,6 +146,25 @@ def main(args: Args) -> None:
     write_text(args.output_dir / "metrics.json", json.dumps(results, indent=2) + "\n")
 
 
+def train(net: CountNetwork, examples: Examples, args: Args) -> None:
+    """Adam on whole batches, in another order every pass, under a one-cycle schedule."""
+    import torch
+    from tqdm import tqdm
+
+    updates = len(examples) // args.batch_size
+    optimiser = torch.optim.Adam(net.parameters(), lr=args.learning_rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, args.learning_rate, total_steps=args.passes * updates)
+    for epoch in range(args.passes):
+        order = np.random.default_rng([args.seed, epoch]).permutation(len(examples))
+        for batch in tqdm(range(updates), desc=f"pass {epoch + 1}/{args.passes}"):
+            example, _ = examples.load(np.sort(order[batch * args.batch_size : (batch + 1) * args.batch_size]))
+            loss = net.loss(example.volume, example.counts)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+
+
 def predict(net: CountNetwork, examples: Examples) -> tuple[np.ndarray, np.ndarray]:
     """Counts told and true, ``[N, C]`` each."""
     told, true = [], []
@@ -157,8 +175,9 @@ def predict(net: CountNetwork, examples: Examples) -> tuple[np.ndarray, np.ndarr
     return np.concatenate(told), np.concatenate(true)
 
 
+def cli() -> None:
+    run_command(main, Args)
+
+
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Args))
-    except HSALError as error:
-        sys.exit(f"error: {error}")
+    cli()

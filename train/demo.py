@@ -6,13 +6,11 @@ python train/demo.py --agent runs/x/checkpoint.pt --port 0 --open
 
 from __future__ import annotations
 
-import sys
 import webbrowser
 from dataclasses import dataclass
 
-import tyro
-
-from hsal_env.errors import ConfigError, HSALError
+from hsal_env.command_line import run_command
+from hsal_env.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ def main(args: Args) -> None:
     try:
         import flask  # noqa: F401
     except ImportError as error:
-        raise ConfigError('The page needs Flask: pip install -c constraints.txt -e ".[demo]"') from error
+        raise ConfigError('The page needs Flask: pip install "hsal[demo]"') from error
     from agents.demo.player import Player
     from agents.demo.server import create_app, listen
 
@@ -50,8 +48,9 @@ def main(args: Args) -> None:
         server.server_close()
 
 
+def cli() -> None:
+    run_command(main, Args)
+
+
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Args))
-    except HSALError as error:
-        sys.exit(f"error: {error}")
+    cli()

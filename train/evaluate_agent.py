@@ -9,7 +9,6 @@ python train/evaluate_agent.py runs/x/checkpoint.pt --images FOLDER --split all 
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +16,7 @@ from typing import Annotated
 import numpy as np
 import tyro
 
-from hsal_env.errors import HSALError
+from hsal_env.command_line import run_command
 
 
 @dataclass(frozen=True)
@@ -86,8 +85,9 @@ def main(args: Args) -> None:
             save_picture(draw_traces(record(loaded.agent, config, np.arange(min(3, config.size)))), args.picture)
 
 
+def cli() -> None:
+    run_command(main, Args)
+
+
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Args))
-    except HSALError as error:
-        sys.exit(f"error: {error}")
+    cli()

@@ -6,14 +6,12 @@ python train/make_demo_picture.py --output docs/demo.png  # needs the extra brow
 from __future__ import annotations
 
 import math
-import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
-from hsal_env.errors import ConfigError, HSALError
+from hsal_env.command_line import run_command
+from hsal_env.errors import ConfigError
 
 SEVEN = [(14.0, 14.0), (35.0, 13.0), (23.0, 43.0)]  # (x, y) in px of the canvas
 ZERO = [(74 + 10 * math.sin(n * math.pi / 12), 73 - 16 * math.cos(n * math.pi / 12)) for n in range(25)]
@@ -38,7 +36,7 @@ def main(args: Args) -> None:
 
         from agents.demo.server import create_app, listen
     except ImportError as error:
-        raise ConfigError('The picture needs a browser: pip install -c constraints.txt -e ".[browser]"') from error
+        raise ConfigError('The picture needs a browser: pip install "hsal[browser]"') from error
     from agents.demo.player import Player
     from hsal_env.storage.files import replacing, writing
 
@@ -76,8 +74,9 @@ def main(args: Args) -> None:
         temporary.write_bytes(picture)
 
 
+def cli() -> None:
+    run_command(main, Args)
+
+
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Args))
-    except HSALError as error:
-        sys.exit(f"error: {error}")
+    cli()

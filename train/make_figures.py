@@ -9,14 +9,13 @@ Formats: png, pdf (a page per episode), gif, mp4; and npz, csv, parquet: the tra
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from hsal_env.errors import HSALError
+from hsal_env.command_line import run_command
 
 
 @dataclass(frozen=True)
@@ -83,8 +82,9 @@ def main(args: Args) -> None:
         print(path)
 
 
+def cli() -> None:
+    run_command(main, Args)
+
+
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Args))
-    except HSALError as error:
-        sys.exit(f"error: {error}")
+    cli()

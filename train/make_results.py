@@ -6,18 +6,23 @@ python train/make_results.py --check  # fail if a table is out of date (figures 
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import json
 import shlex
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from hsal_env.command_line import require_agents, run_command
+from hsal_env.errors import ConfigError
+from hsal_env.storage.files import replacing, write_text
+
 sys.path.insert(0, str(Path(__file__).parent))  # the rows stand in a script beside this one
+require_agents()
 
 from reproduce import LEARNERS, ROWS
 
@@ -25,8 +30,6 @@ from agents.reports import runs
 from agents.reports.paper import TABLE_1
 from agents.reports.statistics import spread
 from agents.reports.tables import source_in_words
-from hsal_env.errors import HSALError
-from hsal_env.storage.files import replacing, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 START, END = "<!-- results: made by python train/make_results.py -->\n", "<!-- /results -->"
@@ -275,16 +278,26 @@ def draw_learners(root: Path = ROOT) -> None:
         figure.savefig(path, dpi=128)
 
 
-def main() -> None:
-    """Write, or check."""
-    parser = argparse.ArgumentParser(description="Make the results' tables and figures.")
-    parser.add_argument("--check", action="store_true", help="write nothing; fail if a table is out of date")
-    check = parser.parse_args().check
+@dataclass(frozen=True)
+class Args:
+    """Make the results' tables and figures."""
+
+    check: bool = False
+    """write nothing; fail if a table is out of date"""
+
+
+def main(args: Args) -> None:
+    """Write, or check.
+
+    Raises:
+        ConfigError: a table is out of date.
+        CheckpointError: a file cannot be written.
+    """
     made = texts()
-    if check:
+    if args.check:
         stale = [path.relative_to(ROOT) for path, text in made.items() if not path.exists() or path.read_text() != text]
         if stale:
-            sys.exit(f"Out of date: {', '.join(map(str, stale))}; run python train/make_results.py")
+            raise ConfigError(f"Out of date: {', '.join(map(str, stale))}; run python train/make_results.py")
         return
     for path, text in made.items():
         write_text(path, text)
@@ -292,8 +305,9 @@ def main() -> None:
     draw_learners()
 
 
+def cli() -> None:
+    run_command(main, Args)
+
+
 if __name__ == "__main__":
-    try:
-        main()
-    except HSALError as error:
-        sys.exit(f"error: {error}")
+    cli()

@@ -24,10 +24,14 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import tyro
 
-from agents.config import AgentConfig, LearnerConfig
 from hsal_env import ENVIRONMENTS
+from hsal_env.command_line import require_agents
 from hsal_env.config import EnvConfig
 from hsal_env.errors import ConfigError, HSALError
+
+require_agents()
+
+from agents.config import AgentConfig, LearnerConfig
 
 if TYPE_CHECKING:
     from agents.learning.distributed import Processes
@@ -195,7 +199,8 @@ def rank() -> int:
     return int(os.environ.get("RANK", 0))
 
 
-if __name__ == "__main__":
+def cli() -> None:
+    """Parse, run, and say what went wrong: once, however many processes run."""
     try:
         main(parse(sys.argv[1:]))
     except HSALError as error:
@@ -204,3 +209,7 @@ if __name__ == "__main__":
         fail(stop.code or 0, wait_seconds=3.0 if stop.code else 0.0)
     except KeyboardInterrupt:
         sys.exit(1 if rank() else "interrupted; continue with --resume and the same --output-dir")
+
+
+if __name__ == "__main__":
+    cli()

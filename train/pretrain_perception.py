@@ -14,20 +14,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import tyro
-
+from hsal_env.command_line import run_command
 from hsal_env.config import EnvConfig
-from hsal_env.errors import ConfigError, HSALError
+from hsal_env.errors import ConfigError
 from hsal_env.storage.files import check_writable, write_text
 
 if TYPE_CHECKING:
-    from agents.supervised.pretraining import Supply
+    from agents.supervised.pretraining import Pretrainer, Supply
 
 _TEN = {"min_objects": 10, "max_objects": 10, "min_size_px": 20, "max_size_px": 20}
 _SMALL = {**_TEN, "min_size_px": 12}
@@ -137,27 +136,13 @@ def supplies(args: Args, split: str, seed: int) -> dict[str, dict[str, Supply]]:
     }
 
 
-def main(args: Args) -> None:
-    """Train, test, save.
+def check(args: Args) -> None:
+    """Say what is wrong with the numbers and the output.
 
     Raises:
-        ConfigError: fewer than one pass, one canvas a batch, or one batch a pass; an unknown architecture or device; an output
-            that is no .pt; or a number outside its range.
-        CheckpointError: ``init`` is no model file of the architecture, or the output cannot be written.
-        DataUnavailableError: the images, or the architecture's published weights, are nowhere to be had.
+        ConfigError: fewer than one pass, one canvas a batch, or one batch a pass; an output that is no .pt; or a number
+            outside its range.
     """
-    import torch
-    from torch import nn
-    from tqdm import tqdm
-
-    from agents.learning.distributed import ALONE
-    from agents.learning.provenance import versions
-    from agents.supervised import pretraining
-    from hsal_env.perception.examples import to_images
-    from hsal_env.perception.model_file import save_model
-    from hsal_env.perception.precision import has_matrix_unit
-    from hsal_env.perception.registry import initial_model
-
     if (
         args.passes < 1
         or not 1 <= args.batch_size <= args.num_canvases
@@ -176,21 +161,85 @@ def main(args: Args) -> None:
         )
     if not 0 <= args.mnist_share <= 1:
         raise ConfigError(f"Expected --mnist-share between 0 and 1; got {args.mnist_share}.")
+
+
+def main(args: Args) -> None:
+    """Train, test, save.
+
+    Raises:
+        ConfigError: see :func:`check`; an unknown architecture or device.
+        CheckpointError: ``init`` is no model file of the architecture, or the output cannot be written.
+        DataUnavailableError: the images, or the architecture's published weights, are nowhere to be had.
+    """
+    check(args)
+
+    import torch
+    from tqdm import tqdm
+
+    from agents.learning.distributed import ALONE
+    from agents.learning.provenance import versions
+    from agents.supervised import pretraining
+    from hsal_env.perception.model_file import save_model
+    from hsal_env.perception.registry import initial_model
+
     device = ALONE.device(args.device)
     check_writable(args.output.parent)
     torch.manual_seed(args.seed)
-    train = [supply for looks in supplies(args, "train", args.seed).values() for supply in looks.values()]
+    training = [supply for looks in supplies(args, "train", args.seed).values() for supply in looks.values()]
     held_out = {split: supplies(args, split, 99) for split in ("val", "test")}
-    channels = train[0].config.image_shape[2]
+    channels = training[0].config.image_shape[2]
     model = initial_model(args.architecture, args.init, in_channels=channels, output_stride=args.output_stride)
     net = pretraining.Pretrainer(model.requires_grad_(True)).to(device).train()
+
+    def accuracy(config: EnvConfig, canvases: int) -> dict[str, float]:
+        return pretraining.accuracy(net, config, canvases, args.objective)
+
+    start = time.perf_counter()
+    for epoch, loss in enumerate(train(net, training, args, device)):
+        val = {
+            source: accuracy(next(iter(looks.values())).config, args.val_canvases)
+            for source, looks in held_out["val"].items()
+        }
+        tqdm.write(f"pass {epoch + 1}: loss {loss:.4f}, validation {val}, {time.perf_counter() - start:.0f} s")
+        save_model(args.output, args.architecture, net.model)
+    seconds = time.perf_counter() - start
+    results = {
+        "test": {
+            source: {look: accuracy(supply.config, args.test_canvases) for look, supply in looks.items()}
+            for source, looks in held_out["test"].items()
+        },
+        "seconds": seconds,
+        "images_per_second": args.passes * (args.num_canvases // args.batch_size) * args.batch_size / seconds,
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "args": {
+            **dataclasses.asdict(args),
+            "output": args.output.name,
+            "init": args.init and Path(args.init).name,
+            "data_root": None,
+        },
+        "versions": versions(),
+    }
+    tqdm.write(f"test: {results['test']}")
+    write_text(args.output.with_suffix(".json"), json.dumps(results, indent=2) + "\n")
+
+
+def train(net: Pretrainer, training: list[Supply], args: Args, device: str) -> Iterator[float]:
+    """AdamW under a one-cycle schedule. Yields the last loss of every pass."""
+    import torch
+    from torch import nn
+    from tqdm import tqdm
+
+    from agents.supervised import pretraining
+    from hsal_env.perception.examples import to_images
+    from hsal_env.perception.precision import has_matrix_unit
+
     optimiser = torch.optim.AdamW(net.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay)
     steps = args.num_canvases // args.batch_size
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, args.learning_rate, total_steps=args.passes * steps, pct_start=0.15
     )
-    supply = pretraining.batches(train, args.batch_size, args.passes * steps, args.seed)
-    start = time.perf_counter()
+    supply = pretraining.batches(training, args.batch_size, args.passes * steps, args.seed)
     for epoch in range(args.passes):
         for _ in tqdm(range(steps), desc=f"pass {epoch + 1}/{args.passes}", mininterval=10):
             canvases, label_counts = next(supply)
@@ -207,39 +256,12 @@ def main(args: Args) -> None:
             nn.utils.clip_grad_norm_(net.parameters(), 1.0)
             optimiser.step()
             schedule.step()
-        val = {
-            source: pretraining.accuracy(net, next(iter(looks.values())).config, args.val_canvases, args.objective)
-            for source, looks in held_out["val"].items()
-        }
-        tqdm.write(f"pass {epoch + 1}: loss {loss.item():.4f}, validation {val}, {time.perf_counter() - start:.0f} s")
-        save_model(args.output, args.architecture, net.model)
-    seconds = time.perf_counter() - start
-    results = {
-        "test": {
-            source: {
-                look: pretraining.accuracy(net, supply.config, args.test_canvases, args.objective)
-                for look, supply in looks.items()
-            }
-            for source, looks in held_out["test"].items()
-        },
-        "seconds": seconds,
-        "images_per_second": args.passes * steps * args.batch_size / seconds,
-        "device": device,
-        "threads": torch.get_num_threads(),
-        "args": {
-            **dataclasses.asdict(args),
-            "output": args.output.name,
-            "init": args.init and Path(args.init).name,
-            "data_root": None,
-        },
-        "versions": versions(),
-    }
-    tqdm.write(f"test: {results['test']}")
-    write_text(args.output.with_suffix(".json"), json.dumps(results, indent=2) + "\n")
+        yield loss.item()
+
+
+def cli() -> None:
+    run_command(main, Args)
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Args))
-    except (HSALError, OSError) as error:
-        sys.exit(f"error: {error}")
+    cli()

@@ -10,14 +10,14 @@ scan paths, and its best, typical and worst episodes.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from hsal_env.errors import ConfigError, HSALError
+from hsal_env.command_line import run_command
+from hsal_env.errors import ConfigError
 
 if TYPE_CHECKING:
     from agents.checkpoint import Loaded
@@ -39,7 +39,7 @@ class Args:
     split: str = "val"
     """split to play; test only after all choices are made"""
     source: str | None = None
-    """auto, mnist, digits, house-numbers or svhn; default: as for evaluate_agent.py"""
+    """auto, mnist, digits, house-numbers or svhn; default: as for hsal-evaluate"""
     data_root: str | None = None
     """where the data lie"""
 
@@ -98,8 +98,9 @@ def play(loaded: Loaded, args: Args, name: str) -> list[Trace]:
     return traces
 
 
+def cli() -> None:
+    run_command(main, Args)
+
+
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Args))
-    except HSALError as error:
-        sys.exit(f"error: {error}")
+    cli()

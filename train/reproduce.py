@@ -24,7 +24,8 @@ from typing import Annotated, NamedTuple
 
 import tyro
 
-from hsal_env.errors import CheckpointError, ConfigError, HSALError
+from hsal_env.command_line import run_command
+from hsal_env.errors import CheckpointError, ConfigError
 from hsal_env.storage.files import write_text
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -283,8 +284,9 @@ def run(command: list[str]) -> None:
         )
 
 
+def cli() -> None:
+    run_command(main, Args)
+
+
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Args))
-    except HSALError as error:
-        sys.exit(f"error: {error}")
+    cli()

@@ -16,16 +16,16 @@ import json
 import math
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 from hsal_env import ENVIRONMENTS
+from hsal_env.command_line import run_command
 from hsal_env.config import EnvConfig
-from hsal_env.errors import CheckpointError, ConfigError, HSALError
+from hsal_env.errors import CheckpointError, ConfigError
 from hsal_env.storage.files import creating_folder, write_text, writing
 
 _POLICY: dict[str, Any] = {"policy": "agents.policies:mnist_multiset"}
@@ -73,12 +73,11 @@ class Args:
     """where results go; default: runs/ENV-rllib-VIEW-SEED-TIME"""
 
 
-def main(args: Args) -> None:
-    """Train, test, write.
+def check(args: Args) -> None:
+    """Say what is wrong with the flags.
 
     Raises:
-        ConfigError: an unknown view or id, a number outside its range, no cluster at the address, or ray is not installed.
-        CheckpointError: the folder holds a run, or cannot be written.
+        ConfigError: an unknown view or id, or a number outside its range.
     """
     if args.view not in VIEWS or args.env_id not in ENVIRONMENTS:
         raise ConfigError(
@@ -89,15 +88,22 @@ def main(args: Args) -> None:
     for name, bound in {**least, "train_batch_size": args.minibatch_size}.items():
         if getattr(args, name) < bound:
             raise ConfigError(f"Expected --{name.replace('_', '-')} of at least {bound}; got {getattr(args, name)}.")
+
+
+def main(args: Args) -> None:
+    """Train, test, write.
+
+    Raises:
+        ConfigError: see :func:`check`; no cluster at the address, or ray is not installed.
+        CheckpointError: the folder holds a run, or cannot be written.
+    """
+    check(args)
     try:
         from agents import rllib  # torch: not before --help
     except ImportError as error:
-        raise ConfigError(
-            f'{error}. This command needs ray: pip install "hsal[rllib]", or in a checkout '
-            'pip install -c constraints.txt -e ".[rllib]".'
-        ) from error
+        raise ConfigError(f'{error}. This command needs ray: pip install "hsal[rllib]".') from error
     from agents.learning.provenance import resources, versions, without_paths
-    from agents.reports.tables import comma_separated
+    from agents.reports.tables import format_return
 
     name = f"{args.env_id}-rllib-{args.view}-{args.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = args.output_dir or Path("runs") / name
@@ -105,60 +111,41 @@ def main(args: Args) -> None:
         raise CheckpointError(f"{folder} holds a finished run; choose another --output-dir.")
     given = {name: getattr(args, name) for name in ("source", "data_root") if getattr(args, name) is not None}
     task = {"features": "store", **given}
-    train = {**VIEWS[args.view], **task, "num_examples": args.num_examples}
+    training = {**VIEWS[args.view], **task, "num_examples": args.num_examples}
     held_out = {**task, "split": "test", "num_examples": args.test_episodes}
-    test_episodes = EnvConfig.from_kwargs(
-        {**ENVIRONMENTS[args.env_id], **held_out}
-    ).size  # a finite source may hold fewer
+    # a finite source may hold fewer
+    test_episodes = EnvConfig.from_kwargs({**ENVIRONMENTS[args.env_id], **held_out}).size
 
     results: dict[str, Any] = {}
-    rows: list[dict[str, float]] = []
     with rllib.session(args.address, num_cpus=max(2, args.num_env_runners + 1)):
         write_text(folder / "progress.csv", "")  # what cannot be written is said before minutes of work
         started = time.perf_counter()
-        rllib.make_env(args.env_id, args.view, train).close()  # encodes the canvases once, for all that play here
+        rllib.make_env(args.env_id, args.view, training).close()  # encodes the canvases once, for all that play here
         test = rllib.make_env(args.env_id, args.view, {**VIEWS[args.view], **held_out})
         flat = rllib.make_env(args.env_id, "flat", held_out)
-        feature_seconds = time.perf_counter() - started
+        results["feature_seconds"] = time.perf_counter() - started
         for name, env, choose in (
             ("random", test, rllib.at_random(test, args.seed)),
             ("stop_at_once", flat, rllib.stopping(flat)),
         ):
             results[name] = rllib.evaluate(env, choose, test_episodes)
-            print(_line(name, results[name]))
+            print(format_return(name, results[name]))
+        sizes = {"train_batch_size_per_learner": args.train_batch_size, "minibatch_size": args.minibatch_size}
         config = rllib.ppo_config(
-            args.env_id,
-            args.view,
-            train,
-            args.num_env_runners,
-            args.num_envs,
-            args.seed,
-            train_batch_size_per_learner=args.train_batch_size,
-            minibatch_size=args.minibatch_size,
+            args.env_id, args.view, training, args.num_env_runners, args.num_envs, args.seed, **sizes
         )
         algorithm = config.build_algo()
-        started = time.perf_counter()
-        for iteration in range(1, args.iterations + 1):
-            row = rllib.train_once(algorithm)
-            rows.append({"iteration": iteration, "seconds": time.perf_counter() - started, **row})
-            write_text(folder / "progress.csv", comma_separated(rows))
-            mean = "no episode ended" if math.isnan(row["mean_return"]) else f"mean return {row['mean_return']:.3f}"
-            print(f"iteration {iteration}/{args.iterations}: {row['steps']:,} steps, {mean}", flush=True)
-        train_seconds = time.perf_counter() - started
+        results["steps"], results["train_seconds"] = train(algorithm, rllib.train_once, args.iterations, folder)
         results["test"] = rllib.evaluate(test, rllib.greedy(algorithm, test), test_episodes)
-        print(_line("test", results["test"]))
+        print(format_return("test", results["test"]))
         with writing(folder), creating_folder(folder / "checkpoint") as path:
             algorithm.save_to_path(path.absolute())
         algorithm.stop()
+    not_recorded = ("output_dir", "data_root")
     results |= {
         "source": next(iter(test.reset()[1].values()))["source"],
-        "steps": rows[-1]["steps"],
-        "train_seconds": train_seconds,
-        "feature_seconds": feature_seconds,
         **resources(),
-        "config": {
-            name: value for name, value in dataclasses.asdict(args).items() if name not in ("output_dir", "data_root")
-        },
+        "config": {name: value for name, value in dataclasses.asdict(args).items() if name not in not_recorded},
         "versions": {**versions(), "ray": version("ray")},
         "command": ["python", "train/rllib_agents.py", *without_paths(sys.argv[1:])],
     }
@@ -166,16 +153,26 @@ def main(args: Args) -> None:
     print(f"Results are in {folder}")
 
 
-def _line(name: str, part: dict[str, Any]) -> str:
-    return (
-        f"{name:>14}: mean return {part['mean_return']:7.3f}, 0-1 {part['exact_match']:.3f}, F1 {part['macro_f1']:.3f}"
-    )
+def train(
+    algorithm: Any, train_once: Callable[[Any], dict[str, float]], iterations: int, folder: Path
+) -> tuple[float, float]:
+    """Learn, with a row of progress.csv and a line after every iteration. Returns the steps and the seconds."""
+    from agents.reports.tables import comma_separated
+
+    rows: list[dict[str, float]] = []
+    started = time.perf_counter()
+    for iteration in range(1, iterations + 1):
+        row = train_once(algorithm)
+        rows.append({"iteration": iteration, "seconds": time.perf_counter() - started, **row})
+        write_text(folder / "progress.csv", comma_separated(rows))
+        mean = "no episode ended" if math.isnan(row["mean_return"]) else f"mean return {row['mean_return']:.3f}"
+        print(f"iteration {iteration}/{iterations}: {row['steps']:,} steps, {mean}", flush=True)
+    return row["steps"], time.perf_counter() - started
+
+
+def cli() -> None:
+    run_command(main, Args)
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Args))
-    except HSALError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted")
+    cli()

@@ -15,6 +15,7 @@ import dataclasses
 import json
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -22,8 +23,9 @@ from typing import Annotated, Any, NamedTuple
 import tyro
 
 from hsal_env import ENVIRONMENTS
+from hsal_env.command_line import run_command
 from hsal_env.config import EnvConfig
-from hsal_env.errors import CheckpointError, ConfigError, HSALError
+from hsal_env.errors import CheckpointError, ConfigError
 from hsal_env.storage.files import replacing, write_text, writing
 
 
@@ -138,12 +140,11 @@ class Args:
     """where results go; default: runs/ENV-ALGORITHM-SEED-TIME"""
 
 
-def main(args: Args) -> None:
-    """Train, validate as it goes, test, write.
+def check(args: Args) -> None:
+    """Say what is wrong with the flags.
 
     Raises:
-        ConfigError: an unknown algorithm or id, a number outside its range, or sb3-contrib is not installed.
-        CheckpointError: the folder holds a run, or cannot be written.
+        ConfigError: an unknown algorithm or id, or a number outside its range.
     """
     tasks = [env_id for env_id in ENVIRONMENTS if env_id != "HSAL-Custom-v0"]  # for images of your own use agents.sb3
     for what, value, names in (
@@ -152,27 +153,34 @@ def main(args: Args) -> None:
     ):
         if value not in names:
             raise ConfigError(f"Unknown {what} {value!r}. Expected one of {', '.join(names)}.")
-    num_envs = SETUPS[args.algorithm].num_envs if args.num_envs is None else args.num_envs
-    if num_envs < 1:
-        raise ConfigError(f"Expected --num-envs of at least 1; got {num_envs}.")
+    if args.num_envs is not None and args.num_envs < 1:
+        raise ConfigError(f"Expected --num-envs of at least 1; got {args.num_envs}.")
     for name, least in (("seed", 0), ("timesteps", 1), ("val_episodes", 1), ("val_every", 1), ("test_episodes", 1)):
         if not least <= getattr(args, name) < 1 << 32:
             raise ConfigError(
                 f"Expected --{name.replace('_', '-')} of at least {least} and below 2**32; got {getattr(args, name)}."
             )
-    from tqdm import tqdm
+
+
+def main(args: Args) -> None:
+    """Train, validate as it goes, test, write.
+
+    Raises:
+        ConfigError: see :func:`check`; or sb3-contrib is not installed.
+        CheckpointError: the folder holds a run, or cannot be written.
+    """
+    check(args)
 
     from agents import sb3  # torch: not before --help
     from agents.learning.provenance import resources, versions, without_paths
-    from agents.reports.tables import comma_separated
+    from agents.reports.tables import format_return
     from agents.sb3 import playing
     from agents.sb3.vec_env import HSALVecEnv, monitored
 
     setup = SETUPS[args.algorithm]
     playing.find_algorithm(setup.name)  # what is not installed is said before minutes of work
-    folder = (
-        args.output_dir or Path("runs") / f"{args.env_id}-{args.algorithm}-{args.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-    )
+    name = f"{args.env_id}-{args.algorithm}-{args.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = args.output_dir or Path("runs") / name
     if (folder / "metrics.json").exists():
         raise CheckpointError(f"{folder} holds a finished run; choose another --output-dir.")
     given = {name: getattr(args, name) for name in ("source", "data_root") if getattr(args, name) is not None}
@@ -184,42 +192,19 @@ def main(args: Args) -> None:
     )
     write_text(folder / "progress.csv", "")  # what is wrong, or cannot be written, is said before minutes of work
     started = time.perf_counter()
+    num_envs = setup.num_envs if args.num_envs is None else args.num_envs
     env = monitored(args.env_id, num_envs, **task, num_examples=args.num_examples)
     val = HSALVecEnv(args.env_id, min(val_episodes, 250), **task, split="val", num_examples=val_episodes)
     test = HSALVecEnv(args.env_id, min(test_episodes, 250), **task, split="test", num_examples=test_episodes)
     feature_seconds = time.perf_counter() - started
-    model = playing.make_model(
-        setup.name, env, args.seed, setup.kwargs, sb3.HSALPolicy if args.algorithm == "hsal" else None
-    )
-    rows: list[dict[str, float]] = []
-    bar = tqdm(total=args.timesteps, desc=args.algorithm, unit="step", unit_scale=True)
-    started = time.perf_counter()
-
-    def validate(steps: int) -> None:
-        scores = playing.test(playing.greedy(model, val), val, val_episodes)
-        kept = {name: scores[name] for name in ("mean_return", "exact_match", "macro_f1")}
-        rows.append(
-            {"steps": steps, "seconds": time.perf_counter() - started, **{f"val/{k}": v for k, v in kept.items()}}
-        )
-        bar.set_postfix(val_return=f"{kept['mean_return']:.2f}", exact_match=f"{kept['exact_match']:.3f}")
-        write_text(folder / "progress.csv", comma_separated(rows))
-
-    def every_step(local: dict[str, Any], _: dict[str, Any]) -> bool:
-        bar.update(model.num_timesteps - bar.n)
-        if model.num_timesteps >= args.val_every * (len(rows) + 1):
-            validate(model.num_timesteps)
-        return True
-
-    model.learn(args.timesteps, callback=every_step)
-    bar.close()
-    train_seconds = time.perf_counter() - started
-    if not rows or rows[-1]["steps"] < model.num_timesteps:
-        validate(model.num_timesteps)
+    policy = sb3.HSALPolicy if args.algorithm == "hsal" else None
+    model = playing.make_model(setup.name, env, args.seed, setup.kwargs, policy)
+    train_seconds = train(model, lambda: playing.test(playing.greedy(model, val), val, val_episodes), args, folder)
     with writing(folder), replacing(folder / "model.zip") as path:
         model.save(path)
-    flat = {**task, "action_mode": "flat", "split": "test", "num_examples": test_episodes}
-    flat.pop("policy", None)
-    stopping = HSALVecEnv(args.env_id, test.num_envs, **flat)
+    flat = {name: value for name, value in task.items() if name != "policy"} | {"action_mode": "flat"}
+    stopping = HSALVecEnv(args.env_id, test.num_envs, **flat, split="test", num_examples=test_episodes)
+    not_recorded = ("output_dir", "data_root")
     results = {
         "source": test.env.simulation.examples.source,
         "test": playing.test(playing.greedy(model, test), test, test_episodes),
@@ -230,29 +215,52 @@ def main(args: Args) -> None:
         "feature_seconds": feature_seconds,
         **resources(),
         "config": {
-            **{
-                name: value
-                for name, value in dataclasses.asdict(args).items()
-                if name not in ("output_dir", "data_root")
-            },
+            **{name: value for name, value in dataclasses.asdict(args).items() if name not in not_recorded},
             "setup": setup._asdict(),
         },
         "versions": versions(),
         "command": ["python", "train/sb3_agents.py", *without_paths(sys.argv[1:])],
     }
     for name in ("random", "stop_at_once", "test"):
-        part = results[name]
-        print(
-            f"{name:>14}: mean return {part['mean_return']:7.3f}, 0-1 {part['exact_match']:.3f}, F1 {part['macro_f1']:.3f}"
-        )
+        print(format_return(name, results[name]))
     write_text(folder / "metrics.json", json.dumps(results, indent=2) + "\n")
     print(f"Results are in {folder}")
 
 
+def train(model: Any, validate: Callable[[], dict[str, Any]], args: Args, folder: Path) -> float:
+    """Learn, with a row of progress.csv every ``val_every`` steps and at the end. Returns the seconds that it took."""
+    from tqdm import tqdm
+
+    from agents.reports.tables import comma_separated
+
+    rows: list[dict[str, float]] = []
+    bar = tqdm(total=args.timesteps, desc=args.algorithm, unit="step", unit_scale=True)
+    started = time.perf_counter()
+
+    def add_row() -> None:
+        scores = validate()
+        kept = {f"val/{name}": scores[name] for name in ("mean_return", "exact_match", "macro_f1")}
+        rows.append({"steps": model.num_timesteps, "seconds": time.perf_counter() - started, **kept})
+        bar.set_postfix(val_return=f"{scores['mean_return']:.2f}", exact_match=f"{scores['exact_match']:.3f}")
+        write_text(folder / "progress.csv", comma_separated(rows))
+
+    def every_step(local: dict[str, Any], _: dict[str, Any]) -> bool:
+        bar.update(model.num_timesteps - bar.n)
+        if model.num_timesteps >= args.val_every * (len(rows) + 1):
+            add_row()
+        return True
+
+    model.learn(args.timesteps, callback=every_step)
+    bar.close()
+    seconds = time.perf_counter() - started
+    if not rows or rows[-1]["steps"] < model.num_timesteps:
+        add_row()
+    return seconds
+
+
+def cli() -> None:
+    run_command(main, Args)
+
+
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Args))
-    except HSALError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted")
+    cli()

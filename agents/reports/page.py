@@ -90,7 +90,7 @@ def page(rows: Sequence[Row], version: str) -> str:
         f"<title>{_text(title)}</title>\n<style>{_STYLE}</style></head>\n<body>\n"
         f"<header><h1>{_text(title)}</h1>\n<p>{_count(runs, 'run')} in {_count(len(rows), 'row')}: the runs of a row differ by "
         f"their seed alone.</p>\n<nav>{links}</nav></header>\n<main>\n{body}</main>\n"
-        f'<footer>Made by HSAL {_text(version)}, train/report.py. The paper: <a href="{_PAPER}">Saliency-based Sequential '
+        f'<footer>Made by HSAL {_text(version)}, hsal-report. The paper: <a href="{_PAPER}">Saliency-based Sequential '
         "Image Attention with Multiset Prediction</a>, Welleck et al., NIPS 2017.</footer>\n</body></html>\n"
     )
 

@@ -31,7 +31,7 @@ _OF_TASK = (
 )  # the canvases; other fields are rules
 _SVHN_TESTED = 10_000  # photographs; SVHN has 13,068 for testing
 _OF_MACHINE = ("data_root", "images", "output_dir")
-_OF_TABLE = ("agent", "trained_on", "min_objects", "max_objects", "max_size_px", "split")  # of evaluate_agent.py --json
+_OF_TABLE = ("agent", "trained_on", "min_objects", "max_objects", "max_size_px", "split")  # of hsal-evaluate --json
 
 
 class Run(NamedTuple):
@@ -144,7 +144,7 @@ def read(folder: Path) -> Run:
         _ = metrics["source"], metrics.get("config", {}).items()
     except FileNotFoundError as error:
         raise DataError(
-            f"{folder} holds no finished run: {path.name} is missing. Finish it with ppo_or_reinforce.py --resume, or "
+            f"{folder} holds no finished run: {path.name} is missing. Finish it with hsal-train --resume, or "
             "name another folder."
         ) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

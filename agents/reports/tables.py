@@ -15,7 +15,7 @@ def source_in_words(source: str) -> str:
 
 
 def format_table(results: dict[str, Any]) -> str:
-    """The test table of ``metrics.json`` or of ``evaluate_agent.py --json`` as text."""
+    """The test table of ``metrics.json`` or of ``hsal-evaluate --json`` as text."""
     test = results["test"]
     episodes = sum(part["episodes"] for part in test["by_count"].values())
     lines = [
@@ -38,6 +38,11 @@ def format_table(results: dict[str, Any]) -> str:
             f"  always the most frequent multiset: exact match {guess['exact_match']:.4f}, macro-F1 {guess['macro_f1']:.4f}",
         ]
     return "\n".join(lines)
+
+
+def format_return(player: str, scores: dict[str, Any]) -> str:
+    """One line on how a learner on a view did, or who plays beside it."""
+    return f"{player:>14}: mean return {scores['mean_return']:7.3f}, 0-1 {scores['exact_match']:.3f}, F1 {scores['macro_f1']:.3f}"
 
 
 def comma_separated(rows: list[dict[str, float]]) -> str:

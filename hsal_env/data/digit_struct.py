@@ -99,5 +99,5 @@ def _h5py() -> ModuleType:
     try:
         import h5py
     except ImportError as error:
-        raise ConfigError(f"SVHN needs h5py ({error}): pip install -c constraints.txt -e '.[svhn]'.") from error
+        raise ConfigError(f'SVHN needs h5py ({error}): pip install "hsal[svhn]".') from error
     return h5py

@@ -48,7 +48,7 @@ def read_model(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(content, dict) or set(content) != _PARTS:
         raise CheckpointError(
-            f"{path}: expected an activation model written by train/pretrain_perception.py, with the parts "
+            f"{path}: expected an activation model written by hsal-pretrain, with the parts "
             f"{', '.join(sorted(_PARTS))}; got {sorted(map(str, content))[:5] if isinstance(content, dict) else type(content)}."
         )
     return content

@@ -194,7 +194,7 @@ def imagenet_file(depth: int) -> Path:
             raise DataUnavailableError(
                 f"ImageNet weights {name} were not found in {', '.join(str(folder) for folder in folders)}, and downloading "
                 f"{WEIGHTS_URL}{name} failed ({type(error).__name__}: {error}). Put that file into one of these folders; or "
-                f"train without it: python train/pretrain_perception.py --architecture resnet{depth} --init scratch."
+                f"train without it: hsal-pretrain --architecture resnet{depth} --init scratch."
             ) from error
     found = _sha256(path)
     if not found.startswith(digits):

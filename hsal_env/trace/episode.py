@@ -318,6 +318,6 @@ def _pyarrow() -> tuple[Any, Any]:
         from pyarrow import parquet
     except ImportError as error:
         raise ConfigError(
-            f"Parquet files need pyarrow ({error}): pip install -c constraints.txt -e '.[parquet]', or write .csv."
+            f'Parquet files need pyarrow ({error}): pip install "hsal[parquet]", or write .csv.'
         ) from error
     return pyarrow, parquet
