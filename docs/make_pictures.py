@@ -22,7 +22,6 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from environment_pages import FOLDER, PLAYERS
-from hsal_env.animation import Frame, frames, save_animation
 
 import agents
 from agents.protocol import Decision

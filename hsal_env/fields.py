@@ -20,7 +20,7 @@ def check_fields(config: Any) -> None:
     Raises:
         ConfigError: a value that does not fit; the message lists the choices of a ``Literal``.
     """
-    for name, choices, kinds in _checked(type(config)):
+    for name, choices, kinds in _checked(config.__class__):
         value = getattr(config, name)
         if choices and value not in choices:
             raise ConfigError(f"Expected {name} to be one of {', '.join(map(str, choices))}; got {value!r}.")
