@@ -71,7 +71,7 @@ def test_spaces_and_arguments_are_those_of_the_environment(env_id: str, made: di
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_sphinx_builds_the_site_without_a_warning(tmp_path: Path):
     for name in ("furo", "myst_parser", "sphinx"):
         needs.module(name, "docs", "needs the extra docs")
