@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from hsal_env.errors import ConfigError
+from hsal_env.fields import check_fields
 
-AGENT_CHOICES = {
-    "controller_state": ("reset", "carry"),
-    "attention_init": ("default", "grid"),
-    "attention_policy": ("learned", "winner-take-all"),
-    "location_policy": ("learned", "greedy", "uniform"),
-}
+LocationPolicy = Literal["learned", "greedy", "uniform"]
+Algorithm = Literal["reinforce", "ppo", "cross-entropy", "multiset-loss"]
+Estimator = Literal["sampled", "exact", "log"]
 
 
 @dataclass(frozen=True)
@@ -38,18 +37,16 @@ class AgentConfig:
     meta_hidden: int = 128
     controller_hidden: int = 512
     location_hidden: int = 64
-    controller_state: str = "reset"
+    controller_state: Literal["reset", "carry"] = "reset"
     detach_location_head: bool = True
     location_prior: float = 0.0
-    attention_init: str = "default"
-    attention_policy: str = "learned"
-    location_policy: str = "learned"
+    attention_init: Literal["default", "grid"] = "default"
+    attention_policy: Literal["learned", "winner-take-all"] = "learned"
+    location_policy: LocationPolicy = "learned"
     bfloat16: bool = False
 
     def __post_init__(self) -> None:
-        for name, known in AGENT_CHOICES.items():
-            if getattr(self, name) not in known:
-                raise ConfigError(f"Expected {name} to be one of {', '.join(known)}; got {getattr(self, name)!r}.")
+        check_fields(self)
         for name in ("meta_hidden", "controller_hidden", "location_hidden"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"Expected {name} of at least 1; got {getattr(self, name)}.")
@@ -70,9 +67,6 @@ def grid_side(components: int) -> int:
             "Pass another, or attention_init='default'."
         )
     return side
-
-
-ALGORITHMS = ("reinforce", "ppo", "cross-entropy", "multiset-loss")
 
 
 @dataclass(frozen=True)
@@ -99,8 +93,8 @@ class LearnerConfig:
         max_grad_norm: clip the gradient to this norm.
     """
 
-    algorithm: str = "reinforce"
-    estimator: str = "sampled"
+    algorithm: Algorithm = "reinforce"
+    estimator: Estimator = "sampled"
     batch_size: int = 256
     passes: int = 10
     learning_rate: float = 1e-3
@@ -117,9 +111,7 @@ class LearnerConfig:
     max_grad_norm: float = 1.0
 
     def __post_init__(self) -> None:
-        for name, known in (("algorithm", ALGORITHMS), ("estimator", ("sampled", "exact", "log"))):
-            if getattr(self, name) not in known:
-                raise ConfigError(f"Expected {name} to be one of {', '.join(known)}; got {getattr(self, name)!r}.")
+        check_fields(self)
         for name in ("batch_size", "passes", "update_epochs", "num_minibatches"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"Expected {name} of at least 1; got {getattr(self, name)}.")

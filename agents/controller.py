@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
+from agents.config import LocationPolicy
 from agents.encoding import EncodedGRU, one_hot_or_zeros
 
 
@@ -34,7 +35,7 @@ class Controller(EncodedGRU):
         location_hidden: int,
         detach: bool,
         location_prior: float,
-        location_policy: str,
+        location_policy: LocationPolicy,
     ) -> None:
         super().__init__(cells + labels + cells + channels, hidden)
         self.cells, self.labels = cells, labels

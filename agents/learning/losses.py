@@ -9,11 +9,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from agents.config import Estimator
 from agents.trajectory import Evaluation, Trajectory, taken
 from hsal_env import functional as F
 
 
-def reinforce(trajectory: Trajectory, evaluation: Evaluation, advantage: Tensor, estimator: str) -> dict[str, Tensor]:
+def reinforce(
+    trajectory: Trajectory, evaluation: Evaluation, advantage: Tensor, estimator: Estimator
+) -> dict[str, Tensor]:
     """REINFORCE with a value baseline (paper section 4.2; L1), in three forms.
 
     - ``"sampled"``, the paper's: ``-log p(a) A``, A detached.
