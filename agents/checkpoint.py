@@ -8,15 +8,14 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast, get_args
 
 import torch
 
 from agents.config import AgentConfig
 from agents.protocol import World, build_agent, find_agent
-from hsal_env.config import EnvConfig
-from hsal_env.data import SOURCES, load_glyphs
-from hsal_env.data.glyphs import NUM_CLASSES
+from hsal_env.config import EnvConfig, SourceName
+from hsal_env.data.glyphs import NUM_CLASSES, GlyphSource, Split, load_glyphs
 from hsal_env.errors import CheckpointError, ConfigError
 from hsal_env.perception.model_file import fingerprint
 from hsal_env.perception.registry import activation_model
@@ -38,7 +37,7 @@ class Loaded(NamedTuple):
 
     agent: Any
     env: EnvConfig
-    source: str
+    source: SourceName
 
     def env_on(
         self, split: str, source: str | None = None, data_root: str | None = None, images: Any = None, **changes: Any
@@ -59,8 +58,9 @@ class Loaded(NamedTuple):
             limit = self.env.max_objects if self.env.is_custom else self.env.objects_limit
             own = {"images": images, "num_classes": classes, "max_objects": limit, "data_root": data_root}
             return self.env.on_source("custom", **{**own, **changes})
-        # what "auto" turns out to be
-        found = load_glyphs(wished, split, data_root).source if wished in SOURCES else wished
+        found = wished
+        if wished in get_args(GlyphSource):  # load_glyphs checks both, and says what "auto" turns out to be
+            found = load_glyphs(cast(GlyphSource, wished), cast(Split, split), data_root).source
         if classes != NUM_CLASSES:
             raise ConfigError(f"The agent names {classes} labels, {found} has {NUM_CLASSES}; leave out the source.")
         return self.env.on_source(found, data_root=data_root, **changes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from tqdm import tqdm
 from agents.trajectory import collect
 from hsal_env import multiset
 from hsal_env.config import EnvConfig
+from hsal_env.data.custom import CustomSplit
 from hsal_env.vector_env import HSALVectorEnv
 
 _LANES = 500
@@ -29,7 +30,13 @@ def make_env(config: EnvConfig, lanes: int, device: str = "cpu") -> HSALVectorEn
 def evaluation_config(config: EnvConfig, split: str, episodes: int, seed: int = 0) -> EnvConfig:
     """The environment that an agent trained on ``config`` is tested on: free protocol, canvases of ``split``."""
     return dataclasses.replace(
-        config, split=split, num_examples=episodes, seed=seed, protocol="free", features="store", action_mode="native"
+        config,
+        split=cast(CustomSplit, split),
+        num_examples=episodes,
+        seed=seed,
+        protocol="free",
+        features="store",
+        action_mode="native",
     )
 
 

@@ -5,15 +5,21 @@ from __future__ import annotations
 import os
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal, cast, get_args
 
-from hsal_env.data.canvases import CanvasConfig, Canvases, CanvasSource
-from hsal_env.data.custom import CustomCanvases, LabelledImages, load_folder
-from hsal_env.data.glyphs import GLYPH_POLICIES, NUM_CLASSES, SOURCES, SPLITS, load_glyphs
+from hsal_env.data.canvases import CanvasConfig, Canvases, CanvasSource, Task
+from hsal_env.data.custom import CustomCanvases, CustomSplit, LabelledImages, load_folder
+from hsal_env.data.glyphs import NUM_CLASSES, SPLITS, GlyphPolicy, GlyphSource, load_glyphs
 from hsal_env.data.house_numbers import MOST_DIGITS, HouseNumbers
 from hsal_env.data.svhn import SVHN
 from hsal_env.errors import ConfigError
-from hsal_env.rules import Rules
+from hsal_env.fields import check_fields
+from hsal_env.rules import Beta, Coordinates, MaskScale, RewardProtocol, Rules, UpdateRule
+
+SourceName = Literal[GlyphSource, "house-numbers", "svhn", "custom"]
+Features = Literal["lazy", "store"]
+ActionMode = Literal["native", "flat", "packed", "option", "controller", "macro"]
+Forbidden = Literal["penalise", "raise"]
 
 DEFAULT_NUM_EXAMPLES = {"train": 60_000, "val": 5_000, "test": 10_000}
 """Canvases in a split: the paper's 60,000 and 10,000, and a validation set from the training side."""
@@ -22,25 +28,12 @@ OF_CANVASES = ("glyphs", *(field.name for field in fields(CanvasConfig) if field
 """Arguments that say how canvases are composed: not for images of your own."""
 _OF_CUSTOM = ("images", "labels", "num_classes")
 _OF_A_SOURCE = {
-    **dict.fromkeys(SOURCES, OF_CANVASES),
+    **dict.fromkeys(get_args(GlyphSource), OF_CANVASES),
     HouseNumbers.source: ("glyphs", "task", "min_objects", "canvas_px"),
     SVHN.source: ("task", "canvas_px", "extra"),
     CustomCanvases.source: _OF_CUSTOM,
 }
 """Which of the arguments above each source has."""
-_CHOICES = {
-    "source": tuple(_OF_A_SOURCE),
-    "split": (*SPLITS, "all"),
-    "glyphs": GLYPH_POLICIES,
-    "features": ("lazy", "store"),
-    "coordinates": ("paper", "centred"),
-    "beta": ("bounded", "exp"),
-    "mask_scale": ("paper", "peak"),
-    "update": ("paper", "peak", "none"),
-    "protocol": ("free", "teacher"),
-    "forbidden": ("penalise", "raise"),
-    "action_mode": ("native", "flat", "packed", "option", "controller", "macro"),
-}
 _COLOUR = (HouseNumbers.source, SVHN.source)
 _FINITE = (SVHN.source, CustomCanvases.source)
 """Sources that hold so many images and no more."""
@@ -103,10 +96,10 @@ class EnvConfig:
         include_volume: whether the observation holds the activation volume; None: in the packed and the macro view only.
     """
 
-    task: str = "multiset"
-    source: str = "auto"
-    split: str = "train"
-    glyphs: str = "disjoint"
+    task: Task = "multiset"
+    source: SourceName = "auto"
+    split: CustomSplit = "train"
+    glyphs: GlyphPolicy = "disjoint"
     seed: int = 0
     num_examples: int | None = None
     data_root: str | None = None
@@ -123,38 +116,22 @@ class EnvConfig:
     clutter_px: int = 5
     activation: Any = "compact"
     saliency: Any = "sum-of-squares"
-    features: str = "lazy"
+    features: Features = "lazy"
     glimpses: int = 2
     components: int = 5
-    coordinates: str = "paper"
-    beta: str = "bounded"
-    mask_scale: str = "paper"
-    update: str = "paper"
+    coordinates: Coordinates = "paper"
+    beta: Beta = "bounded"
+    mask_scale: MaskScale = "paper"
+    update: UpdateRule = "paper"
     renormalise_saliency: bool = False
-    protocol: str = "free"
-    action_mode: str = "native"
-    forbidden: str = "penalise"
+    protocol: RewardProtocol = "free"
+    action_mode: ActionMode = "native"
+    forbidden: Forbidden = "penalise"
     include_image: bool | None = None
     include_volume: bool | None = None
 
     def __post_init__(self) -> None:
-        for name, known in _CHOICES.items():
-            if getattr(self, name) not in known:
-                raise ConfigError(f"Expected {name} to be one of {', '.join(known)}; got {getattr(self, name)!r}.")
-        for field in fields(self):  # annotations are texts here
-            value = getattr(self, field.name)
-            if field.type in ("int", "int | None") and not (
-                isinstance(value, int) or (value is None and "None" in field.type)
-            ):
-                raise ConfigError(f"Expected {field.name} as a whole number; got {value!r}.")
-            if field.type in ("bool", "bool | None") and not (
-                isinstance(value, bool) or (value is None and "None" in field.type)
-            ):
-                raise ConfigError(f"Expected {field.name} as True or False; got {value!r}.")
-            if field.type in ("str", "str | None") and not (
-                isinstance(value, str) or (value is None and "None" in field.type)
-            ):
-                raise ConfigError(f"Expected {field.name} as text; got {value!r}.")
+        check_fields(self)
         for name, least in (("glimpses", 0), ("components", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"Expected {name} of at least {least}; got {getattr(self, name)}.")
@@ -165,7 +142,7 @@ class EnvConfig:
         self._check_source()
         if self.is_custom:
             self._take_images()
-        elif self.source in SOURCES:
+        elif self.source in get_args(GlyphSource):
             _ = self.canvas  # validates the canvas fields
         elif self.source == HouseNumbers.source:
             HouseNumbers.check(self.task, self.min_objects, self.objects_limit, self.canvas_px)
@@ -305,14 +282,16 @@ class EnvConfig:
         """
         if self.is_custom:
             return CustomCanvases(self.data, self.split, self.seed)
+        split = self.split
+        assert split != "all"  # _check_source refuses it
         if self.source == HouseNumbers.source:
             return HouseNumbers(
-                self.split, self.glyphs, self.task, self.min_objects, self.objects_limit, self.canvas_px, self.seed
+                split, self.glyphs, self.task, self.min_objects, self.objects_limit, self.canvas_px, self.seed
             )
         if self.source == SVHN.source:
-            return SVHN(self.split, self.task, self.canvas_px, self.seed, self.data_root, self.extra)
-        glyphs = load_glyphs(self.source, self.split, self.data_root, self.glyphs)
-        return Canvases(glyphs, self.canvas, self.seed, stream=SPLITS.index(self.split))
+            return SVHN(split, self.task, self.canvas_px, self.seed, self.data_root, self.extra)
+        glyphs = load_glyphs(cast(GlyphSource, self.source), split, self.data_root, self.glyphs)
+        return Canvases(glyphs, self.canvas, self.seed, stream=SPLITS.index(split))
 
     @property
     def objects_limit(self) -> int:

@@ -8,7 +8,7 @@ S1 to S8 and L1 to L5 are the project's readings of its open points, restated wh
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -72,7 +72,12 @@ class Mixture(NamedTuple):
     col: Tensor
 
 
-def mixture(attention: Tensor, map_size: tuple[int, int], coordinates: str = "paper", beta: str = "bounded") -> Mixture:
+def mixture(
+    attention: Tensor,
+    map_size: tuple[int, int],
+    coordinates: Literal["paper", "centred"] = "paper",
+    beta: Literal["bounded", "exp"] = "bounded",
+) -> Mixture:
     """Transform the 4K raw numbers ``(alpha, beta, kappa_1, kappa_2)`` to their ranges.
 
     ``alpha = softmax(.)``; ``kappa_1 = sigmoid(.) H``, ``kappa_2 = sigmoid(.) W`` (S4). ``coordinates="centred"`` adds
@@ -101,7 +106,7 @@ def mixture(attention: Tensor, map_size: tuple[int, int], coordinates: str = "pa
     )
 
 
-def attention_mask(parameters: Mixture, map_size: tuple[int, int], scale: str = "paper") -> Tensor:
+def attention_mask(parameters: Mixture, map_size: tuple[int, int], scale: Literal["paper", "peak"] = "paper") -> Tensor:
     """The mask ``M_ij = sum_k alpha_k exp(-beta_k [(kappa_1k - i)**2 + (kappa_2k - j)**2])``, i = 1..H, j = 1..W (S6).
 
     ``scale="peak"`` divides each mask by its maximum, so that the most attended cell has weight 1.
@@ -132,7 +137,9 @@ def _peak(mask: Tensor) -> Tensor:
     return mask / mask.amax(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(mask.dtype).tiny)
 
 
-def spotlight(location: Tensor, map_size: tuple[int, int], components: int, coordinates: str = "paper") -> Tensor:
+def spotlight(
+    location: Tensor, map_size: tuple[int, int], components: int, coordinates: Literal["paper", "centred"] = "paper"
+) -> Tensor:
     """The inverse of :func:`mixture`: raw numbers that centre all K Gaussians on ``location`` ``[B]``. ``[B, 4K]``.
 
     Equal importance, raw width 0 (the middle of the bounded range); centres at most ``RAW_LIMIT`` from 0, where the sigmoid
@@ -242,7 +249,9 @@ def take(remaining: Tensor, label: Tensor) -> Tensor:
 # --- update (section 3, "Update Mechanism") ---------------------------------------------------------------------------
 
 
-def update_saliency(saliency: Tensor, mask: Tensor, locations: Tensor, rule: str = "paper") -> Tensor:
+def update_saliency(
+    saliency: Tensor, mask: Tensor, locations: Tensor, rule: Literal["paper", "peak", "none"] = "paper"
+) -> Tensor:
     """Inhibition of return: glimpsed cells become 0, all others ``max(S - M, 0)`` (S8).
 
     ``rule="peak"`` subtracts ``M / max M`` instead, so that the attended peak is wiped whatever the mixture's height;

@@ -3,6 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+from hsal_env.fields import check_fields
+
+Coordinates = Literal["paper", "centred"]
+Beta = Literal["bounded", "exp"]
+MaskScale = Literal["paper", "peak"]
+UpdateRule = Literal["paper", "peak", "none"]
+RewardProtocol = Literal["free", "teacher"]
 
 
 @dataclass(frozen=True)
@@ -12,12 +21,15 @@ class Rules:
     glimpses: int = 2
     components: int = 5
     max_objects: int = 4
-    coordinates: str = "paper"
-    beta: str = "bounded"
-    mask_scale: str = "paper"
-    update: str = "paper"
+    coordinates: Coordinates = "paper"
+    beta: Beta = "bounded"
+    mask_scale: MaskScale = "paper"
+    update: UpdateRule = "paper"
     renormalise_saliency: bool = False
-    protocol: str = "free"
+    protocol: RewardProtocol = "free"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @property
     def option_length(self) -> int:

@@ -14,7 +14,7 @@ import torch
 from gymnasium import spaces
 
 from hsal_env import dynamics
-from hsal_env.config import EnvConfig
+from hsal_env.config import ActionMode, EnvConfig
 from hsal_env.dynamics import Action, Outcome, State
 from hsal_env.errors import ActionError, ConfigError
 from hsal_env.policies import WinnerTakeAll, given_policy
@@ -182,7 +182,7 @@ class MacroView(NativeView):
         return _meta_step(state, first, lambda before: (next(following), before), self.rules)
 
 
-VIEWS: dict[str, type[NativeView]] = {
+VIEWS: dict[ActionMode, type[NativeView]] = {
     "native": NativeView,
     "flat": FlatView,
     "packed": PackedView,

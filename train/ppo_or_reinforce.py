@@ -26,8 +26,10 @@ import tyro
 
 from hsal_env import ENVIRONMENTS
 from hsal_env.command_line import require_agents
-from hsal_env.config import EnvConfig
+from hsal_env.config import ActionMode, EnvConfig, Features, Forbidden
+from hsal_env.data.custom import CustomSplit
 from hsal_env.errors import ConfigError, HSALError
+from hsal_env.rules import RewardProtocol
 
 require_agents()
 
@@ -43,7 +45,7 @@ class TrainEnv(EnvConfig):
 
     seed: Annotated[int, tyro.conf.arg(name="data-seed")] = 0
     """picks the canvases; --seed is the learner's"""
-    split: tyro.conf.Suppress[str] = "train"
+    split: tyro.conf.Suppress[CustomSplit] = "train"
     images: str | None = None
     """folder of your own images and labels.csv (with --env-id HSAL-Custom-v0), see hsal_env/data/custom.py"""
     labels: tyro.conf.Suppress[None] = None
@@ -51,10 +53,10 @@ class TrainEnv(EnvConfig):
     """activation model: a name, a model file .pt, or package.module:Name, see docs/perception.md"""
     saliency: str = "sum-of-squares"
     """saliency model: a name, package.module:Name, or file:PATH of maps, see docs/perception.md"""
-    features: tyro.conf.Suppress[str] = "store"
-    protocol: tyro.conf.Suppress[str] = "teacher"
-    action_mode: tyro.conf.Suppress[str] = "native"
-    forbidden: tyro.conf.Suppress[str] = "penalise"
+    features: tyro.conf.Suppress[Features] = "store"
+    protocol: tyro.conf.Suppress[RewardProtocol] = "teacher"
+    action_mode: tyro.conf.Suppress[ActionMode] = "native"
+    forbidden: tyro.conf.Suppress[Forbidden] = "penalise"
     include_image: tyro.conf.Suppress[bool | None] = False
     include_volume: tyro.conf.Suppress[bool | None] = None
 

@@ -120,13 +120,15 @@ def supplies(args: Args, split: str, seed: int) -> dict[str, dict[str, Supply]]:
     return {
         source: {
             look: Supply(
-                EnvConfig(
-                    source=source,
-                    split=split,
-                    seed=1_000 * (place + 1) + seed,
-                    data_root=args.data_root,
-                    canvas_px=args.canvas_px,
-                    **kwargs,
+                EnvConfig.from_kwargs(
+                    {
+                        "source": source,
+                        "split": split,
+                        "seed": 1_000 * (place + 1) + seed,
+                        "data_root": args.data_root,
+                        "canvas_px": args.canvas_px,
+                        **kwargs,
+                    }
                 ),
                 of_source * share,
             )

@@ -2,9 +2,9 @@
 
 from hsal_env.data.canvases import CanvasBatch, CanvasConfig, Canvases
 from hsal_env.data.custom import LabelledImages
-from hsal_env.data.glyphs import SOURCES, SPLITS, Glyphs, load_glyphs
+from hsal_env.data.glyphs import SPLITS, Glyphs, load_glyphs
 from hsal_env.data.house_numbers import HouseNumbers
 
 __all__ = [
-    "SOURCES", "SPLITS", "CanvasBatch", "CanvasConfig", "Canvases", "Glyphs", "HouseNumbers", "LabelledImages", "load_glyphs",
+    "SPLITS", "CanvasBatch", "CanvasConfig", "Canvases", "Glyphs", "HouseNumbers", "LabelledImages", "load_glyphs",
 ]  # fmt: skip

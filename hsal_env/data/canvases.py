@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -16,8 +16,9 @@ from hsal_env.data.draws import Draws, IndexedRandom, source_of
 from hsal_env.data.glyphs import NUM_CLASSES, Glyphs
 from hsal_env.data.resize import bilinear_resize
 from hsal_env.errors import ConfigError, DataError
+from hsal_env.fields import check_fields
 
-TASKS = ("single", "set", "multiset")
+Task = Literal["single", "set", "multiset"]
 _DRAWS_PER_OBJECT = 6  # label, glyph, size, patch, row offset, column offset
 _DRAWS_PER_CROP = 4  # glyph, row, column, cell
 
@@ -37,7 +38,7 @@ class CanvasConfig:
         clutter_px: side of a crop, and of the grid that crops are laid on.
     """
 
-    task: str = "multiset"
+    task: Task = "multiset"
     min_objects: int = 1
     max_objects: int = 4
     min_size_px: int = 20
@@ -47,8 +48,7 @@ class CanvasConfig:
     clutter_px: int = 5
 
     def __post_init__(self) -> None:
-        if self.task not in TASKS:
-            raise ConfigError(f"Expected task to be one of {', '.join(TASKS)}; got {self.task!r}.")
+        check_fields(self)
         if self.task == "single" and (self.min_objects, self.max_objects) != (1, 1):
             raise ConfigError(
                 f"task='single' needs min_objects = max_objects = 1; got {self.min_objects} and {self.max_objects}."

@@ -18,18 +18,19 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from hsal_env.data.canvases import CanvasBatch
-from hsal_env.data.glyphs import SPLITS
+from hsal_env.data.glyphs import SPLITS, Split
 from hsal_env.errors import DataError
 
 LABELS_FILE = "labels.csv"
 MOST_CLASSES = 10_000  # a label beyond is taken for a mistake: every class is a column of the agent's output
 
+CustomSplit = Literal[Split, "all"]
 _COLUMNS = ["file", "labels"]
 _Stamp = tuple[str, int, int]
 _PLAIN_MODES = {"1": "L", "L": "L", "P": "RGB", "RGB": "RGB"}  # what loses nothing when read as grey or RGB
@@ -109,7 +110,7 @@ class LabelledImages:
             f"Raise max_objects to {self.labels.shape[1]}."
         )
 
-    def part(self, split: str) -> np.ndarray:
+    def part(self, split: CustomSplit) -> np.ndarray:
         """Indices of the images of a split; ``"all"``: of all, in order.
 
         Where the data say nothing of splits, images are sorted by a hash of their pixels: the first tenth is the test share,
@@ -178,7 +179,7 @@ class CustomCanvases:
 
     source = "custom"
 
-    def __init__(self, data: LabelledImages, split: str, seed: int = 0) -> None:
+    def __init__(self, data: LabelledImages, split: CustomSplit, seed: int = 0) -> None:
         self._data = data
         chosen = data.part(split)
         self._order = chosen if split == "all" else np.random.default_rng(seed).permutation(chosen)
@@ -214,7 +215,7 @@ def load_folder(folder: str) -> LabelledImages:
     root = Path(folder).expanduser()
     if not root.is_dir():
         raise DataError(f"No folder {root}. Expected one that holds {LABELS_FILE} and the images it names.")
-    splits = [split for split in SPLITS if (root / split / LABELS_FILE).is_file()]
+    splits: list[str] = [split for split in SPLITS if (root / split / LABELS_FILE).is_file()]
     if (root / LABELS_FILE).is_file() == bool(splits):
         found = f"got both it and {', '.join(f'{s}/{LABELS_FILE}' for s in splits)}" if splits else "got none"
         raise DataError(
@@ -222,10 +223,10 @@ def load_folder(folder: str) -> LabelledImages:
         )
     rows: list[tuple[_Stamp, tuple[int, ...]]] = []
     parts = []
-    for split in splits or [""]:
+    for part in splits or ["."]:
         before = len(rows)
-        rows += [(_stamp(file), labels) for file, labels in _read_labels(root / split / LABELS_FILE)]
-        parts.append((split, before, len(rows)))
+        rows += [(_stamp(file), labels) for file, labels in _read_labels(root / part / LABELS_FILE)]
+        parts.append((part, before, len(rows)))
     return _read_images(tuple(rows), tuple(parts) if splits else ())
 
 

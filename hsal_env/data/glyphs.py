@@ -14,7 +14,7 @@ import warnings
 import zlib
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -23,9 +23,10 @@ from hsal_env.errors import ConfigError, DataError, DataUnavailableError
 
 GLYPH_PX = 28
 NUM_CLASSES = 10
-SOURCES = ("auto", "mnist", "digits")
-SPLITS = ("train", "val", "test")
-GLYPH_POLICIES = ("disjoint", "paper")
+GlyphSource = Literal["auto", "mnist", "digits"]
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+GlyphPolicy = Literal["disjoint", "paper"]
 
 _MNIST_MARGIN_PX = 4
 _MNIST_VALIDATION = 5_000  # the last glyphs of MNIST's training file
@@ -57,7 +58,9 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hsal"
 
 
-def load_glyphs(source: str, split: str, data_root: str | None = None, policy: str = "disjoint") -> Glyphs:
+def load_glyphs(
+    source: GlyphSource, split: Split, data_root: str | None = None, policy: GlyphPolicy = "disjoint"
+) -> Glyphs:
     """Load the glyphs of one split.
 
     Args:
@@ -73,9 +76,9 @@ def load_glyphs(source: str, split: str, data_root: str | None = None, policy: s
         DataError: an MNIST file is there but damaged (also with ``"auto"``: a broken file is never passed over).
     """
     for name, value, known in (
-        ("source", source, SOURCES),
+        ("source", source, get_args(GlyphSource)),
         ("split", split, SPLITS),
-        ("glyphs", policy, GLYPH_POLICIES),
+        ("glyphs", policy, get_args(GlyphPolicy)),
     ):
         if value not in known:
             raise ConfigError(f"Expected {name} to be one of {', '.join(known)}; got {value!r}.")
@@ -85,7 +88,7 @@ def load_glyphs(source: str, split: str, data_root: str | None = None, policy: s
 
 
 @cache
-def _auto_source(data_root: str | None) -> str:
+def _auto_source(data_root: str | None) -> GlyphSource:
     """What ``"auto"`` means in this process: one attempt, one warning."""
     try:
         find_mnist(data_root)
@@ -99,7 +102,7 @@ def _auto_source(data_root: str | None) -> str:
 
 
 @cache
-def _digits(split: str, policy: str) -> Glyphs:
+def _digits(split: Split, policy: GlyphPolicy) -> Glyphs:
     from sklearn.datasets import load_digits  # heavy, and only this source needs it
 
     bunch = load_digits()
@@ -120,7 +123,7 @@ def _digits(split: str, policy: str) -> Glyphs:
 
 
 @cache
-def _mnist(split: str, policy: str, data_root: str | None) -> Glyphs:
+def _mnist(split: Split, policy: GlyphPolicy, data_root: str | None) -> Glyphs:
     images, labels = _read_mnist(find_mnist(data_root), "test" if split == "test" and policy == "disjoint" else "train")
     if policy == "disjoint" and split != "test":
         part = slice(-_MNIST_VALIDATION) if split == "train" else slice(-_MNIST_VALIDATION, None)

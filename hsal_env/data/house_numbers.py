@@ -13,13 +13,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import numpy as np
 
-from hsal_env.data.canvases import TASKS, CanvasBatch
+from hsal_env.data.canvases import CanvasBatch, Task
 from hsal_env.data.draws import Draws, IndexedRandom, source_of
-from hsal_env.data.glyphs import NUM_CLASSES, SPLITS
+from hsal_env.data.glyphs import NUM_CLASSES, SPLITS, GlyphPolicy, Split
 from hsal_env.data.resize import bilinear_resize
 from hsal_env.errors import ConfigError
 
@@ -68,9 +68,9 @@ class HouseNumbers:
 
     def __init__(
         self,
-        split: str = "train",
-        glyphs: str = "disjoint",
-        task: str = "multiset",
+        split: Split = "train",
+        glyphs: GlyphPolicy = "disjoint",
+        task: Task = "multiset",
         min_objects: int = 1,
         max_objects: int = MOST_DIGITS,
         image_px: int = 100,
@@ -84,14 +84,14 @@ class HouseNumbers:
         self._random = IndexedRandom(seed, 100 + SPLITS.index(split), _DRAWS)
 
     @staticmethod
-    def check(task: str, min_objects: int, max_objects: int, image_px: int) -> None:
+    def check(task: Task, min_objects: int, max_objects: int, image_px: int) -> None:
         """Refuse what cannot be drawn.
 
         Raises:
             ConfigError: an unknown task, more than five digits, or an image of less than 32 or more than :data:`MOST_PX` px.
         """
-        if task not in TASKS:
-            raise ConfigError(f"Expected task to be one of {', '.join(TASKS)}; got {task!r}.")
+        if task not in get_args(Task):
+            raise ConfigError(f"Expected task to be one of {', '.join(get_args(Task))}; got {task!r}.")
         if task == "single" and (min_objects, max_objects) != (1, 1):
             raise ConfigError(
                 f"task='single' needs min_objects = max_objects = 1; got {min_objects} and {max_objects}."

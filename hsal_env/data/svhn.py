@@ -20,17 +20,17 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from hsal_env.data.canvases import CanvasBatch
+from hsal_env.data.canvases import CanvasBatch, Task
 from hsal_env.data.custom import read_image
 from hsal_env.data.digit_struct import Entry, read_digit_struct
 from hsal_env.data.draws import IndexedRandom, source_of
-from hsal_env.data.glyphs import SPLITS, cache_folder
+from hsal_env.data.glyphs import SPLITS, Split, cache_folder
 from hsal_env.data.resize import bilinear_resize
 from hsal_env.errors import ConfigError, DataError, DataUnavailableError
 from hsal_env.storage.array_store import ArrayStore, Record
 
 MOST_DIGITS = 6  # in an image of any part
-TASKS = ("single", "multiset")
+TASKS: tuple[Task, ...] = ("single", "multiset")
 URL = "http://ufldl.stanford.edu/housenumbers"
 MD5 = {  # of PART.tar.gz; the site names none, these are what others who fetched the files recorded
     "train": "a649f4cb15c35520e8a8c342d4c0005a",
@@ -84,8 +84,8 @@ class SVHN:
 
     def __init__(
         self,
-        split: str = "train",
-        task: str = "multiset",
+        split: Split = "train",
+        task: Task = "multiset",
         image_px: int = 100,
         seed: int = 0,
         data_root: str | None = None,
@@ -116,7 +116,7 @@ class SVHN:
         self._random = IndexedRandom(seed, 200 + SPLITS.index(split), MOST_DIGITS)
 
     @staticmethod
-    def check(task: str, max_objects: int, image_px: int) -> None:
+    def check(task: Task, max_objects: int, image_px: int) -> None:
         """Refuse what SVHN has not.
 
         Raises:
