@@ -92,11 +92,11 @@ def perception(env: EnvConfig) -> str:
 
     Of its weights, and of those arguments of its architecture that the weights do not show and that are not the defaults.
     """
-    model: Any = activation_model(env.activation)
+    model = activation_model(env.activation)
     defaults = inspect.signature(type(model)).parameters
     unusual = {
         name: value
-        for name, value in getattr(model, "arguments", {}).items()
+        for name, value in model.arguments.items()
         if name != "in_channels" and name in defaults and value != defaults[name].default
     }
     return fingerprint(model, *([repr(unusual)] if unusual else []))

@@ -17,7 +17,9 @@ from typing import Any
 
 from measuring import ratio, taking_turns, write_numbers
 
-VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+from hsal_env.perception import Architecture
+
+VARIANTS: dict[str, tuple[Architecture, dict[str, Any]]] = {
     "compact": ("compact", {}),
     "compact, lower level": ("compact", {"lower_level": True}),
     "compact, 14x14": ("compact", {"output_stride": 8}),

@@ -47,6 +47,10 @@ class FlatModel(Pool):
         return super().forward(images).flatten(1)
 
 
+class MiscountedModel(Pool):
+    channels = 3
+
+
 class Unnamed(nn.Module):
     channels = 3
 
@@ -283,6 +287,29 @@ def test_a_model_that_cannot_be_found_is_refused(find, name, message):
         find(name)
 
 
+def test_a_given_activation_model_gets_the_attributes_that_it_lacks():
+    mine = Pool()
+    found = activation_model(mine)
+    assert (found.saliency_channels, found.arguments, found.stride_px, found.resized_px) == (2, {}, None, None)
+    assert not hasattr(mine, "saliency_channels")
+    mine.saliency_channels, mine.stride_px = 1, 4.0
+    found = activation_model(mine)
+    assert (found.saliency_channels, found.stride_px, found.first_px) == (1, 4.0, None)
+
+
+def test_a_given_saliency_model_gets_the_attributes_that_it_lacks():
+    def where(images, volume, grid):
+        return volume[:, 0] * grid.stride_px[0]
+
+    found = saliency_model(Brightness())
+    assert (found.needs_images, found.reads) == (True, ())
+    where.needs_images, where.reads = False, ("grid",)
+    found = saliency_model(where)
+    assert (found.needs_images, found.reads) == (False, ("grid",))
+    grid, volume = Grid.of(None, (6, 6), (3, 3)), torch.ones(1, 1, 3, 3)
+    assert torch.equal(found(None, volume, grid=grid), 2 * volume[:, 0])
+
+
 @pytest.mark.parametrize("name", ["Unnamed", "NoModule"])
 def test_a_model_that_is_none_is_refused(name):
     with pytest.raises(ConfigError, match=r"expected an nn\.Module with the attributes in_channels and channels"):
@@ -353,7 +380,13 @@ def test_an_index_outside_the_split_is_refused(indices):
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("NaNModel", "NaN or infinity"), ("OverflowingModel", ""), ("FlatModel", "")]
+    ("name", "words"),
+    [
+        ("NaNModel", "NaN or infinity"),
+        ("OverflowingModel", ""),
+        ("FlatModel", ""),
+        ("MiscountedModel", "of D = 3 channels"),
+    ],
 )
 def test_a_volume_that_is_none_is_refused(name, words):
     with pytest.raises(DataError, match=f"expected a finite volume.*{words}"):

@@ -85,7 +85,7 @@ def test_pretraining_goes_on_from_weights(mnist_root: str, tmp_path: Path, monke
         ("--batch-size 64 --num-canvases 32", "error: Expected passes, val_canvases and test_canvases of at least 1"),
         ("--test-canvases 0", "error: Expected passes, val_canvases and test_canvases of at least 1"),
         ("--objects pair", "--objects"),
-        ("--architecture vgg --passes 1", "error: Expected architecture to be one of compact"),
+        ("--architecture vgg", "--architecture"),
         ("--init nowhere.pt --passes 1", "error: No activation model at nowhere.pt"),
         ("--device tpu --passes 1", "error: Expected a device that is there"),
         ("--output mine.pth", "error: Expected --output as FILE.pt, by which --activation knows a file; got mine.pth"),

@@ -525,7 +525,7 @@ def test_an_installed_model_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch
     install(monkeypatch, saliency_models=f"{__name__}:Curious", activation_models=f"{__name__}:Deep")
     saliency_model.__globals__["_saliency_of_name"].cache_clear()
     activation_model.__globals__["_activation_of_name"].cache_clear()
-    assert isinstance(saliency_model("mine"), Curious)
+    assert isinstance(saliency_model("mine").call, Curious)
     assert isinstance(activation_model("mine"), Deep)
     with pytest.raises(
         ConfigError, match=r"saliency model 'yours'\. Expected one of sum-of-squares, .*boxes, mine, 'file:"

@@ -19,6 +19,7 @@ from agents.protocol import World
 from agents.tracing import record
 from hsal_env import functional as F
 from hsal_env.errors import ConfigError, DataError
+from hsal_env.perception.activation import ActivationModel
 from hsal_env.perception.grid import Grid
 from hsal_env.trace import Trace, load, save
 from hsal_env.trace.episode import SCHEMA, fixations_px
@@ -154,16 +155,16 @@ def test_the_bundled_models_cells_are_where_its_convolutions_put_them():
 
 
 def test_where_a_model_says_nothing_cells_are_bands():
-    grid = Grid.of(object(), (48, 64), (3, 4))
+    grid = Grid.of(None, (48, 64), (3, 4))
     assert grid == Grid((8.0, 8.0), (16.0, 16.0), (16.0, 16.0))
     assert grid.centres(np.array([0, 5]), 4).tolist() == [[8, 8], [24, 24]]
 
-    class Model:
+    class Model(ActivationModel):
         stride_px = 10
 
-    assert Grid.of(Model, (48, 64), (3, 4)) == Grid((14.0, 17.0), (10.0, 10.0), (10.0, 10.0))
+    assert Grid.of(Model(), (48, 64), (3, 4)) == Grid((14.0, 17.0), (10.0, 10.0), (10.0, 10.0))
     Model.first_px, Model.receptive_field_px = 2, 30
-    assert Grid.of(Model, (48, 64), (3, 4)) == Grid((2.0, 2.0), (10.0, 10.0), (30.0, 30.0))
+    assert Grid.of(Model(), (48, 64), (3, 4)) == Grid((2.0, 2.0), (10.0, 10.0), (30.0, 30.0))
 
 
 def test_fixations_in_px():

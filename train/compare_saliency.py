@@ -12,12 +12,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hsal_env import ENVIRONMENTS
 from hsal_env.command_line import run_command
 from hsal_env.config import EnvConfig
 from hsal_env.errors import ConfigError
+from hsal_env.fields import check_fields
 
 _BATCH = 100
 _PICTURED = 6
@@ -33,8 +34,8 @@ class Args:
     """names, package.module:Name, or file:PATH of maps; default: all of ours"""
     activation: str | None = None
     """activation model; default: the environment's"""
-    split: str = "test"
-    """train, val or test"""
+    split: Literal["train", "val", "test"] = "test"
+    """whose canvases"""
     episodes: int = 1_000
     """how many canvases, if the split holds so many"""
     seed: int = 0
@@ -72,6 +73,7 @@ def main(args: Args) -> None:
         DataError: a map file is missing or damaged, or images are in colour for a model that reads grey.
         CheckpointError: a damaged model file, or the folder cannot be written.
     """
+    check_fields(args)
     if args.env_id not in ENVIRONMENTS:
         raise ConfigError(f"Unknown env id {args.env_id!r}. Expected one of {', '.join(ENVIRONMENTS)}.")
     if args.episodes < 1:

@@ -16,10 +16,11 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from agents.supervised import Head
 from hsal_env import ENVIRONMENTS
 from hsal_env.command_line import run_command
 from hsal_env.config import EnvConfig
@@ -36,7 +37,7 @@ class Args:
 
     env_id: str = "HSAL-MNISTMultiset-v0"
     """whose canvases"""
-    head: Literal["volume", "columns"] = "volume"
+    head: Head = "volume"
     """what the network reads at once: the volume, or one column"""
     activation: str | None = None
     """activation model; default: the environment's"""

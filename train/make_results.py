@@ -156,8 +156,10 @@ def finer_cells(name: str, runs: list[dict[str, Any]]) -> dict[str, str]:
     """One row of the table of finer maps: what it brings and costs."""
     from hsal_env.perception.registry import WEIGHTS_FOLDER, activation_model
 
-    model: Any = activation_model(FINER[name])
-    side = -(-runs[0]["config"]["env"]["canvas_px"] // 16) * 16 // model.stride_px  # continued to a multiple of 16 px
+    model = activation_model(FINER[name])
+    assert model.stride_px
+    image_px = -(-runs[0]["config"]["env"]["canvas_px"] // 16) * 16  # continued to a multiple of 16 px
+    side = image_px // int(model.stride_px)
     file = WEIGHTS_FOLDER / f"{FINER[name].removesuffix('-lower-level')}.json"
     return cells(name, runs) | {
         "map": f"{side}x{side}, {model.channels} channels",

@@ -20,9 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from agents.supervised import Objective
 from hsal_env.command_line import run_command
 from hsal_env.config import EnvConfig
 from hsal_env.errors import ConfigError
+from hsal_env.fields import check_fields
+from hsal_env.perception import Architecture
 from hsal_env.storage.files import check_writable, write_text
 
 if TYPE_CHECKING:
@@ -72,13 +75,13 @@ class Args:
     """multiset: canvases of 1 to 10 digits; ten: of 10 small ones; crowded: of 10 that are as small or smaller; single: of
     one, as the paper fine-tunes its own; house-numbers: synthetic numbers in colour; long-house-numbers: every other of them
     has 4 or 5 digits; svhn: photographs of numbers; ...-single: one digit of a number"""
-    architecture: str = "compact"
-    """compact, resnet18 or resnet34"""
+    architecture: Architecture = "compact"
+    """compact: a small network; resnet18 and resnet34: torchvision's"""
     output_stride: int | None = None
     """px from one cell to the next; compact: 16 (7x7 cells), 8 (14x14) or 4 (28x28)"""
     init: str | None = None
     """bundled model or model file to start from, or scratch; default: the architecture's published weights, else scratch"""
-    objective: Literal["count", "classify"] = "count"
+    objective: Objective = "count"
     """count: all labels of the image; classify: the paper's, one of them at a time"""
     passes: int = 18
     """passes over num_canvases canvases, fresh ones in each"""
@@ -145,6 +148,7 @@ def check(args: Args) -> None:
         ConfigError: fewer than one pass, one canvas a batch, or one batch a pass; an output that is no .pt; or a number
             outside its range.
     """
+    check_fields(args)
     if (
         args.passes < 1
         or not 1 <= args.batch_size <= args.num_canvases

@@ -38,9 +38,7 @@ UPDATES = {
     "peak": "glimpsed cells become 0, M / max M is subtracted",
     "none": "S stays as it is",
 }
-SALIENCY = {
-    name: model.words for name, model in SALIENCY_MODELS.items() if "boxes" not in getattr(model.build, "reads", ())
-}
+SALIENCY = {name: model.words for name, model in SALIENCY_MODELS.items() if "boxes" not in model.build.reads}
 """By name: what the model is in words. Those of true objects are left out: of an uploaded image nobody knows them."""
 
 

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, softplus
 
+from agents.supervised import Head
+
 
 class CountNetwork(nn.Module):
     """Volume ``[B, D, H, W]`` to counts, by one of two heads.
@@ -22,7 +24,7 @@ class CountNetwork(nn.Module):
         hidden: units of both hidden layers.
     """
 
-    def __init__(self, head: str, shape: tuple[int, int, int], classes: int, most: int, hidden: int) -> None:
+    def __init__(self, head: Head, shape: tuple[int, int, int], classes: int, most: int, hidden: int) -> None:
         super().__init__()
         self.by_column, self.classes = head == "columns", classes
         seen, told = (shape[0], classes) if self.by_column else (int(np.prod(shape)), classes * (most + 1))

@@ -16,19 +16,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import affine_grid, cross_entropy, grid_sample, interpolate, one_hot
 
+from agents.supervised import Objective
 from hsal_env import functional as F
 from hsal_env.config import EnvConfig
 from hsal_env.multiset import label_counts
+from hsal_env.perception.activation import ActivationModel
 from hsal_env.perception.examples import to_images
-
-OBJECTIVES = ("count", "classify")
 
 
 class Pretrainer(nn.Module):
@@ -39,21 +39,20 @@ class Pretrainer(nn.Module):
         classes: C.
     """
 
-    def __init__(self, model: Any, classes: int = 10) -> None:
+    def __init__(self, model: ActivationModel, classes: int = 10) -> None:
         super().__init__()
         self.model, self.classes = model, classes
-        self.columns = getattr(model, "saliency_channels", model.channels)  # what saliency is made of
-        self.classifier = nn.Linear(self.columns, classes)
+        self.classifier = nn.Linear(model.saliency_channels, classes)
 
     def volume(self, images: Tensor) -> Tensor:
-        """V, its channels that count for saliency, float32 ``[B, D, H, W]``."""
-        return self.model(images)[:, : self.columns].float()
+        """V, the channels that saliency is made of, float32 ``[B, D, H, W]``."""
+        return self.model(images)[:, : self.model.saliency_channels].float()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """``[B, 1 or 3, h_px, w_px]`` to saliency per channel ``[B, H, W]`` and log-probabilities ``[B, H, W, C]``."""
         volume = self.volume(images)
         log_probs = self.classifier(volume.permute(0, 2, 3, 1)).float().log_softmax(dim=-1)
-        return F.sum_of_squares(volume) / self.columns, log_probs
+        return F.sum_of_squares(volume) / self.model.saliency_channels, log_probs
 
     def pooled(self, images: Tensor) -> Tensor:
         """Scores of the whole image, ``W mean_ij V_ij``, ``[B, C]``."""
@@ -151,7 +150,9 @@ def batches(supplies: Sequence[Supply], size: int, count: int, seed: int) -> Ite
 
 
 @torch.no_grad()
-def accuracy(net: Pretrainer, config: EnvConfig, count: int = 10_000, objective: str = "count") -> dict[str, float]:
+def accuracy(
+    net: Pretrainer, config: EnvConfig, count: int = 10_000, objective: Objective = "count"
+) -> dict[str, float]:
     """On held-out canvases, at most ``count``.
 
     Returns:

@@ -1,13 +1,14 @@
 """Activation models f_A: image -> activation volume V (paper section 3, "Meta-Controller").
 
-An activation model is any ``nn.Module`` with the attributes of :class:`ActivationModel`. Here is the one that HSAL ships, with
-several sets of weights by ``train/pretrain_perception.py``; a JSON beside each says where it came from. ``docs/perception.md``
-lists them, and those with published weights (:mod:`hsal_env.perception.resnet`).
+An activation model is any ``nn.Module`` with the attributes ``in_channels`` and ``channels`` of :class:`ActivationModel`. This
+file also holds the small network that HSAL ships. ``train/pretrain_perception.py`` made its several sets of weights, and a JSON
+file beside each says how. ``docs/perception.md`` lists them, and the models with published weights
+(:mod:`hsal_env.perception.resnet`).
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,24 +17,49 @@ from torch.nn.functional import pad, pixel_unshuffle
 from hsal_env.errors import ConfigError
 
 
-class ActivationModel(Protocol):
-    """What the environment asks of an activation model.
+class ActivationModel(nn.Module):
+    """What the environment reads of an activation model.
+
+    A model of your own need not inherit from this class. It has to name ``in_channels`` and ``channels``; :func:`completed` adds
+    the other attributes.
 
     Attributes:
-        in_channels: 1 (grey) or 3 (colour): the images it reads.
+        in_channels: channels of the images that it reads: 1 (grey) or 3 (colour).
         channels: D, the depth of its volume.
-
-    It may also say ``first_px``, ``stride_px``, ``receptive_field_px`` and ``resized_px``, where its cells lie, for pictures,
-    scan paths and saliency models: see :meth:`hsal_env.perception.grid.Grid.of`; and ``saliency_channels``: Σ V² runs over that
-    many first channels, not over all.
+        saliency_channels: the sum Σ V² of the saliency map runs over so many first channels; by default over all D.
+        arguments: keyword arguments that build the model again, as in a model file; by default none.
+        first_px, stride_px, receptive_field_px, resized_px: where the cells lie on the image, see
+            :meth:`hsal_env.perception.grid.Grid.of`. Pictures, scan paths and some saliency models need it.
     """
 
     in_channels: int
     channels: int
+    saliency_channels: int
+    arguments: dict[str, Any]
+    first_px: float | None = None
+    stride_px: float | None = None
+    receptive_field_px: float | None = None
+    resized_px: float | None = None
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """``[B, in_channels, h_px, w_px]`` in [0, 1] to ``[B, D, H, W]``."""
-        ...
+        raise NotImplementedError
+
+    @classmethod
+    def published(cls, *_: Any, **arguments: Any) -> ActivationModel:
+        """The model with the published weights of its architecture; with random weights where there are none."""
+        return cls(**arguments)
+
+
+def completed(model: nn.Module) -> ActivationModel:
+    """Add to ``model`` those attributes of :class:`ActivationModel` that it lacks, and return it."""
+    defaults: dict[str, Any] = {"saliency_channels": model.channels, "arguments": {}}
+    for name in ("first_px", "stride_px", "receptive_field_px", "resized_px"):
+        defaults[name] = None
+    for name, default in defaults.items():
+        if not hasattr(model, name):
+            setattr(model, name, default)
+    return cast(ActivationModel, model)
 
 
 class ResidualBlock(nn.Module):
@@ -65,7 +91,7 @@ class ResidualBlock(nn.Module):
         return torch.relu(self.body(x) + self.shortcut(x))
 
 
-class CompactResNet(nn.Module):
+class CompactResNet(ActivationModel):
     """A small residual network: 100x100 px to 7x7 cells, 16 px apart, each seeing 87 px.
 
     A cell has to see the largest object (50 px) whole, and beyond it, to know whether it or a neighbour holds its centre.
@@ -84,6 +110,7 @@ class CompactResNet(nn.Module):
         ConfigError: another value.
     """
 
+    stride_px: int
     first_px, receptive_field_px = 0.5, 87  # cell r is centred on the image's pixel r * output_stride
 
     def __init__(self, in_channels: int = 1, output_stride: int = 16, lower_level: bool = False) -> None:

@@ -6,7 +6,6 @@ import inspect
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import cast
 
 import numpy as np
 import torch
@@ -95,8 +94,8 @@ class Examples:
         """V of uint8 canvases ``[B, h_px, w_px]`` or ``[B, h_px, w_px, 3]``: float16 ``[B, D, H, W]``.
 
         Raises:
-            DataError: other images, or colour for a model that reads grey; or the model's volume is not finite or not
-                ``[B, D, H, W]``.
+            DataError: other images, or colour for a model that reads grey; or the model's volume is not finite, or not
+                ``[B, D, H, W]`` with D as its ``channels`` says.
         """
         if images.dtype != np.uint8 or images.ndim < 3 or images.shape[3:] not in ((), (3,)):
             raise DataError(
@@ -105,10 +104,12 @@ class Examples:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=native_bfloat16()):
             volume = self._activation(to_images(images, self._activation.in_channels))
         volume = volume.to(torch.float16)
-        if volume.dim() != 4 or not bool(volume.isfinite().all()):
+        channels = self._activation.channels
+        if volume.dim() != 4 or volume.shape[1] != channels or not bool(volume.isfinite().all()):
             raise DataError(
-                f"activation={model_name(self.config.activation)}: expected a finite volume [B, D, H, W]; got shape "
-                f"{tuple(volume.shape)}{'' if volume.isfinite().all() else ' with NaN or infinity'}."
+                f"activation={model_name(self.config.activation)}: expected a finite volume [B, D, H, W] of D = {channels} "
+                f"channels, as the model names; got shape {tuple(volume.shape)}"
+                f"{'' if volume.isfinite().all() else ' with NaN or infinity'}."
             )
         return volume
 
@@ -149,16 +150,15 @@ class Examples:
         return torch.from_numpy(self._raw[indices])
 
     def _raw_saliency(self, indices: np.ndarray, volume: Tensor, canvases: CanvasBatch | None) -> Tensor:
-        reads = getattr(self._saliency, "reads", ())
         images, parts = None, {"indices": torch.from_numpy(indices), "grid": self.grid, "config": self.config}
-        if getattr(self._saliency, "needs_images", True):
+        if self._saliency.needs_images:
             canvases = canvases or self.compose(indices)
             images = to_images(canvases.images, self._activation.in_channels)
-        if "boxes" in reads:
+        if "boxes" in self._saliency.reads:
             canvases = canvases or self.compose(indices)
             parts["boxes"] = known_boxes(canvases.labels, canvases.boxes)
-        volume = volume[:, : getattr(self._activation, "saliency_channels", None)]
-        raw = self._saliency(images, volume, **{name: parts[name] for name in reads}).float()
+        volume = volume[:, : self._activation.saliency_channels]
+        raw = self._saliency(images, volume, **{name: parts[name] for name in self._saliency.reads}).float()
         if raw.shape != (len(volume), *self.map_size) or not bool((raw >= 0).all() & raw.isfinite().all()):
             raise DataError(
                 f"saliency={model_name(self.config.saliency)}: expected a map {(len(volume), *self.map_size)} of finite values "
@@ -171,10 +171,9 @@ class Examples:
         return self.canvases.compose(indices)
 
     def _open_store(self, progress: bool) -> ArrayStore:
-        activation = cast("nn.Module", self._activation)
         key = fingerprint(
             repr((len(self), native_bfloat16())), inspect.getsource(sys.modules[type(self).__module__]),
-            *self.canvases.content, activation, *_code(activation),
+            *self.canvases.content, self._activation, *_code(self._activation),
         )  # fmt: skip
         return ArrayStore.open(
             cache_folder() / "features" / key, lambda: self._encode_all(progress), len(self), ", or use features='lazy'"

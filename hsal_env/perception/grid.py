@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from hsal_env.perception.activation import ActivationModel
 
 
 class Grid(NamedTuple):
@@ -21,36 +24,30 @@ class Grid(NamedTuple):
     field_px: tuple[float, float]
 
     @classmethod
-    def of(cls, model: Any, image_px: tuple[int, int], map_size: tuple[int, int]) -> Grid:
-        """As ``model`` says by its attributes ``first_px``, ``stride_px`` and ``receptive_field_px`` (a number each).
+    def of(cls, model: ActivationModel | None, image_px: tuple[int, int], map_size: tuple[int, int]) -> Grid:
+        """The grid of a model, from its attributes ``first_px``, ``stride_px``, ``receptive_field_px`` and ``resized_px``.
 
-        They are in px of the image or, of a model that says ``resized_px`` (a number), of the square to which it brings images.
-        One that says none of them, or None for a model, is taken to cut the image into H x W bands that each see themselves.
+        The first three are in px of the image. If the model names ``resized_px``, it resizes images to a square of that side, and
+        they are in px of that square. What is None has a default: the cells cut the image into H x W equal bands, lie about its
+        middle, and see as much as one stride. Without a model, all of them have.
         """
-        bands = [pixels / cells for pixels, cells in zip(image_px, map_size, strict=True)]
-        resized = getattr(model, "resized_px", None)
-        scales = [1.0 if resized is None else pixels / resized for pixels in image_px]
+        said = (
+            [None] * 4
+            if model is None
+            else [model.resized_px, model.stride_px, model.first_px, model.receptive_field_px]
+        )
+        resized, stride, first, field = said
+        row_scale, col_scale = (1.0 if resized is None else pixels / resized for pixels in image_px)
 
-        def scaled(number: float) -> list[float]:
-            return [number * scale for scale in scales]
+        def scaled(number: float) -> tuple[float, float]:
+            return float(number * row_scale), float(number * col_scale)
 
-        stride = getattr(model, "stride_px", None)
-        strides = bands if stride is None else scaled(stride)
-        first = getattr(model, "first_px", None)
-        field = getattr(model, "receptive_field_px", None)
-        # unknown offset: the cells lie about the middle of the image
-        middle = [
-            (pixels - (cells - 1) * step) / 2 for pixels, cells, step in zip(image_px, map_size, strides, strict=True)
-        ]
+        strides = scaled(stride) if stride is not None else (image_px[0] / map_size[0], image_px[1] / map_size[1])
+        middle = [(px - (cells - 1) * step) / 2 for px, cells, step in zip(image_px, map_size, strides, strict=True)]
         return cls(
-            *(
-                (float(pair[0]), float(pair[1]))
-                for pair in (
-                    middle if first is None else scaled(first),
-                    strides,
-                    strides if field is None else scaled(field),
-                )
-            )
+            scaled(first) if first is not None else (middle[0], middle[1]),
+            strides,
+            scaled(field) if field is not None else strides,
         )
 
     def centres(self, cells: np.ndarray, columns: int) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -13,13 +13,16 @@ from torch import Tensor
 
 from hsal_env.errors import DataError
 from hsal_env.perception.grid import Grid
-from hsal_env.perception.saliency import to_cells
+from hsal_env.perception.saliency import SaliencyModel, to_cells
+
+if TYPE_CHECKING:
+    from hsal_env.config import EnvConfig
 
 PREFIX = "file:"
 _KINDS = (".npy", ".png")
 
 
-class MapFiles:
+class MapFiles(SaliencyModel):
     """Raw maps by the canvas's index, of any non-negative values.
 
     Args:
@@ -36,7 +39,9 @@ class MapFiles:
     def __init__(self, path: str) -> None:
         self.path = path
 
-    def __call__(self, images: Tensor | None, volume: Tensor, *, indices: Tensor, grid: Grid, config: Any) -> Tensor:
+    def __call__(
+        self, images: Tensor | None, volume: Tensor, *, indices: Tensor, grid: Grid, config: EnvConfig
+    ) -> Tensor:
         """See :class:`hsal_env.perception.saliency.SaliencyModel`.
 
         Raises:

@@ -12,12 +12,13 @@ import torch
 from torch import nn
 
 from hsal_env.errors import CheckpointError
+from hsal_env.perception.activation import ActivationModel
 from hsal_env.storage.files import replacing, writing
 
 _PARTS = {"architecture", "arguments", "weights"}
 
 
-def save_model(path: Path, architecture: str, model: nn.Module) -> None:
+def save_model(path: Path, architecture: str, model: ActivationModel) -> None:
     """Write ``model``, which :func:`load_model` rebuilds; an interrupted write leaves the previous file as it was.
 
     Raises:
@@ -54,7 +55,7 @@ def read_model(path: Path) -> dict[str, Any]:
     return content
 
 
-def load_model(path: Path, architectures: Mapping[str, Any], **arguments: Any) -> nn.Module:
+def load_model(path: Path, architectures: Mapping[Any, type[ActivationModel]], **arguments: Any) -> ActivationModel:
     """The model in ``path``, with other ``arguments`` of its architecture if you like (a finer map of the same weights).
 
     Raises:

@@ -1,7 +1,10 @@
-"""Perception models, by name or as they are.
+"""Perception models: found by name, checked, and completed.
 
-A name is one of the tables below, that of an entry point of an installed package, in the group ``hsal.activation_models`` or
-``hsal.saliency_models``, or ``package.module:Name``; each means something that makes a model when it is called.
+A name is a key of a table below, or that of an entry point of an installed package (in the group ``hsal.activation_models`` or
+``hsal.saliency_models``), or ``package.module:Name``. Each stands for something that makes a model when it is called.
+
+Models of users pass through :func:`activation_model` and :func:`saliency_model`. Those check them and add the attributes that
+they lack, so that the code behind them reads the attributes of :class:`ActivationModel` and :class:`SaliencyModel` plainly.
 """
 
 from __future__ import annotations
@@ -13,10 +16,11 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from hsal_env.errors import ConfigError
-from hsal_env.perception.activation import ActivationModel, CompactResNet
+from hsal_env.perception import Architecture
+from hsal_env.perception.activation import ActivationModel, CompactResNet, completed
 from hsal_env.perception.itti_koch import IttiKoch
 from hsal_env.perception.map_files import PREFIX, MapFiles
 from hsal_env.perception.model_file import load_model
@@ -25,6 +29,7 @@ from hsal_env.perception.saliency import (
     READABLE,
     Boxes,
     Brightness,
+    CallableSaliency,
     CentrePrior,
     SaliencyModel,
     SumOfMagnitudes,
@@ -35,7 +40,7 @@ from hsal_env.perception.spectral_residual import SpectralResidual
 from hsal_env.plugins import find_object
 
 WEIGHTS_FOLDER = Path(__file__).with_name("weights")
-ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
+ARCHITECTURES: dict[Architecture, type[ActivationModel]] = {
     "compact": CompactResNet,
     "resnet18": ResNet18,
     "resnet34": ResNet34,
@@ -61,11 +66,11 @@ class Listed(NamedTuple):
     """A saliency model of ours.
 
     Attributes:
-        build: makes it.
+        build: its class, built without arguments.
         words: what it is, for people.
     """
 
-    build: Callable[[], SaliencyModel]
+    build: type[SaliencyModel]
     words: str
 
 
@@ -83,15 +88,16 @@ ACTIVATION_GROUP, SALIENCY_GROUP = "hsal.activation_models", "hsal.saliency_mode
 
 
 def activation_model(given: str | nn.Module) -> ActivationModel:
-    """The activation model of a name or a model file, or a copy of a module.
+    """The activation model of a name or of a model file, or a copy of a given module.
 
-    It is frozen, and on the CPU. A file's name ends with ``.pt``: see :mod:`hsal_env.perception.model_file`.
+    It is frozen, on the CPU, and has every attribute of :class:`ActivationModel`. The name of a model file ends with ``.pt``, see
+    :mod:`hsal_env.perception.model_file`.
 
     Raises:
-        ConfigError: the name is unknown, cannot be imported, or makes no model when it is called without arguments; no module,
-            or one without ``in_channels`` or ``channels``.
-        CheckpointError: no such file, or it is damaged.
-        DataUnavailableError: the name's published weights are nowhere to be had.
+        ConfigError: the name is unknown, cannot be imported, or makes no model when it is called without arguments; or the
+            model is no ``nn.Module``, or lacks ``in_channels`` or ``channels``.
+        CheckpointError: the file is missing or damaged.
+        DataUnavailableError: the published weights of that name were not found and cannot be downloaded.
     """
     if not isinstance(given, str):
         return _checked_activation(given, given)
@@ -100,19 +106,20 @@ def activation_model(given: str | nn.Module) -> ActivationModel:
     return _activation_of_name(given)
 
 
-def initial_model(architecture: str, init: str | None = None, **arguments: Any) -> nn.Module:
+def initial_model(architecture: Architecture, init: str | None = None, **arguments: Any) -> ActivationModel:
     """A model to be trained.
 
     Args:
         architecture: a key of :data:`ARCHITECTURES`.
-        init: a bundled model or a model file, whose weights it starts from; ``"scratch"``: random ones; None: the published
-            weights of the architecture if it has any (its class then has ``published``), else random ones.
-        arguments: of the architecture; None, and ``in_channels`` where it has no such: its default, or what ``init`` has.
+        init: what its weights are at first: those of a bundled model or a model file; random with ``"scratch"``; with None
+            the published ones of the architecture (:meth:`ActivationModel.published`), or random ones where there are none.
+        arguments: of the architecture. One that is None takes the value that ``init`` has, or else its default. One that the
+            architecture does not have, such as ``in_channels`` of a ResNet, is left out.
 
     Raises:
         ConfigError: an unknown architecture, or an argument outside its range.
-        CheckpointError: ``init`` is no such file, of another architecture, or does not fit the arguments.
-        DataUnavailableError: published weights are nowhere to be had.
+        CheckpointError: ``init`` is missing, holds another architecture, or does not fit the arguments.
+        DataUnavailableError: published weights were not found and cannot be downloaded.
     """
     if architecture not in ARCHITECTURES:
         raise ConfigError(f"Expected architecture to be one of {', '.join(ARCHITECTURES)}; got {architecture!r}.")
@@ -122,15 +129,17 @@ def initial_model(architecture: str, init: str | None = None, **arguments: Any) 
     if init is not None and init != "scratch":
         path = WEIGHTS_FOLDER / f"{init}.pt" if init in BUNDLED else Path(init).expanduser()
         return load_model(path, {architecture: make}, **given)
-    return make(**given) if init == "scratch" else getattr(make, "published", make)(**given)
+    return make(**given) if init == "scratch" else make.published(**given)
 
 
-def saliency_model(given: str | SaliencyModel) -> SaliencyModel:
-    """The saliency model of a name or ``"file:PATH"`` (:class:`MapFiles`), or a given one, copied if it is a module.
+def saliency_model(given: str | Callable[..., Tensor]) -> SaliencyModel:
+    """The saliency model of a name or of ``"file:PATH"`` (:class:`MapFiles`), or a given one.
+
+    A given ``nn.Module`` is copied. What is no :class:`SaliencyModel` is wrapped into a :class:`CallableSaliency`.
 
     Raises:
-        ConfigError: the name is unknown, cannot be imported, or makes no model when it is called without arguments; or nothing
-            that can be called, or a class; or it reads what there is not.
+        ConfigError: the name is unknown, cannot be imported, or makes no model when it is called without arguments; or the
+            given object cannot be called or is a class; or its ``reads`` holds an unknown name.
     """
     return _saliency_of_name(given) if isinstance(given, str) else _checked_saliency(given, given)
 
@@ -173,13 +182,14 @@ def _checked_saliency(model: Any, given: Any) -> SaliencyModel:
         raise ConfigError(
             f"saliency={model_name(given)}: expected a name, or an object to be called with images and volume."
         )
-    reads = getattr(model, "reads", ())
-    if not isinstance(reads, tuple) or not set(reads) <= set(READABLE):
+    plugged = _frozen(model) if isinstance(model, nn.Module) else model
+    checked = plugged if isinstance(plugged, SaliencyModel) else CallableSaliency(plugged)
+    if not isinstance(checked.reads, tuple) or not set(checked.reads) <= set(READABLE):
         raise ConfigError(
             f"saliency={model_name(given)}: expected its attribute reads as a tuple of names out of {', '.join(READABLE)}; "
-            f"got {reads!r}."
+            f"got {checked.reads!r}."
         )
-    return _frozen(model) if isinstance(model, nn.Module) else model
+    return checked
 
 
 def _checked_activation(model: Any, given: Any) -> ActivationModel:
@@ -188,9 +198,9 @@ def _checked_activation(model: Any, given: Any) -> ActivationModel:
             f"activation={model_name(given)}: expected an nn.Module with the attributes in_channels and channels. On one of "
             "yours, set them: model.in_channels, model.channels = 3, 64."
         )
-    return _frozen(model)
+    return completed(_frozen(model))
 
 
-def _frozen(model: nn.Module) -> Any:
+def _frozen(model: nn.Module) -> nn.Module:
     """A copy: what is done to the original later changes no feature, and the original can still be trained."""
     return copy.deepcopy(model).cpu().eval().requires_grad_(False)

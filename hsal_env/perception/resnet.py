@@ -20,6 +20,7 @@ from torch.nn.functional import interpolate, pixel_unshuffle
 from hsal_env.data.glyphs import cache_folder
 from hsal_env.data.torchvision_import import import_torchvision
 from hsal_env.errors import CheckpointError, ConfigError, DataUnavailableError
+from hsal_env.perception.activation import ActivationModel
 
 SIDE_PX = 224
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels: red, green, blue
@@ -30,7 +31,7 @@ WEIGHTS_FILES = {18: "resnet18-f37072fd.pth", 34: "resnet34-b627a593.pth"}
 WEIGHTS_URL = "https://download.pytorch.org/models/"
 
 
-class ResNet(nn.Module):
+class ResNet(ActivationModel):
     """Images of any size, resized to 224x224 px, to the activations of the 4th stage.
 
     With ``output_stride`` S the map has 224 / S cells a side. Where a stage would go beyond S px, its stride becomes
@@ -61,7 +62,6 @@ class ResNet(nn.Module):
     saliency_channels = 512
     first_px, resized_px = 0.5, SIDE_PX  # see Grid.of; 0.5 is the centre of pixel 0
     depth: int
-    receptive_field_px: int
     mean: Tensor
     std: Tensor
 
@@ -70,7 +70,7 @@ class ResNet(nn.Module):
         if output_stride not in OUTPUT_STRIDES:
             raise ConfigError(f"Expected output_stride to be one of 32, 16, 8; got {output_stride!r}.")
         self.stride_px = output_stride
-        self.arguments: dict[str, Any] = {"output_stride": output_stride, "lower_level": lower_level}
+        self.arguments = {"output_stride": output_stride, "lower_level": lower_level}
         self.register_buffer("mean", torch.tensor(MEAN).reshape(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).reshape(3, 1, 1), persistent=False)
         net = getattr(import_torchvision().models, f"resnet{self.depth}")(weights=None)

@@ -6,8 +6,8 @@ than a few lines have files of their own. ``docs/perception.md`` is the page abo
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -17,30 +17,60 @@ from hsal_env import functional as F
 from hsal_env.errors import DataError
 from hsal_env.perception.grid import Grid
 
-READABLE = ("boxes", "indices", "grid", "config")
+if TYPE_CHECKING:
+    from hsal_env.config import EnvConfig
+
+Readable = Literal["boxes", "indices", "grid", "config"]
 """What a model may ask for by its attribute ``reads``."""
+READABLE: tuple[Readable, ...] = get_args(Readable)
 
 
-class SaliencyModel(Protocol):
-    """Anything callable like this. The environment normalises the map; it must be finite and non-negative.
+class SaliencyModel:
+    """What the environment asks of a saliency model.
 
-    A model with the attribute ``needs_images = False`` is given None for them. One with the attribute ``reads``, a tuple of
-    names, is given what it names as keywords:
+    A model of your own need not inherit from this class: anything that can be called like it will do, see
+    :class:`CallableSaliency`. The environment normalises the map.
+
+    Attributes:
+        needs_images: whether it reads the images; if not, it is given None for them.
+        reads: what else it is given, as keywords of these names.
+
+    The names are:
 
     - ``boxes``: of the objects, int64 ``[B, N, 4]`` as (row, col, height, width) in px, padded with -1;
     - ``indices``: of the canvases in their split, int64 ``[B]``;
     - ``grid``: the :class:`hsal_env.perception.grid.Grid`, where cells lie on the image;
-    - ``config``: the :class:`hsal_env.config.EnvConfig`; ``config.image_shape`` is the size of the image, also where no
-      images are given, ``config.split`` and ``config.size`` are those of the canvases.
+    - ``config``: the :class:`hsal_env.config.EnvConfig`. ``config.image_shape`` is the size of the image, with or without
+      images; ``config.split`` and ``config.size`` are those of the canvases.
     """
 
-    def __call__(self, images: Tensor | None, volume: Tensor, *_: Any, **read: Any) -> Tensor:
-        """``[B, C, h_px, w_px]`` in [0, 1] and ``[B, D, H, W]`` to ``[B, H, W]``.
+    needs_images: bool = True
+    reads: tuple[Readable, ...] = ()
 
-        C is the ``in_channels`` of the activation model, D its ``saliency_channels`` or, where it does not say, ``channels``. An
-        image's map must not depend on the others of its batch.
+    def __call__(self, images: Tensor | None, volume: Tensor, *_: Any, **read: Any) -> Tensor:
+        """``[B, C, h_px, w_px]`` in [0, 1] and ``[B, D, H, W]`` to ``[B, H, W]``, finite and non-negative.
+
+        C is ``in_channels`` of the activation model, D its ``saliency_channels``. The map of an image must not depend on the
+        other images of its batch.
         """
-        ...
+        raise NotImplementedError
+
+
+class CallableSaliency(SaliencyModel):
+    """A function or another object as a saliency model.
+
+    Args:
+        call: is called like a :class:`SaliencyModel`. Its attributes ``needs_images`` and ``reads`` count where it has them.
+    """
+
+    def __init__(self, call: Callable[..., Tensor]) -> None:
+        self.call = call
+        self.needs_images = getattr(call, "needs_images", SaliencyModel.needs_images)
+        self.reads = getattr(call, "reads", SaliencyModel.reads)
+
+    def __call__(self, images: Tensor | None, volume: Tensor, *_: Any, **read: Any) -> Tensor:
+        """See :class:`SaliencyModel`."""
+        return self.call(images, volume, **read)
 
 
 def to_cells(maps: Iterable[Tensor], grid: Grid, image_px: tuple[int, int], map_size: tuple[int, int]) -> Tensor:
@@ -57,7 +87,7 @@ def to_cells(maps: Iterable[Tensor], grid: Grid, image_px: tuple[int, int], map_
     return torch.stack(cells).float()
 
 
-class ImageSaliency:
+class ImageSaliency(SaliencyModel):
     """A saliency model of the image alone: :meth:`pixel_map`, averaged over the area of each cell."""
 
     reads = ("grid",)
@@ -74,7 +104,7 @@ class ImageSaliency:
         raise NotImplementedError
 
 
-class SumOfSquares:
+class SumOfSquares(SaliencyModel):
     """The paper's: ``S_ij = sum_c V_cij**2``."""
 
     needs_images = False
@@ -84,7 +114,7 @@ class SumOfSquares:
         return F.sum_of_squares(volume)
 
 
-class SumOfMagnitudes:
+class SumOfMagnitudes(SaliencyModel):
     """``S_ij = sum_c |V_cij|``, the attention map of Zagoruyko and Komodakis (ICLR 2017) with p = 1; the paper's has p = 2."""
 
     needs_images = False
@@ -102,7 +132,7 @@ class Brightness(ImageSaliency):
         return image.mean(dim=0)
 
 
-class CentrePrior:
+class CentrePrior(SaliencyModel):
     """A Gaussian about the middle of the image, of a quarter of its sides: where photographers put things; a control.
 
     ``S_ij = exp(-1/2 [((y_i - h/2) / (h/4))**2 + ((x_j - w/2) / (w/4))**2])`` with the cell's centre (y_i, x_j) in px.
@@ -111,13 +141,13 @@ class CentrePrior:
     needs_images = False
     reads = ("grid", "config")
 
-    def __call__(self, images: Tensor | None, volume: Tensor, *, grid: Grid, config: Any) -> Tensor:
+    def __call__(self, images: Tensor | None, volume: Tensor, *, grid: Grid, config: EnvConfig) -> Tensor:
         """See :class:`SaliencyModel`."""
         cells, middle = _centres(grid, volume), np.array(config.image_shape[:2]) / 2
         return _gaussians(cells, middle[None], middle[None] / 2).repeat(len(volume), 1, 1)
 
 
-class Uniform:
+class Uniform(SaliencyModel):
     """1 in every cell but the last (bottom right), where it is 0: nothing stands out; a control.
 
     A constant map would be normalised to zeros (S2), and S, P and the reward for glimpses with it: the agent could not say
@@ -134,7 +164,7 @@ class Uniform:
         return maps
 
 
-class Boxes:
+class Boxes(SaliencyModel):
     """An oracle: of each object a Gaussian, a quarter of its box wide, about the cell whose centre is nearest to the box's.
 
     ``S_ij = max_n exp(-1/2 [((y_i - y_n) / (h_n/4))**2 + ((x_j - x_n) / (w_n/4))**2])`` with the centre (y_n, x_n) of the
