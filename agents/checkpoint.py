@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, cast, get_args
 import torch
 
 from agents.config import AgentConfig
-from agents.protocol import World, build_agent, find_agent
+from agents.protocol import Agent, World, build_agent, find_agent
 from hsal_env.config import EnvConfig, SourceName
 from hsal_env.data.glyphs import NUM_CLASSES, GlyphSource, Split, load_glyphs
 from hsal_env.errors import CheckpointError, ConfigError
@@ -35,7 +35,7 @@ class Loaded(NamedTuple):
         source: what it was trained on: ``"mnist"``, ``"digits"``, ``"house-numbers"``, ``"svhn"`` or ``"custom"``.
     """
 
-    agent: Any
+    agent: Agent
     env: EnvConfig
     source: SourceName
 
@@ -66,9 +66,7 @@ class Loaded(NamedTuple):
         return self.env.on_source(found, data_root=data_root, **changes)
 
 
-def describe(
-    name: str, agent: torch.nn.Module, config: AgentConfig, env: EnvConfig, source: str, world: World
-) -> dict[str, Any]:
+def describe(name: str, agent: Agent, config: AgentConfig, env: EnvConfig, source: str, world: World) -> dict[str, Any]:
     """The part of a checkpoint that rebuilds an agent.
 
     Raises:
@@ -179,7 +177,7 @@ def load(path: Path, **switches: Any) -> Loaded:
     return Loaded(agent.eval(), env, content["source"])
 
 
-def restore(agent: torch.nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:
+def restore(agent: Agent, weights: dict[str, torch.Tensor], path: Path) -> None:
     """Load weights into an agent.
 
     Raises:

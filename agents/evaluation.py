@@ -10,6 +10,7 @@ import torch
 from gymnasium.vector import AutoresetMode
 from tqdm import tqdm
 
+from agents.protocol import Actor
 from agents.trajectory import collect
 from hsal_env import multiset
 from hsal_env.config import EnvConfig
@@ -40,7 +41,7 @@ def evaluation_config(config: EnvConfig, split: str, episodes: int, seed: int = 
     )
 
 
-def evaluate(agent: Any, config: EnvConfig, device: str = "cpu", progress: bool = True) -> dict[str, Any]:
+def evaluate(agent: Actor, config: EnvConfig, device: str = "cpu", progress: bool = True) -> dict[str, Any]:
     """Test an agent on every canvas of ``config``.
 
     Returns:

@@ -1,28 +1,35 @@
-"""What an agent is: the contract that lets anyone's agent be trained, saved, loaded and evaluated by our commands.
+"""What an agent is: the contract that lets anyone's agent be trained, saved, loaded and tested by our commands.
 
-An agent is an ``nn.Module`` with three methods. ``initial`` makes its recurrent state, an explicit value (any nested
-tuple of ``[B, ...]`` tensors). ``act`` makes one decision for B lanes of the native environment. ``evaluate`` scores
-the decisions of a stored trajectory with gradient. ``docs/agents.md`` says all of it on one page, with a test for yours;
+An agent is an ``nn.Module`` with three methods. ``initial`` makes its recurrent state, an explicit value. ``act`` makes one
+decision for B lanes of the native environment. ``evaluate`` scores the decisions of a stored trajectory with gradient.
+Playing needs the first two alone (:class:`Actor`). ``docs/agents.md`` says all of it on one page, with a test for yours;
 ``examples/hsal_ram`` is an agent in a package of its own.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from agents.config import AgentConfig
-from agents.trajectory import Evaluation, Trajectory
 from hsal_env.errors import ConfigError
 from hsal_env.plugins import find_object
 from hsal_env.rules import Rules
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from agents.trajectory import Evaluation, Trajectory
     from hsal_env.perception.examples import Examples
 
 ENTRY_POINTS = "hsal.agents"
+
+RecurrentState: TypeAlias = Any
+"""A tensor ``[B, ...]`` or a nested tuple of them. Only the agent that made it looks inside."""
 
 
 class World(NamedTuple):
@@ -61,26 +68,21 @@ class Decision(NamedTuple):
     action: dict[str, Tensor]
     log_prob: Tensor
     value: Tensor
-    state: Any
+    state: RecurrentState
     log_probs: Tensor | None = None
 
 
-@runtime_checkable
-class Agent(Protocol):
-    """The contract. ``Agent(world, config)`` builds one.
+class Actor(Protocol):
+    """The part of the contract that playing needs."""
 
-    ``config`` is an :class:`agents.config.AgentConfig`, the settings of HSAL's own agent; another may read of it what it
-    likes, or nothing.
-    """
-
-    def initial(self, lanes: int) -> Any:
+    def initial(self, lanes: int) -> RecurrentState:
         """The recurrent state at the start of an episode."""
         ...
 
     def act(
         self,
         observation: dict[str, Tensor],
-        state: Any,
+        state: RecurrentState,
         deterministic: bool = False,
         generator: torch.Generator | None = None,
     ) -> Decision:
@@ -90,12 +92,39 @@ class Agent(Protocol):
         """
         ...
 
+
+@runtime_checkable
+class Agent(Actor, Protocol):
+    """The contract: an ``nn.Module`` that can play and score. ``Agent(world, config)`` builds one.
+
+    ``config`` is an :class:`agents.config.AgentConfig`, the settings of HSAL's own agent. Another agent may read the
+    settings that it shares, or none. The members below ``evaluate`` are ``nn.Module``'s.
+    """
+
     def evaluate(self, trajectory: Trajectory) -> Evaluation:
         """Scores of the stored decisions, with gradient."""
         ...
 
+    training: bool
 
-def find_agent(name: str) -> Any:
+    def parameters(self) -> Iterator[nn.Parameter]: ...  # noqa: D102
+    def state_dict(self) -> dict[str, Any]: ...  # noqa: D102
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any: ...  # noqa: D102
+    def train(self, mode: bool = True) -> Self: ...  # noqa: D102
+    def eval(self) -> Self: ...  # noqa: D102
+    def to(self, device: str, /) -> Self: ...  # noqa: D102
+
+
+@runtime_checkable
+class FixesWeights(Protocol):
+    """What an agent may have beside the contract."""
+
+    def weights_fixed(self) -> AbstractContextManager[None]:
+        """A block of calls of ``act`` in which the weights do not change."""
+        ...
+
+
+def find_agent(name: str) -> Callable[[World, AgentConfig], Agent]:
     """The agent class registered under ``name`` in the entry-point group ``hsal.agents``, or ``package.module:Name``.
 
     Raises:
@@ -108,13 +137,13 @@ def find_agent(name: str) -> Any:
     return found
 
 
-def build_agent(name: str, world: World, config: AgentConfig) -> Any:
+def build_agent(name: str, world: World, config: AgentConfig) -> Agent:
     """``find_agent(name)(world, config)``.
 
     Raises:
         ConfigError: see :func:`find_agent`; or it is no ``nn.Module``.
     """
     agent = find_agent(name)(world, config)
-    if not isinstance(agent, torch.nn.Module):
+    if not isinstance(agent, nn.Module):
         raise ConfigError(f"Agent {name!r}: expected an nn.Module; got {type(agent).__name__}.")
     return agent

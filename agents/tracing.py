@@ -3,31 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, overload
+from typing import Any, TypeAlias, overload
 
+import gymnasium as gym
 import numpy as np
 import torch
 from torch import Tensor
 
 from agents.evaluation import make_env
+from agents.protocol import Actor, RecurrentState
 from hsal_env.config import EnvConfig
+from hsal_env.env import HSALEnv
+from hsal_env.errors import ConfigError
 from hsal_env.spaces import ATTENTION_SCALE
 from hsal_env.trace import Trace
 from hsal_env.trace.recorder import Recorder, Scores
+from hsal_env.vector_env import HSALVectorEnv
+
+Environment: TypeAlias = EnvConfig | gym.Env[Any, Any] | gym.vector.VectorEnv[Any, Any, Any]
 
 
 @overload
-def record(agent: Any, env: Any, index: int, deterministic: bool = True, seed: int = 0) -> Trace: ...
+def record(agent: Actor, env: Environment, index: int, deterministic: bool = True, seed: int = 0) -> Trace: ...
 @overload
 def record(
-    agent: Any, env: Any, index: Sequence[int] | np.ndarray, deterministic: bool = True, seed: int = 0
+    agent: Actor, env: Environment, index: Sequence[int] | np.ndarray, deterministic: bool = True, seed: int = 0
 ) -> list[Trace]: ...
 @torch.no_grad()
-def record(agent: Any, env: Any, index: Any, deterministic: bool = True, seed: int = 0) -> Trace | list[Trace]:
+def record(
+    agent: Actor,
+    env: Environment,
+    index: int | Sequence[int] | np.ndarray,
+    deterministic: bool = True,
+    seed: int = 0,
+) -> Trace | list[Trace]:
     """Play one episode on each canvas and trace it.
 
     Args:
-        agent: see :class:`agents.protocol.Agent`, on the CPU.
+        agent: who plays; on the CPU.
         env: an environment (single or vector, wrapped or not), whose canvases and rules are taken, or an :class:`EnvConfig`.
         index: which canvas, or several.
         deterministic: take the most probable actions.
@@ -37,6 +50,7 @@ def record(agent: Any, env: Any, index: Any, deterministic: bool = True, seed: i
         A trace; a list of them for several canvases.
 
     Raises:
+        ConfigError: an environment that is not HSAL's.
         DataError: an index is outside the split.
 
     Example:
@@ -46,7 +60,7 @@ def record(agent: Any, env: Any, index: Any, deterministic: bool = True, seed: i
         >>> trace.image.shape, trace.map_size, trace.terminated
         ((100, 100), (7, 7), True)
     """
-    config = env if isinstance(env, EnvConfig) else env.unwrapped.simulation.config
+    config = env if isinstance(env, EnvConfig) else _config_of(env.unwrapped)
     indices = np.atleast_1d(np.asarray(index))
     lanes = make_env(config, len(indices))
     generator = torch.Generator().manual_seed(seed)
@@ -76,9 +90,16 @@ def record(agent: Any, env: Any, index: Any, deterministic: bool = True, seed: i
     return traces if np.ndim(index) else traces[0]
 
 
-def _named(state: Any) -> dict[str, Tensor]:
+def _config_of(env: object) -> EnvConfig:
+    if not isinstance(env, HSALEnv | HSALVectorEnv):
+        raise ConfigError(f"Expected an environment of HSAL or its EnvConfig; got {type(env).__name__}.")
+    return env.simulation.config
+
+
+def _named(state: RecurrentState) -> dict[str, Tensor]:
     """The parts ``[B, ...]`` of an agent's recurrent state: by their names, or as ``state``, ``state_0``, ..."""
     if isinstance(state, Tensor):
         return {"state": state}
-    names = getattr(state, "_fields", [f"state_{i}" for i in range(len(state))])
-    return {name: part for name, part in zip(names, state, strict=True) if isinstance(part, Tensor)}
+    numbered = {f"state_{i}": part for i, part in enumerate(state)}
+    parts = state._asdict() if hasattr(state, "_asdict") else numbered
+    return {name: part for name, part in parts.items() if isinstance(part, Tensor)}

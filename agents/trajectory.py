@@ -7,12 +7,13 @@ volume is kept once per lane, not once per step.
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from agents.protocol import Actor, FixesWeights
 from hsal_env.dynamics import Example, State
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class Rollout(NamedTuple):
 @torch.no_grad()
 def collect(
     env: HSALVectorEnv,
-    agent: Any,
+    agent: Actor,
     indices: np.ndarray,
     deterministic: bool = False,
     generator: torch.Generator | None = None,
@@ -98,7 +99,7 @@ def collect(
 
     Args:
         env: native view, ``output="torch"``, auto-reset disabled.
-        agent: see :class:`agents.protocol.Agent`.
+        agent: who plays; on the environment's device.
         indices: which canvases.
         deterministic: take the most probable actions.
         generator: where samples come from.
@@ -112,7 +113,7 @@ def collect(
         name: [] for name in ("locations", "labels", "rewards", "log_probs", "values", "live")
     }
     option_length = env.simulation.rules.option_length
-    with getattr(agent, "weights_fixed", nullcontext)():
+    with agent.weights_fixed() if isinstance(agent, FixesWeights) else nullcontext():
         for _ in range(env.simulation.rules.max_meta_steps):
             if ended.is_cpu and bool(ended.all()):  # an accelerator would have to be waited for
                 break

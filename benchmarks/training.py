@@ -76,16 +76,17 @@ def main() -> None:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
+    from agents.actor_critic import ActorCritic
     from agents.config import AgentConfig, LearnerConfig
     from agents.evaluation import make_env
     from agents.learning.learner import Learner
-    from agents.protocol import World, build_agent
+    from agents.protocol import World
     from hsal_env.config import EnvConfig
 
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     env = make_env(EnvConfig(components=args.components, **CONFIG), args.batch_size)
-    agent = build_agent("hsal", World.of(env.simulation.examples), AgentConfig())
+    agent = ActorCritic(World.of(env.simulation.examples), AgentConfig())
     learner = Learner(agent, LearnerConfig(batch_size=args.batch_size), num_updates=1_000)
     order = np.random.default_rng(0)
 

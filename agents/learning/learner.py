@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from agents.config import LearnerConfig
 from agents.learning import losses
 from agents.learning.distributed import ALONE, Processes
 from agents.learning.returns import advantages
+from agents.protocol import Agent
 from agents.sampling import SharedGenerator
 from agents.trajectory import Evaluation, Rollout, Trajectory, collect
 from hsal_env.vector_env import HSALVectorEnv
@@ -41,11 +42,11 @@ class Objective(nn.Module):
     """The loss of an agent on a part of a roll-out, a module so that processes can share its gradients.
 
     Args:
-        agent: see :class:`agents.protocol.Agent`, an ``nn.Module``.
+        agent: who learns.
         config: how to learn.
     """
 
-    def __init__(self, agent: Any, config: LearnerConfig) -> None:
+    def __init__(self, agent: Agent, config: LearnerConfig) -> None:
         super().__init__()
         self.agent, self.config = agent, config
 
@@ -87,7 +88,7 @@ class Learner:
     that one process would have, up to rounding.
 
     Args:
-        agent: see :class:`agents.protocol.Agent`, an ``nn.Module``.
+        agent: who learns.
         config: how to learn.
         num_updates: length of the learning-rate schedule.
         seed: of samples and shuffles.
@@ -98,7 +99,7 @@ class Learner:
     """
 
     def __init__(
-        self, agent: Any, config: LearnerConfig, num_updates: int, seed: int = 0, processes: Processes = ALONE
+        self, agent: Agent, config: LearnerConfig, num_updates: int, seed: int = 0, processes: Processes = ALONE
     ) -> None:
         self.agent, self.config, self.num_updates, self.seed = agent, config, num_updates, seed
         self.processes = processes

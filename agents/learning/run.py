@@ -246,7 +246,7 @@ class Run:
 
     def _picture(self, config: EnvConfig, episodes: int) -> np.ndarray:
         """Of the first canvases. Numbers are drawn from generators of their own alone, so training is the same without it."""
-        agent = self.agent if self.device == "cpu" else copy.deepcopy(self.agent).cpu()
+        agent = self.agent if self.device == "cpu" else copy.deepcopy(self.agent).to("cpu")
         training = agent.training
         picture = draw_traces(record(agent.eval(), config, np.arange(min(episodes, config.size))))
         agent.train(training)

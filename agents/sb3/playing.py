@@ -6,7 +6,7 @@ import importlib
 import inspect
 from collections.abc import Callable
 from copy import deepcopy
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import stable_baselines3
@@ -15,24 +15,30 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.evaluation import scores_by_count
+from agents.protocol import Actor, RecurrentState, World
 from agents.sb3.vec_env import HSALVecEnv
 from hsal_env import dynamics, multiset
 from hsal_env.errors import ConfigError
+
+
+@runtime_checkable
+class _ActorOfWorld(Actor, Protocol):
+    world: World
 
 
 class SB3Agent:
     """Any agent of ours with SB3's ``predict``, for ``evaluate_policy``, callbacks and recorders, on the packed view.
 
     Args:
-        agent: see :class:`agents.protocol.Agent`, with the ``world`` it was built for, which is the environment's.
+        agent: who plays, with the ``world`` that it was built for. This must be the environment's.
 
     Raises:
         ConfigError: it lacks a method, or ``world``.
     """
 
-    def __init__(self, agent: Any) -> None:
-        missing = [name for name in ("initial", "act", "world") if not hasattr(agent, name)]
-        if missing:
+    def __init__(self, agent: Actor) -> None:
+        if not isinstance(agent, _ActorOfWorld):
+            missing = [name for name in ("initial", "act", "world") if not hasattr(agent, name)]
             raise ConfigError(
                 f"Expected an agent; {type(agent).__name__} lacks {', '.join(missing)}. A trained one is agents.load(NAME).agent."
             )
@@ -42,10 +48,10 @@ class SB3Agent:
     def predict(
         self,
         observation: dict[str, np.ndarray],
-        state: Any = None,
+        state: RecurrentState = None,
         episode_start: np.ndarray | None = None,
         deterministic: bool = False,
-    ) -> tuple[np.ndarray, Any]:
+    ) -> tuple[np.ndarray, RecurrentState]:
         """Packed actions ``[N, 4K + 2]`` (of a single observation: ``[4K + 2]``) and the state to pass to the next call.
 
         Raises:
