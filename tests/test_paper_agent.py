@@ -22,9 +22,9 @@ from gymnasium.envs.registration import EnvSpec
 from agents.actor_critic import ActorCritic
 from agents.config import AgentConfig
 from agents.evaluation import evaluate, evaluation_config, make_env
-from agents.learner import Learner, Objective, Part
+from agents.learning.learner import Learner, Objective, Part
+from agents.learning.returns import advantages
 from agents.protocol import World
-from agents.returns import advantages
 from agents.sampling import sample
 from agents.trajectory import Trajectory, collect
 from hsal_env import dynamics
