@@ -99,10 +99,6 @@ def read_page(app: Sphinx, name: str, source: list[str]) -> None:
     """Turn links to files of the repository to the site's own pages."""
     path = Path(app.env.doc2path(name))
     if path.suffix == ".md":
-        if name == "contributing" and not (ROOT / "CONTRIBUTING.md").exists():
-            source[0] = "# Contributing\n\nThis page is not written yet.\n"
-        if name == "index" and not (DOCS / "idea.md").exists():
-            source[0] = source[0].replace("\nidea\n", "\n")
         source[0] = _LINK.sub(lambda found: link(path, path, found), source[0])
 
 

@@ -1,6 +1,6 @@
 """What tests need and a machine may lack: data and extras, without which tests are skipped unless they were promised.
 
-``HSAL_TESTS_REQUIRE=data,test,browser,docs`` promises MNIST's and SVHN's files and these extras: a test that lacks
+``HSAL_TESTS_REQUIRE=data,test,browser`` promises MNIST's and SVHN's files and these extras: a test that lacks
 one of them fails, so a run that says "passed" has passed them.
 """
 
@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import pytest
 
-PROMISES = ("data", "test", "browser", "rllib", "docs")  # all but the first are extras
+PROMISES = ("data", "test", "browser", "rllib")  # the last three are extras
 
 
 def lack(what: str, why: str) -> NoReturn:
