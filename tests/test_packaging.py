@@ -81,6 +81,12 @@ def test_entry_points_are_scripts_with_a_function_cli():
         assert function == "cli"
 
 
+def test_the_table_of_commands_has_every_script_and_its_installed_name():
+    table = re.findall(r"^\| `(\w+)\.py` \| (?:`([\w-]+)`)? \|", (ROOT / "train" / "README.md").read_text(), re.M)
+    assert sorted(script for script, _ in table) == [path.stem for path in COMMANDS]
+    assert {name: f"hsal_commands.{script}:cli" for script, name in table if name} == SCRIPTS
+
+
 @pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.name)
 def test_a_script_is_run_by_its_cli(path: Path):
     tree = ast.parse(path.read_text())

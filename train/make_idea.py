@@ -8,13 +8,10 @@ Each picture is drawn to be shown 300 px wide, and has twice as many pixels. The
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
-from hsal_env.errors import HSALError
+from hsal_env.command_line import run_command
 
 _COLOURS = 256  # a picture's, so that its file is small
 
@@ -72,8 +69,9 @@ def main(args: Args) -> None:
         print(path)
 
 
+def cli() -> None:
+    run_command(main, Args)
+
+
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Args))
-    except HSALError as error:
-        sys.exit(f"error: {error}")
+    cli()
