@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
+from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
+from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -171,7 +173,10 @@ def mark_commands(app: Sphinx, tree: nodes.document) -> None:
 
 def visit_math(translator: Any, node: nodes.Element) -> None:
     """Formulas as MathML, which browsers draw by themselves: MathJax would be loaded from a network."""
-    translator.body.append(tex2mathml(node.astext(), as_block=isinstance(node, nodes.math_block)))
+    try:
+        translator.body.append(tex2mathml(node.astext(), as_block=isinstance(node, nodes.math_block)))
+    except MathError as error:
+        logging.getLogger(__name__).warning("%s", error, location=node)
     raise nodes.SkipNode
 
 
