@@ -7,14 +7,13 @@ from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Literal, cast, get_args
 
-from hsal_env.data.canvases import CanvasConfig, Canvases, CanvasSource, Task
+from hsal_env.data.canvases import CanvasConfig, Canvases, CanvasLook, CanvasSource
 from hsal_env.data.custom import CustomCanvases, CustomSplit, LabelledImages, load_folder
 from hsal_env.data.glyphs import NUM_CLASSES, SPLITS, GlyphPolicy, GlyphSource, load_glyphs
 from hsal_env.data.house_numbers import MOST_DIGITS, HouseNumbers
 from hsal_env.data.svhn import SVHN
 from hsal_env.errors import ConfigError
-from hsal_env.fields import check_fields
-from hsal_env.rules import Beta, Coordinates, MaskScale, RewardProtocol, Rules, UpdateRule
+from hsal_env.rules import MetaStepRules, Rules
 
 SourceName = Literal[GlyphSource, "house-numbers", "svhn", "custom"]
 Features = Literal["lazy", "store"]
@@ -24,7 +23,7 @@ Forbidden = Literal["penalise", "raise"]
 DEFAULT_NUM_EXAMPLES = {"train": 60_000, "val": 5_000, "test": 10_000}
 """Canvases in a split: the paper's 60,000 and 10,000, and a validation set from the training side."""
 
-OF_CANVASES = ("glyphs", *(field.name for field in fields(CanvasConfig) if field.name != "max_objects"))
+OF_CANVASES = ("glyphs", *(field.name for field in fields(CanvasLook)))
 """Arguments that say how canvases are composed: not for images of your own."""
 _OF_CUSTOM = ("images", "labels", "num_classes")
 _OF_A_SOURCE = {
@@ -44,59 +43,51 @@ def _others(source: str) -> set[str]:
     return {name for names in _OF_A_SOURCE.values() for name in names} - set(_OF_A_SOURCE[source])
 
 
-@dataclass(frozen=True)
-class EnvConfig:
-    """Every keyword argument of the environments. Defaults are the paper's; D, S and L name our readings.
+@dataclass(frozen=True, kw_only=True)
+class EnvConfig(MetaStepRules, CanvasLook):
+    """Every keyword argument of the environments. Defaults are the paper's; D names our readings (docs/decisions.md).
+
+    The arguments of :class:`hsal_env.rules.MetaStepRules` and :class:`hsal_env.data.canvases.CanvasLook` are among them.
 
     Attributes:
-        task: ``"single"``, ``"set"`` (no label twice) or ``"multiset"`` (labels independent) (D3).
-        source: ``"mnist"``, ``"digits"`` (scikit-learn's, no network) or ``"auto"``: MNIST where it can be had; or
-            ``"house-numbers"``, synthetic numbers in colour, see :mod:`hsal_env.data.house_numbers`; or ``"svhn"``, photographs
-            of them, see :mod:`hsal_env.data.svhn`; or ``"custom"``: ``images``, as in ``HSAL-Custom-v0``.
-        split: ``"train"``, ``"val"`` or ``"test"``; of your own images also ``"all"``, in their own order. Their shares are
+        source: where the images come from. ``"mnist"``: canvases of MNIST's digits. ``"digits"``: of scikit-learn's, which need
+            no network. ``"auto"``: MNIST where it can be had, else digits. ``"house-numbers"``: synthetic numbers in colour
+            (:mod:`hsal_env.data.house_numbers`). ``"svhn"``: photographs of house numbers (:mod:`hsal_env.data.svhn`).
+            ``"custom"``: your own ``images``.
+        split: which part of the source. Your own images also have ``"all"``, which keeps their order; their other splits are
             described at :meth:`hsal_env.data.custom.LabelledImages.part`.
-        glyphs: ``"disjoint"``: no digit in two splits; ``"paper"``: all splits draw from the training digits (D1).
-        seed: picks the canvases; with ``split`` and an index it fixes a canvas. Of SVHN and of your own images it draws the
-            order in a split, not the split.
-        num_examples: canvases in the split; None: 60,000, 5,000 or 10,000. Of SVHN and of your own images: at most as many,
-            None: all.
-        data_root: folder of MNIST or SVHN; None: ``$HSAL_DATA``, else the cache folder.
+        glyphs: ``"disjoint"``: no digit occurs in two splits. ``"paper"``: all splits draw from the training digits (D1).
+        seed: picks the canvases. With ``split`` and an index it fixes a canvas. SVHN and your own images have fixed canvases,
+            which it puts in an order.
+        num_examples: number of canvases in the split. None: 60,000, 5,000 or 10,000, for train, val and test; of SVHN and of
+            your own images, all.
+        data_root: folder of MNIST or SVHN. None: ``$HSAL_DATA``, else the cache folder.
         extra: whether SVHN's part ``extra`` is added to its training split (D4).
         images: your own images: uint8 ``[N, h_px, w_px]`` or ``[N, h_px, w_px, 3]``, or a folder as :mod:`hsal_env.data.custom`
             describes it, or :class:`hsal_env.data.custom.LabelledImages`.
-        labels: of images that are an array: N lists of whole numbers from 0 on, a multiset each.
-        num_classes: C of your own images; None: their largest label plus 1.
-        min_objects: fewest objects in an image.
-        max_objects: most objects in an image; None: 1 for ``"single"``, else 4, of house numbers 5, of SVHN 6, and
-            there no fewer. Of your own images: at least as many as any has, None: as many.
-        min_size_px: smallest digit.
-        max_size_px: largest digit.
-        canvas_px: side of the image.
-        clutter: number of clutter crops.
-        clutter_px: their side.
-        activation: activation model: a name, a model file ``"FILE.pt"``, ``"package.module:Name"``, or an ``nn.Module`` (which
-            is copied), see :class:`hsal_env.perception.activation.ActivationModel`.
-        saliency: saliency model: a name, ``"package.module:Name"``, ``"file:PATH"`` (your own maps), or a callable (copied if
-            an ``nn.Module``), see :class:`hsal_env.perception.saliency.SaliencyModel`; of a stored canvas it is asked once.
-        features: ``"lazy"``: V is computed at each reset; ``"store"``: once for the whole split, kept in the cache
-            folder. With ``"lazy"`` the image is read alone, so results do not depend on the number of lanes.
-        glimpses: k, locations per meta-step.
-        components: K, Gaussians in the attention mask.
-        coordinates: ``"paper"`` or ``"centred"`` (S4).
-        beta: ``"bounded"`` or ``"exp"`` (S5).
-        mask_scale: ``"paper"``, or ``"peak"``: M divided by its maximum.
-        update: ``"paper"``, ``"peak"`` (subtract M / max M), or ``"none"`` (S8).
-        renormalise_saliency: normalise S again after every update (S2 says no).
-        protocol: ``"free"``: stop ends the episode and is rewarded; ``"teacher"``: the training roll-out (L4, L5).
-        action_mode: the view: ``"native"``, the two-level Dict; ``"flat"``, one Discrete with a mask; ``"packed"``, the
-            two-level one in a Box; ``"option"``, ``"controller"`` and ``"macro"``: see :mod:`hsal_env.views`.
-        forbidden: what an action that its phase does not allow does in the flat and the controller view: ``"penalise"``,
-            earn -1 and change nothing; ``"raise"``, an error, to find an agent that ignores its mask.
-        include_image: whether the observation holds the image; None: in the native mode only.
-        include_volume: whether the observation holds the activation volume; None: in the packed and the macro view only.
+        labels: the labels of ``images`` that are an array: for each image a list of whole numbers from 0 on.
+        num_classes: C, the number of labels of your own images. None: their largest label plus 1.
+        max_objects: most objects in an image. None: 1 for ``"single"``; else 4, or 5 of house numbers, or 6 of SVHN; of your own
+            images, the most that one of them has. SVHN and your own images allow no fewer than they have.
+        activation: activation model: a name, a model file ``"FILE.pt"``, ``"package.module:Name"``, or an ``nn.Module``, which
+            is copied. See :class:`hsal_env.perception.activation.ActivationModel`.
+        saliency: saliency model: a name, ``"package.module:Name"``, ``"file:PATH"`` for maps of your own, or a callable, which
+            is copied if it is an ``nn.Module``. It is asked once for each stored canvas. See
+            :class:`hsal_env.perception.saliency.SaliencyModel`.
+        features: ``"lazy"``: the activation volume V is computed at each reset. The image is then encoded alone, so that results
+            do not depend on the number of lanes. ``"store"``: V is computed once for the whole split and kept in the cache
+            folder.
+        action_mode: the view. ``"native"``: the two-level Dict. ``"flat"``: one Discrete with a mask. ``"packed"``: the
+            two-level one in a Box. ``"option"``, ``"controller"`` and ``"macro"``: see :mod:`hsal_env.views`.
+        forbidden: what happens in the flat and the controller view on an action that the phase does not allow.
+            ``"penalise"``: it earns -1 and changes nothing. ``"raise"``: an error, which finds agents that ignore their mask.
+        include_image: whether the observation holds the image. None: only in the native view.
+        include_volume: whether the observation holds the activation volume. None: only in the packed and the macro view.
+
+    Raises:
+        ConfigError: a value outside its range, or an argument that the source does not take.
     """
 
-    task: Task = "multiset"
     source: SourceName = "auto"
     split: CustomSplit = "train"
     glyphs: GlyphPolicy = "disjoint"
@@ -107,34 +98,19 @@ class EnvConfig:
     images: Any = None
     labels: Any = None
     num_classes: int | None = None
-    min_objects: int = 1
     max_objects: int | None = None
-    min_size_px: int = 20
-    max_size_px: int = 50
-    canvas_px: int = 100
-    clutter: int = 8
-    clutter_px: int = 5
     activation: Any = "compact"
     saliency: Any = "sum-of-squares"
     features: Features = "lazy"
-    glimpses: int = 2
-    components: int = 5
-    coordinates: Coordinates = "paper"
-    beta: Beta = "bounded"
-    mask_scale: MaskScale = "paper"
-    update: UpdateRule = "paper"
-    renormalise_saliency: bool = False
-    protocol: RewardProtocol = "free"
     action_mode: ActionMode = "native"
     forbidden: Forbidden = "penalise"
     include_image: bool | None = None
     include_volume: bool | None = None
 
     def __post_init__(self) -> None:
-        check_fields(self)
-        for name, least in (("glimpses", 0), ("components", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"Expected {name} of at least {least}; got {getattr(self, name)}.")
+        super().__post_init__()
+        if self.seed < 0:
+            raise ConfigError(f"Expected seed of at least 0; got {self.seed}.")
         for name in ("num_examples", "num_classes"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -306,14 +282,14 @@ class EnvConfig:
     @property
     def canvas(self) -> CanvasConfig:
         """The look of a canvas."""
-        same = {field.name: getattr(self, field.name) for field in fields(CanvasConfig)}
-        return CanvasConfig(**{**same, "max_objects": self.objects_limit})
+        look = {field.name: getattr(self, field.name) for field in fields(CanvasLook)}
+        return CanvasConfig(**look, max_objects=self.objects_limit)
 
     @property
     def rules(self) -> Rules:
         """The part that the dynamics read."""
-        same = {field.name: getattr(self, field.name) for field in fields(Rules)}
-        return Rules(**{**same, "max_objects": self.objects_limit})
+        rules = {field.name: getattr(self, field.name) for field in fields(MetaStepRules)}
+        return Rules(**rules, max_objects=self.objects_limit)
 
     @property
     def size(self) -> int:

@@ -1,10 +1,11 @@
-"""The rules of the decision process: the arguments that its dynamics read."""
+"""The rules of the decision process: the arguments that its dynamics read. No torch here, so that configurations load quickly."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
+from hsal_env.errors import ConfigError
 from hsal_env.fields import check_fields
 
 Coordinates = Literal["paper", "centred"]
@@ -15,12 +16,27 @@ RewardProtocol = Literal["free", "teacher"]
 
 
 @dataclass(frozen=True)
-class Rules:
-    """The part of the configuration that the dynamics read. Fields as in :class:`EnvConfig`."""
+class MetaStepRules:
+    """The rules of a meta-step. Defaults are the paper's; L and S name our readings of it (docs/decisions.md).
+
+    Attributes:
+        glimpses: k, the number of glimpse locations in a meta-step.
+        components: K, the number of Gaussians in the attention mask.
+        coordinates: where the centres of the Gaussians may lie: as the paper prints it, or symmetric about the map (S4).
+        beta: range of the inverse width of the Gaussians: Appendix A's bounds, or ``exp`` without bounds (S5).
+        mask_scale: the mask as printed, or ``"peak"``: divided by its maximum.
+        update: what a label subtracts from the saliency S (S8): ``"paper"`` the mask M, ``"peak"`` M / max M, ``"none"``
+            nothing.
+        renormalise_saliency: whether S is normalised again after every update. The paper does not (S2).
+        protocol: ``"free"``: saying stop ends the episode and is rewarded. ``"teacher"``: the paper's roll-out in training,
+            which ends after the last object (L4, L5).
+
+    Raises:
+        ConfigError: a value outside its range.
+    """
 
     glimpses: int = 2
     components: int = 5
-    max_objects: int = 4
     coordinates: Coordinates = "paper"
     beta: Beta = "bounded"
     mask_scale: MaskScale = "paper"
@@ -30,6 +46,21 @@ class Rules:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.glimpses < 0 or self.components < 1:
+            raise ConfigError(
+                f"Expected glimpses of at least 0 and components of at least 1; got {self.glimpses} and {self.components}."
+            )
+
+
+@dataclass(frozen=True)
+class Rules(MetaStepRules):
+    """The rules of an episode: all that the dynamics read.
+
+    Attributes:
+        max_objects: most objects in an image. An episode has at most one meta-step more.
+    """
+
+    max_objects: int = 4
 
     @property
     def option_length(self) -> int:

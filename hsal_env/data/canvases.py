@@ -17,6 +17,7 @@ from hsal_env.data.glyphs import NUM_CLASSES, Glyphs
 from hsal_env.data.resize import bilinear_resize
 from hsal_env.errors import ConfigError, DataError
 from hsal_env.fields import check_fields
+from hsal_env.rules import Rules
 
 Task = Literal["single", "set", "multiset"]
 _DRAWS_PER_OBJECT = 6  # label, glyph, size, patch, row offset, column offset
@@ -24,28 +25,41 @@ _DRAWS_PER_CROP = 4  # glyph, row, column, cell
 
 
 @dataclass(frozen=True)
-class CanvasConfig:
-    """What a canvas looks like.
+class CanvasLook:
+    """How an image is composed. Defaults are the paper's (section 5); D3 is our reading.
 
     Attributes:
-        task: ``"single"``: one object; ``"set"``: no label twice; ``"multiset"``: labels drawn independently.
-        min_objects: fewest objects, at least 1.
-        max_objects: most objects; the count is uniform between the two.
+        task: what an image holds (D3): ``"single"`` one object, ``"set"`` no label twice, ``"multiset"`` labels drawn
+            independently.
+        min_objects: fewest objects in an image, at least 1. The number is uniform between it and max_objects.
         min_size_px: smallest side of a digit.
-        max_size_px: largest side of a digit; sizes are uniform between the two.
-        canvas_px: side of the canvas.
-        clutter: number of clutter crops.
-        clutter_px: side of a crop, and of the grid that crops are laid on.
+        max_size_px: largest side of a digit. Sides are uniform between the two.
+        canvas_px: side of the image.
+        clutter: number of clutter crops, which are pieces of digits.
+        clutter_px: side of a clutter crop, and of the grid that crops are laid on.
     """
 
     task: Task = "multiset"
     min_objects: int = 1
-    max_objects: int = 4
     min_size_px: int = 20
     max_size_px: int = 50
     canvas_px: int = 100
     clutter: int = 8
     clutter_px: int = 5
+
+
+@dataclass(frozen=True)
+class CanvasConfig(CanvasLook):
+    """All that decides how a canvas of digits looks.
+
+    Attributes:
+        max_objects: most objects in an image.
+
+    Raises:
+        ConfigError: a value outside its range, or more objects than fit.
+    """
+
+    max_objects: int = Rules.max_objects
 
     def __post_init__(self) -> None:
         check_fields(self)
