@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from scipy.ndimage import label, maximum_filter
+from scipy.stats import rankdata
 
 from hsal_env.errors import DataError
 from hsal_env.perception.grid import Grid
@@ -83,53 +85,39 @@ def cells_held(boxes: np.ndarray, grid: Grid, map_size: tuple[int, ...]) -> np.n
 def local_maxima(maps: np.ndarray) -> np.ndarray:
     """Cells of ``[B, H, W]`` that exceed all of their eight neighbours, bool.
 
-    A plateau, touching cells of one value, is one maximum if it exceeds every cell that it touches: that of its cells which is
-    nearest to the mean of them all, the first in reading order of several. A constant map has none.
+    A plateau is a set of touching cells of one value. If it exceeds every cell that it touches, one of its cells is a maximum:
+    the one nearest to their mean, and the first in reading order of several as near. A constant map has none.
     """
-    exceeded = np.zeros(maps.shape, bool)
-    for value in _beside(maps, -np.inf):
-        exceeded |= value > maps
-    plateau = np.broadcast_to(np.arange(maps[0].size).reshape(maps.shape[1:]), maps.shape)
-    changing = True
-    while changing:  # until all cells of a plateau know its last one, and whether any of them is exceeded
-        last, higher = plateau, exceeded
-        for value, label, below in zip(_beside(maps, np.nan), _beside(last, 0), _beside(higher, False), strict=True):
-            same = value == maps
-            plateau = np.where(same, np.maximum(plateau, label), plateau)
-            exceeded = exceeded | (same & below)
-        changing = not (np.array_equal(plateau, last) and np.array_equal(exceeded, higher))
-    highest = ~exceeded & (np.ptp(maps, axis=(1, 2)) > 0)[:, None, None]
+    lane_by_lane = np.zeros((3, 3, 3), int)
+    lane_by_lane[1] = 1  # a cell touches its eight neighbours, and nothing in another map
+    top = maps == maximum_filter(maps, footprint=lane_by_lane, mode="nearest")  # no neighbour is higher
+    beside = maximum_filter(np.where(top, -np.inf, maps), footprint=lane_by_lane, mode="nearest")
+    plateaus, count = label(top, lane_by_lane)
+    found = np.zeros(count + 1, bool)
+    found[1:] = True
+    found[plateaus[top & (beside == maps)]] = False  # a plateau goes on in a cell that has a higher neighbour
+    constant = np.ptp(maps, axis=(1, 2)) == 0
+    cells = np.argwhere(found[plateaus] & ~constant[:, None, None])
+    own = plateaus[tuple(cells.T)]
+    size = np.bincount(own, minlength=count + 1)
+    total = np.stack([np.bincount(own, weights=place, minlength=count + 1) for place in cells[:, 1:].T], axis=1)
+    # size times the distance from the mean: whole numbers, so that equal distances are equal
+    away = np.square(cells[:, 1:] * size[own, None] - total[own]).sum(axis=1)
+    nearest_first = np.lexsort((away, own))
+    _, first = np.unique(own[nearest_first], return_index=True)
     maxima = np.zeros(maps.shape, bool)
-    for lane in range(len(maps)):
-        for label in np.unique(plateau[lane][highest[lane]]):
-            own = np.argwhere(plateau[lane] == label)
-            away = np.square(own * len(own) - own.sum(axis=0)).sum(
-                axis=1
-            )  # from the mean; whole numbers, so that ties are
-            row, col = own[away.argmin()]
-            maxima[lane, row, col] = True
+    maxima[tuple(cells[nearest_first[first]].T)] = True
     return maxima
 
 
-def _beside(maps: np.ndarray, outside: Any) -> list[np.ndarray]:
-    """The eight neighbours of every cell of ``[B, H, W]``."""
-    padded = np.pad(maps, ((0, 0), (1, 1), (1, 1)), constant_values=outside)
-    rows, columns = maps.shape[1:]
-    return [padded[:, i : i + rows, j : j + columns] for i in range(3) for j in range(3) if (i, j) != (1, 1)]
-
-
 def area_under_curve(maps: np.ndarray, positive: np.ndarray) -> np.ndarray:
-    """The chance that a positive cell of ``[B, H, W]`` has a higher value than another one, equal values counted half.
+    """The chance that a positive cell of ``[B, H, W]`` has a higher value than another cell; equal values count half.
 
-    That is the area under the curve of hits over false alarms as a threshold goes down. NaN where all cells are of one kind.
+    That is the area under the ROC curve (hits over false alarms as a threshold goes down), from the rank sum R of the n positive
+    cells among n + m: ``(R - n (n + 1) / 2) / (n m)``. NaN where all cells are of one kind.
     """
-    areas = np.full(len(maps), np.nan)
-    for lane, (values, kind) in enumerate(
-        zip(maps.reshape(len(maps), -1), positive.reshape(len(maps), -1), strict=True)
-    ):
-        hits, others = int(kind.sum()), int((~kind).sum())
-        if hits and others:
-            _, which, count = np.unique(values, return_inverse=True, return_counts=True)
-            ranks = (np.cumsum(count) - (count - 1) / 2)[which]  # from 1; the mean of those that equal values share
-            areas[lane] = (ranks[kind].sum() - hits * (hits + 1) / 2) / (hits * others)
-    return areas
+    kind = positive.reshape(len(maps), -1)
+    ranks = rankdata(maps.reshape(len(maps), -1), axis=1)  # from 1; equal values share the mean of theirs
+    hits, others = kind.sum(axis=1), (~kind).sum(axis=1)
+    areas = (np.where(kind, ranks, 0).sum(axis=1) - hits * (hits + 1) / 2) / np.maximum(hits * others, 1)
+    return np.where(hits * others > 0, areas, np.nan)

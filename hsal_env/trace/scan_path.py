@@ -15,8 +15,10 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy.stats import rankdata
 
 from hsal_env.errors import DataError
+from hsal_env.perception.finding import cells_held
 from hsal_env.trace import Trace
 
 _DRAWS = 10  # of each control, per scan path
@@ -103,21 +105,13 @@ def _looked(trace: Trace) -> _Looked:
     due = trace.remaining.sum(axis=1) > 0
     known = bool(len(trace.boxes)) and bool((trace.boxes >= 0).all())
     placed = trace.mask[due & (trace.phase == 0)].reshape(-1, trace.saliency_left.size)
+    held = cells_held(trace.boxes[None], trace.grid, trace.map_size)[0]  # [m, H, W]
     return _Looked(
         cells=trace.location[due & (trace.location >= 0)],
         trace=trace,
-        inside=_inside(trace) if known else None,
+        inside=held.reshape(len(held), -1) if known else None,
         masks=placed,
     )
-
-
-def _inside(trace: Trace) -> np.ndarray:
-    """bool ``[m, H W]``: which cells' centres lie in each box."""
-    rows, columns = trace.map_size
-    centres = trace.grid.centres(np.arange(rows * columns), columns)  # [H W, 2]
-    corner, size = trace.boxes[:, None, :2], trace.boxes[:, None, 2:]
-    within = (corner <= centres) & (centres < corner + size)
-    return np.asarray(within.all(axis=2))
 
 
 def _saccades(path: np.ndarray, trace: Trace, step: Sequence[float]) -> tuple[float, float]:
@@ -149,13 +143,7 @@ def _saliency_order(path: np.ndarray, looked: _Looked) -> tuple[float, float]:
     saliency = looked.trace.saliency[0].reshape(-1)[fixated]
     if len(fixated) < 2 or (saliency == saliency[0]).all():
         return 0.0, 0.0
-    return float(np.corrcoef(_ranks(first), _ranks(-saliency))[0, 1]), 1.0
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 0 on, equal values sharing the mean of theirs."""
-    _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts + 1) / 2)[group]
+    return float(np.corrcoef(rankdata(first), rankdata(-saliency))[0, 1]), 1.0
 
 
 # the sum over one scan path, and over how many: pooled over all of them
