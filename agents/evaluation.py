@@ -41,7 +41,7 @@ def evaluation_config(config: EnvConfig, split: str, episodes: int, seed: int = 
     )
 
 
-def evaluate(agent: Actor, config: EnvConfig, device: str = "cpu", progress: bool = True) -> dict[str, Any]:
+def score_agent(agent: Actor, config: EnvConfig, device: str = "cpu", progress: bool = True) -> dict[str, Any]:
     """Test an agent on every canvas of ``config``.
 
     Returns:

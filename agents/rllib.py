@@ -361,7 +361,7 @@ Choose = Callable[[Any, dict[str, Any]], Any]
 
 
 def make_env(env_id: str, view: str, env_config: dict[str, Any]) -> MultiAgentEnv:
-    """The environment as :func:`evaluate` plays it: with one agent, named 0, where the view is of a single agent."""
+    """The environment as :func:`score` plays it: with one agent, named 0, where the view is of a single agent."""
     if view == MULTI_AGENT:
         return HSALMultiAgentEnv({**env_config, "env_id": env_id})
     alone = make_multi_agent(lambda _: gym.make(env_id, **{**env_config, "action_mode": view}))
@@ -396,12 +396,12 @@ def greedy(algorithm: Any, env: MultiAgentEnv) -> Choose:
     return choose
 
 
-def evaluate(env: MultiAgentEnv, choose: Choose, episodes: int) -> dict[str, Any]:
+def score(env: MultiAgentEnv, choose: Choose, episodes: int) -> dict[str, Any]:
     """Play canvases 0 to ``episodes - 1``, once each.
 
     Returns:
         ``mean_return`` (the single environment's: of the two agents, the controller's), ``mean_length`` in decisions, the
-        scores of :func:`hsal_env.multiset.scores`, and ``by_count`` as in :func:`agents.evaluation.evaluate`.
+        scores of :func:`hsal_env.multiset.scores`, and ``by_count`` as in :func:`agents.evaluation.score_agent`.
     """
     earning = env.possible_agents[-1]
     total, steps = 0.0, 0

@@ -25,7 +25,7 @@ from agents.actor_critic import ActorCritic
 from agents.config import AgentConfig, LearnerConfig
 from agents.evaluation import make_env
 from agents.learning.learner import Learner
-from agents.learning.run import Run
+from agents.learning.run import Run, RunConfig
 from agents.protocol import World
 from agents.tracing import record
 from hsal_env.config import EnvConfig
@@ -668,7 +668,7 @@ def test_what_a_checkpoint_cannot_hold_is_refused_before_anything_is_written(fol
     with pytest.raises(
         ConfigError, match=f"^{named}: a checkpoint cannot hold arrays or objects. Give images as a folder"
     ):
-        Run(tmp_path / "run", env, "hsal", AGENT, LearnerConfig(batch_size=4), seed=0)
+        Run(RunConfig(tmp_path / "run", env, "hsal", AGENT, LearnerConfig(batch_size=4)))
     assert not (tmp_path / "run").exists()
 
 

@@ -25,7 +25,7 @@ from agents.actor_critic import ActorCritic
 from agents.config import AgentConfig, LearnerConfig
 from agents.learning.distributed import ALONE, Processes, joined
 from agents.learning.learner import Learner
-from agents.learning.run import Run
+from agents.learning.run import Run, RunConfig
 from agents.sampling import SharedGenerator, sample
 from hsal_env.config import EnvConfig
 from hsal_env.errors import ConfigError, ProcessError
@@ -60,7 +60,7 @@ class Scatterbrain(ActorCritic):
 
 def prepare(folder: Path, name: str, processes: Processes = ALONE, agent: str = "hsal", resume: bool = False) -> Run:
     sizes, learner = VARIANTS.get(name, ({}, {}))
-    return Run(
+    config = RunConfig(
         folder / name,
         ENV,
         agent,
@@ -70,9 +70,8 @@ def prepare(folder: Path, name: str, processes: Processes = ALONE, agent: str = 
         device="cpu",
         val_episodes=12,
         log_every=2,
-        resume=resume,
-        processes=processes,
     )
+    return Run(config, resume, processes)
 
 
 def train_all(folder: Path, processes: Processes) -> None:

@@ -20,7 +20,7 @@ from traces import MetaStep, trace_of
 import agents
 import hsal_env
 from agents.config import AgentConfig, LearnerConfig
-from agents.evaluation import evaluate, evaluation_config
+from agents.evaluation import evaluation_config, score_agent
 from agents.learning.run import Run as TrainingRun
 from agents.reports import curves, gallery
 from agents.reports.mistakes import breakdown
@@ -589,7 +589,7 @@ def test_episodes_are_broken_down_measured_and_shown(whole: str, trained: Path):
 def test_a_bundled_agent_is_tested_on_so_many_test_canvases(mnist_root: str, tmp_path: Path):
     seen = Page(made(tmp_path / "r.html", "mnist-multiset", episodes=20, data_root=mnist_root))
     loaded = agents.load("mnist-multiset")
-    scores = evaluate(loaded.agent, evaluation_config(loaded.env_on("test", None, mnist_root), "test", 20))
+    scores = score_agent(loaded.agent, evaluation_config(loaded.env_on("test", None, mnist_root), "test", 20))
     lines = dict(seen.table("row", "mnist-multiset (bundled)"))
     assert lines["0-1"].startswith(f"{scores['exact_match']:.3f}|paper 0.935|blind guess 0.")
     assert lines["example-F1"].startswith(f"{scores['example_f1']:.3f}|blind guess")

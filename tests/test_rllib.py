@@ -340,9 +340,9 @@ def test_what_the_mask_forbids_has_no_probability(rllib):
 @pytest.mark.parametrize("view", ["flat", "multi-agent", "option", "controller", "macro", "packed"])
 def test_playing_canvases_at_random(rllib, view):
     env = rllib.make_env(ID, view, {} if view == "multi-agent" else with_policy({"action_mode": view, **SMALL}))
-    played = rllib.evaluate(env, rllib.at_random(env, 0), 5)
+    played = rllib.score(env, rllib.at_random(env, 0), 5)
     assert sum(part["episodes"] for part in played["by_count"].values()) == 5
-    assert rllib.evaluate(env, rllib.at_random(env, 0), 5) == played
+    assert rllib.score(env, rllib.at_random(env, 0), 5) == played
     assert np.isfinite(played["mean_return"])
 
 
@@ -350,7 +350,7 @@ def test_playing_canvases_at_random(rllib, view):
 def test_baselines_by_hand(rllib):
     """Stopping at once earns -1 for the label and P at the first cell twice; two agents at random obey the mask."""
     env = rllib.make_env(ID, "flat", {"num_examples": 16, "forbidden": "raise"})
-    stopped = rllib.evaluate(env, rllib.stopping(env), 6)
+    stopped = rllib.score(env, rllib.stopping(env), 6)
     rewards, alone = [], single(action_mode="flat", task="multiset")
     for index in range(6):
         alone.reset(options={"index": index})
@@ -359,7 +359,7 @@ def test_baselines_by_hand(rllib):
     assert stopped["mean_length"] == 4
     assert stopped["exact_match"] == stopped["overall_recall"] == 0
     two = two_agents(rllib, forbidden="raise")
-    assert round(6 * rllib.evaluate(two, rllib.at_random(two, 0), 6)["mean_length"]) % 4 == 0
+    assert round(6 * rllib.score(two, rllib.at_random(two, 0), 6)["mean_length"]) % 4 == 0
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -404,7 +404,7 @@ def test_ppo_trains_here_and_a_level_has_a_policy_of_its_own(rllib, folder, monk
     assert set(saved.keys()) == ({META, CONTROLLER} if view == "multi-agent" else {"default_policy"})
     env = rllib.make_env(ID, view, {"num_examples": 20, "split": "test", "features": "store"})
     algorithm = type("Saved", (), {"get_module": staticmethod(saved.__getitem__)})
-    assert rllib.evaluate(env, rllib.greedy(algorithm, env), 20) == metrics["test"]
+    assert rllib.score(env, rllib.greedy(algorithm, env), 20) == metrics["test"]
     assert "holds a finished run" in message(monkeypatch, [*TINY, "--output-dir", folder])
 
 

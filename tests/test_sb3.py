@@ -19,7 +19,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecVideoRe
 import agents
 from agents.actor_critic import ActorCritic
 from agents.config import AgentConfig
-from agents.evaluation import evaluate, evaluation_config
+from agents.evaluation import evaluation_config, score_agent
 from agents.sb3 import HSALPolicy, HSALVecEnv, SB3Agent, playing
 from hsal_env.config import EnvConfig
 from hsal_env.env import HSALEnv
@@ -290,7 +290,7 @@ def test_a_policy_keeps_the_configuration_it_was_given():
 def test_a_bundled_agent_scores_under_sb3_what_it_scores_under_ours():
     agent = agents.load("mnist-multiset").agent
     config = evaluation_config(EnvConfig(source="digits", components=49), "test", 30)
-    expected = evaluate(agent, config, progress=False)
+    expected = score_agent(agent, config, progress=False)
     env = HSALVecEnv(
         "HSAL-DigitsMultiset-v0",
         8,
@@ -300,7 +300,7 @@ def test_a_bundled_agent_scores_under_sb3_what_it_scores_under_ours():
         features="store",
         action_mode="packed",
     )
-    found = playing.test(playing.greedy(SB3Agent(agent), env), env, 30)
+    found = playing.score(playing.greedy(SB3Agent(agent), env), env, 30)
     for name in ("exact_match", "macro_f1", "overall_recall", "by_count"):
         assert found[name] == expected[name]
     mean, _ = evaluate_policy(SB3Agent(agent), VecMonitor(env), n_eval_episodes=8)
@@ -326,7 +326,7 @@ def test_an_agent_predicts_for_a_single_observation():
         shaped.predict(larger.reset(seed=0)[0])
     longer = lanes_of(2, action_mode="packed", components=49, glimpses=3)
     with pytest.raises(ConfigError, match=r"glimpses=2, .* phase 4"):
-        playing.test(playing.greedy(shaped, longer), longer, 2)
+        playing.score(playing.greedy(shaped, longer), longer, 2)
     with pytest.raises(ConfigError, match=r"Loaded lacks initial, act, world\. .*agents\.load\(NAME\)\.agent"):
         SB3Agent(agents.load("mnist-multiset"))
 
@@ -355,7 +355,7 @@ def test_an_episode_is_filmed(tmp_path):
 def test_baselines_by_hand():
     """Stopping at once earns -1 for the label, and P at the first cell, lit by its own spotlight; random play obeys the mask."""
     env = lanes_of(5, max_objects=2, forbidden="raise")
-    stopped = playing.test(playing.stopping(env), env, 12)
+    stopped = playing.score(playing.stopping(env), env, 12)
     assert stopped["mean_length"] == 4
     assert -1 <= stopped["mean_return"] < 1
     assert stopped["exact_match"] == stopped["overall_recall"] == 0
@@ -366,21 +366,21 @@ def test_baselines_by_hand():
         single.reset(options={"index": index})
         rewards += [single.step(action)[1] for action in (0, 0, 0, CELLS + STOP)]
     assert stopped["mean_return"] == pytest.approx(sum(rewards) / 12, abs=1e-6)
-    played = playing.test(playing.at_random(env, 0), env, 12)  # an action that the mask forbids would be an error
+    played = playing.score(playing.at_random(env, 0), env, 12)  # an action that the mask forbids would be an error
     assert played["mean_length"] % 1 == 0 or 4 <= played["mean_length"] <= 12
-    assert playing.test(playing.at_random(env, 0), env, 12) == played
+    assert playing.score(playing.at_random(env, 0), env, 12) == played
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_every_view_can_be_played_at_random(mode):
     env = lanes_of(3, action_mode=mode)
-    assert np.isfinite(playing.test(playing.at_random(env, 0), env, 5)["mean_return"])
+    assert np.isfinite(playing.score(playing.at_random(env, 0), env, 5)["mean_return"])
 
 
 def test_agents_of_other_kinds_are_models_too():
     env = lanes_of(4, action_mode="packed")
     agent = ActorCritic(env.world, AgentConfig())
-    assert playing.test(playing.greedy(SB3Agent(agent), env), env, 6)["mean_length"] >= 4
+    assert playing.score(playing.greedy(SB3Agent(agent), env), env, 6)["mean_length"] >= 4
 
 
 def test_without_sb3_contrib_all_but_the_policy_is_there():

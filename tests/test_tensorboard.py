@@ -18,7 +18,7 @@ from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG, parse_s
 from agents.config import AgentConfig, LearnerConfig
 from agents.evaluation import evaluation_config
 from agents.learning.learner import Learner
-from agents.learning.run import Run
+from agents.learning.run import Run, RunConfig
 from agents.reports.runs import flat
 from agents.tracing import record
 from hsal_env.config import EnvConfig
@@ -34,7 +34,7 @@ TESTED = 12
 def start(folder: Path, resume: bool = False, **env: object) -> Run:
     """A run of eight updates in two passes, with a row of progress every other update."""
     config = dataclasses.replace(ENV, **env)
-    return Run(folder, config, "hsal", AGENT, LEARNER, 0, "cpu", val_episodes=8, log_every=2, resume=resume)
+    return Run(RunConfig(folder, config, "hsal", AGENT, LEARNER, 0, "cpu", val_episodes=8, log_every=2), resume)
 
 
 def whole(folder: Path, **env: object) -> Run:

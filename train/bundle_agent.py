@@ -90,7 +90,7 @@ def main(args: Args) -> None:
     import torch
 
     from agents import checkpoint
-    from agents.evaluation import evaluate, evaluation_config
+    from agents.evaluation import evaluation_config, score_agent
     from agents.reports.tables import format_table
     from hsal_env.perception.registry import BUNDLED
     from hsal_env.storage.files import write_text
@@ -123,7 +123,7 @@ def main(args: Args) -> None:
     env = dataclasses.replace(loaded.env, source=loaded.source, data_root=args.data_root)
     results = {
         "source": loaded.source,
-        "test": evaluate(loaded.agent, evaluation_config(env, "test", args.episodes)),
+        "test": score_agent(loaded.agent, evaluation_config(env, "test", args.episodes)),
     }
     table = format_table(results)
     print(table)

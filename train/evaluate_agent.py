@@ -52,7 +52,7 @@ class Args:
 def main(args: Args) -> None:
     """Load, test, print, and write."""
     from agents import bundled, load
-    from agents.evaluation import evaluate, evaluation_config
+    from agents.evaluation import evaluation_config, score_agent
     from agents.learning.provenance import versions
     from agents.reports.tables import format_table
     from agents.tracing import record
@@ -74,7 +74,7 @@ def main(args: Args) -> None:
         **changed,
         "split": args.split,
         "seed": args.seed,
-        "test": evaluate(loaded.agent, config),
+        "test": score_agent(loaded.agent, config),
         "versions": versions(),
     }
     print(format_table(results))

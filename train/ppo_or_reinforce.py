@@ -161,24 +161,23 @@ def main(args: Args) -> None:
 
 def _train(args: Args, processes: Processes) -> None:
     from agents.learning.provenance import without_paths
-    from agents.learning.run import Run
+    from agents.learning.run import Run, RunConfig
 
     launcher = ["python"] if processes.count == 1 else ["torchrun", "--nproc-per-node", str(processes.count)]
     name = f"{args.env_id}-{args.learner.algorithm}-{args.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-    run = Run(
+    config = RunConfig(
         folder=args.output_dir or Path("runs") / name,
         env=EnvConfig(**dataclasses.asdict(args.env)),
         agent_name=args.agent_name,
-        agent_config=args.agent,
-        learner_config=args.learner,
+        agent=args.agent,
+        learner=args.learner,
         seed=args.seed,
         device=args.device,
         val_episodes=args.val_episodes,
         log_every=args.log_every,
-        resume=args.resume,
         command=[*launcher, "train/ppo_or_reinforce.py", *without_paths(sys.argv[1:])],
-        processes=processes,
     )
+    run = Run(config, args.resume, processes)
     run.train(args.checkpoint_minutes)
     if processes.leads:
         run.test(args.test_episodes)

@@ -128,7 +128,7 @@ def main(args: Args) -> None:
             ("random", test, rllib.at_random(test, args.seed)),
             ("stop_at_once", flat, rllib.stopping(flat)),
         ):
-            results[name] = rllib.evaluate(env, choose, test_episodes)
+            results[name] = rllib.score(env, choose, test_episodes)
             print(format_return(name, results[name]))
         sizes = {"train_batch_size_per_learner": args.train_batch_size, "minibatch_size": args.minibatch_size}
         config = rllib.ppo_config(
@@ -136,7 +136,7 @@ def main(args: Args) -> None:
         )
         algorithm = config.build_algo()
         results["steps"], results["train_seconds"] = train(algorithm, rllib.train_once, args.iterations, folder)
-        results["test"] = rllib.evaluate(test, rllib.greedy(algorithm, test), test_episodes)
+        results["test"] = rllib.score(test, rllib.greedy(algorithm, test), test_episodes)
         print(format_return("test", results["test"]))
         with writing(folder), creating_folder(folder / "checkpoint") as path:
             algorithm.save_to_path(path.absolute())

@@ -199,7 +199,7 @@ def main(args: Args) -> None:
     feature_seconds = time.perf_counter() - started
     policy = sb3.HSALPolicy if args.algorithm == "hsal" else None
     model = playing.make_model(setup.name, env, args.seed, setup.kwargs, policy)
-    train_seconds = train(model, lambda: playing.test(playing.greedy(model, val), val, val_episodes), args, folder)
+    train_seconds = train(model, lambda: playing.score(playing.greedy(model, val), val, val_episodes), args, folder)
     with writing(folder), replacing(folder / "model.zip") as path:
         model.save(path)
     flat = {name: value for name, value in task.items() if name != "policy"} | {"action_mode": "flat"}
@@ -207,9 +207,9 @@ def main(args: Args) -> None:
     not_recorded = ("output_dir", "data_root")
     results = {
         "source": test.env.simulation.examples.source,
-        "test": playing.test(playing.greedy(model, test), test, test_episodes),
-        "random": playing.test(playing.at_random(test, args.seed), test, test_episodes),
-        "stop_at_once": playing.test(playing.stopping(stopping), stopping, test_episodes),
+        "test": playing.score(playing.greedy(model, test), test, test_episodes),
+        "random": playing.score(playing.at_random(test, args.seed), test, test_episodes),
+        "stop_at_once": playing.score(playing.stopping(stopping), stopping, test_episodes),
         "steps": model.num_timesteps,
         "train_seconds": train_seconds,
         "feature_seconds": feature_seconds,

@@ -6,8 +6,9 @@ import copy
 import dataclasses
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from tqdm import tqdm
 
 from agents import checkpoint
 from agents.config import AgentConfig, LearnerConfig
-from agents.evaluation import blind_guess, evaluate, evaluation_config, make_env
+from agents.evaluation import blind_guess, evaluation_config, make_env, score_agent
 from agents.learning.distributed import ALONE, Processes
 from agents.learning.learner import Learner
 from agents.learning.provenance import resources, versions
@@ -37,61 +38,72 @@ _PICTURED_EPISODES, _WATCHED_EPISODES = 4, 3  # of episodes.png, and of TensorBo
 _TESTED = (*SCORES, "attn_saliency_ratio")
 
 
+@dataclass(frozen=True)
+class RunConfig:
+    """The settings of a training run.
+
+    Attributes:
+        folder: receives checkpoint.pt, metrics.json, progress.csv, episodes.png and TensorBoard logs.
+        env: the training environment.
+        agent_name: see :func:`agents.protocol.find_agent`.
+        agent: sizes and switches of the agent.
+        learner: how it learns.
+        seed: seed of the weights, of the order of images, and of the samples.
+        device: ``"cpu"``, ``"cuda"`` or ``"auto"``.
+        val_episodes: number of validation canvases.
+        log_every: number of updates between two rows of progress.csv.
+        command: what was typed, for metrics.json.
+
+    Raises:
+        ConfigError: a number outside its range.
+    """
+
+    folder: Path
+    env: EnvConfig
+    agent_name: str
+    agent: AgentConfig
+    learner: LearnerConfig
+    seed: int = 0
+    device: str = "auto"
+    val_episodes: int = 2_000
+    log_every: int = 20
+    command: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        for name, least in (("seed", 0), ("log_every", 1), ("val_episodes", 1)):
+            if not least <= getattr(self, name) < 1 << 32:
+                raise ConfigError(f"Expected {name} of at least {least} and below 2**32; got {getattr(self, name)}.")
+
+
 class Run:
     """One training run in one folder.
 
     Args:
-        folder: receives checkpoint.pt, metrics.json, progress.csv, episodes.png and TensorBoard logs.
-        env: the training environment.
-        agent_name: see :func:`agents.protocol.find_agent`.
-        agent_config: sizes and switches of the agent.
-        learner_config: how it learns.
-        seed: of weights, order of images, and samples.
-        device: ``"cpu"``, ``"cuda"`` or ``"auto"``.
-        val_episodes: validation canvases.
-        log_every: updates between two rows of progress.csv.
+        config: its settings.
         resume: continue from the folder's checkpoint.
-        command: what was typed, for metrics.json.
         processes: who share its batches, see :func:`agents.learning.distributed.joined`.
 
     Raises:
-        ConfigError: an argument outside its range, an unknown agent, a device that is not there, fewer images than a
-            batch, a batch that the processes cannot share equally, processes of different runs, or images or models
-            that a checkpoint cannot hold (:meth:`EnvConfig.plain`).
+        ConfigError: an unknown agent, a device that is not there, fewer images than a batch, a batch that the processes
+            cannot share equally, processes of different runs, or images or models that a checkpoint cannot hold
+            (:meth:`EnvConfig.plain`).
         CheckpointError: the folder cannot be written, already holds a checkpoint (without ``resume``), holds none (with
             it), or holds one of another configuration.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        env: EnvConfig,
-        agent_name: str,
-        agent_config: AgentConfig,
-        learner_config: LearnerConfig,
-        seed: int,
-        device: str = "auto",
-        val_episodes: int = 2_000,
-        log_every: int = 20,
-        resume: bool = False,
-        command: list[str] | None = None,
-        processes: Processes = ALONE,
-    ) -> None:
-        self.folder, self.env_config, self.seed, self.log_every = Path(folder), env, seed, log_every
-        self.agent_name, self.agent_config, self.learner_config = agent_name, agent_config, learner_config
-        self.val_episodes, self.command, self.processes = val_episodes, command or [], processes
+    def __init__(self, config: RunConfig, resume: bool = False, processes: Processes = ALONE) -> None:
+        self.config, self.processes, self.folder = config, processes, Path(config.folder)
         self.checkpoint_path = self.folder / "checkpoint.pt"
-        for name, value, least in (("seed", seed, 0), ("log_every", log_every, 1), ("val_episodes", val_episodes, 1)):
-            if not least <= value < 1 << 32:
-                raise ConfigError(f"Expected {name} of at least {least} and below 2**32; got {value}.")
-        find_agent(agent_name)  # what is mistyped is said before minutes of work
-        _ = env.plain()  # what a checkpoint could not hold, too
-        lanes = processes.lanes(learner_config.batch_size)
-        self.device = processes.device(device)
+        batch_size = config.learner.batch_size
+        # every error in the settings is raised before minutes of work
+        find_agent(config.agent_name)
+        _ = config.env.plain()
+        lanes = processes.lanes(batch_size)
+        self.device = processes.device(config.device)
         if processes.leads:
             self._claim_folder(resume)
         with processes.one_per_machine_first():  # it may download images
-            examples = Examples(dataclasses.replace(env, features="lazy"))
+            examples = Examples(dataclasses.replace(config.env, features="lazy"))
         self.source = examples.source
         self.world = World.of(examples)
         shared = processes.from_leader(self._identity)
@@ -100,55 +112,43 @@ class Run:
                 f"Expected one run in all processes; {different} differ from process 0's. Start them with the same flags, "
                 "data and packages on every machine."
             )
-        self.updates_per_pass = len(examples) // learner_config.batch_size
+        self.updates_per_pass = len(examples) // batch_size
         if not self.updates_per_pass:
             raise ConfigError(
-                f"Expected at least batch_size={learner_config.batch_size} training images; got {len(examples)}. "
+                f"Expected at least batch_size={batch_size} training images; got {len(examples)}. "
                 "Raise --num-examples or lower --batch-size."
             )
-        torch.manual_seed(seed)
-        self.agent = build_agent(agent_name, self.world, agent_config).to(self.device)
-        self.learner = Learner(
-            self.agent, learner_config, self.updates_per_pass * learner_config.passes, seed, processes
-        )
+        torch.manual_seed(config.seed)
+        self.agent = build_agent(config.agent_name, self.world, config.agent).to(self.device)
+        num_updates = self.updates_per_pass * config.learner.passes
+        self.learner = Learner(self.agent, config.learner, num_updates, config.seed, processes)
         self.rows: list[dict[str, float]] = []
         self.train_seconds = self.cpu_seconds = self.cpu_seconds_of_others = 0.0
         if resume:
             self._restore()
         start = time.perf_counter()
-        with processes.one_per_machine_first():
-            self.env = make_env(
-                env, lanes.stop - lanes.start, self.device
-            )  # minutes; whatever is wrong was said before
+        with processes.one_per_machine_first():  # it may compute features for minutes
+            self.env = make_env(config.env, lanes.stop - lanes.start, self.device)
         self.feature_seconds = time.perf_counter() - start
 
     def train(self, checkpoint_minutes: float = 3.0) -> None:
         """Run the remaining updates, with a progress bar; validate and save after every pass and now and then."""
-        leads = self.processes.leads
+        leads, algorithm = self.processes.leads, self.config.learner.algorithm
         if leads:
-            tqdm.write(
-                f"{self.learner_config.algorithm} on {source_in_words(self.source)}, results go to {self.folder}"
-            )
+            tqdm.write(f"{algorithm} on {source_in_words(self.source)}, results go to {self.folder}")
         saved = started = time.perf_counter()
         before = self.train_seconds
         pending: list[dict[str, float]] = []
         with self._writing():
             board = self._board(self.learner.step + 1) if leads else None
-        bar = tqdm(
-            total=self.learner.num_updates,
-            initial=self.learner.step,
-            desc=self.learner_config.algorithm,
-            unit="update",
-            disable=not leads,
-        )
-        while self.learner.step < self.learner.num_updates:
-            epoch, batch = divmod(self.learner.step, self.updates_per_pass)
-            size = self.learner_config.batch_size
-            order = np.random.default_rng([self.seed, epoch]).permutation(self.env_config.size)
-            pending.append(self.learner.update(self.env, order[batch * size : (batch + 1) * size]))
+        total, done = self.learner.num_updates, self.learner.step
+        bar = tqdm(total=total, initial=done, desc=algorithm, unit="update", disable=not leads)
+        while self.learner.step < total:
+            pending.append(self.learner.update(self.env, self._next_batch()))
             bar.update()
-            pass_ends = batch + 1 == self.updates_per_pass
-            if not pass_ends and self.learner.step % self.log_every:
+            passes, rest = divmod(self.learner.step, self.updates_per_pass)
+            pass_ends = rest == 0
+            if not pass_ends and self.learner.step % self.config.log_every:
                 continue
             row = {name: float(np.mean([line[name] for line in pending])) for name in pending[0]}
             pending = []
@@ -158,20 +158,15 @@ class Run:
                 continue  # the leader does the rest
             if pass_ends:
                 row |= self._validate()
-                bar.write(
-                    f"pass {epoch + 1}: validation exact match {row['val/exact_match']:.3f}, macro-F1 {row['val/macro_f1']:.3f}"
-                )
+                exact, f1 = row["val/exact_match"], row["val/macro_f1"]
+                bar.write(f"pass {passes}: validation exact match {exact:.3f}, macro-F1 {f1:.3f}")
             now = time.perf_counter()
             self.train_seconds = before + now - started
             self._log(row, board)
             bar.set_postfix(reward=f"{row['reward/label']:.3f}", ratio=f"{row['attention/saliency_ratio']:.1f}")
             if pass_ends:
-                board.add_image(
-                    "attention/episodes",
-                    self._picture(self._val_config, _WATCHED_EPISODES),
-                    self.learner.step,
-                    dataformats="HWC",
-                )
+                picture = self._picture(self._val_config, _WATCHED_EPISODES)
+                board.add_image("attention/episodes", picture, self.learner.step, dataformats="HWC")
             if pass_ends or now - saved > 60 * checkpoint_minutes:
                 self._save()
                 saved = now
@@ -187,20 +182,20 @@ class Run:
         Raises:
             CheckpointError: a file cannot be written.
         """
-        config = evaluation_config(self.env_config, "test", episodes)
+        config = evaluation_config(self.config.env, "test", episodes)
         self.agent.eval()
         results: dict[str, Any] = {
             "source": self.source,
-            "test": evaluate(self.agent, config, self.device),
-            "blind_guess": blind_guess(self.env_config, config),
+            "test": score_agent(self.agent, config, self.device),
+            "blind_guess": blind_guess(self.config.env, config),
             "train_seconds": self.train_seconds,
             "feature_seconds": self.feature_seconds,
             **resources(self.cpu_seconds + self.cpu_seconds_of_others),
             "processes": self.processes.count,
             "threads": torch.get_num_threads(),
-            "config": self._config(),
+            "config": self._settings(),
             "versions": versions(),
-            "command": self.command,
+            "command": list(self.config.command),
         }
         tqdm.write(format_table(results))
         picture = self._picture(config, _PICTURED_EPISODES)
@@ -220,23 +215,31 @@ class Run:
         tqdm.write(f"Results are in {self.folder}")
         return results
 
-    def _config(self) -> dict[str, Any]:
+    def _next_batch(self) -> np.ndarray:
+        """Indices ``[batch_size]`` of the next update's images. Every pass has an order of its own."""
+        number, batch = divmod(self.learner.step, self.updates_per_pass)
+        size = self.config.learner.batch_size
+        order = np.random.default_rng([self.config.seed, number]).permutation(self.config.env.size)
+        return order[batch * size : (batch + 1) * size]
+
+    def _settings(self) -> dict[str, Any]:
+        """What decides the result; where the data lie does not."""
+        config = self.config
         return {
-            # where the data lie is a fact of the machine, not of the run
-            "env": {k: value for k, value in self.env_config.plain().items() if k not in ("data_root", "images")},
-            "agent_name": self.agent_name,
-            "agent": dataclasses.asdict(self.agent_config),
-            "learner": dataclasses.asdict(self.learner_config),
-            "seed": self.seed,
+            "env": {k: v for k, v in config.env.plain().items() if k not in ("data_root", "images")},
+            "agent_name": config.agent_name,
+            "agent": dataclasses.asdict(config.agent),
+            "learner": dataclasses.asdict(config.learner),
+            "seed": config.seed,
         }
 
     @property
     def _val_config(self) -> EnvConfig:
-        return evaluation_config(self.env_config, "val", self.val_episodes)
+        return evaluation_config(self.config.env, "val", self.config.val_episodes)
 
     def _validate(self) -> dict[str, float]:
         self.agent.eval()
-        scores = evaluate(self.agent, self._val_config, self.device, progress=False)
+        scores = score_agent(self.agent, self._val_config, self.device, progress=False)
         self.agent.train()
         return {f"val/{name}": scores[name] for name in ("exact_match", "macro_f1")}
 
@@ -258,9 +261,8 @@ class Run:
         self.rows.append({"update": self.learner.step, "seconds": self.train_seconds, **row})
 
     def _save(self) -> None:
-        content = checkpoint.describe(
-            self.agent_name, self.agent, self.agent_config, self.env_config, self.source, self.world
-        )
+        config = self.config
+        content = checkpoint.describe(config.agent_name, self.agent, config.agent, config.env, self.source, self.world)
         content |= {
             "optimiser": self.learner.optimiser.state_dict(),
             "step": self.learner.step,
@@ -288,8 +290,9 @@ class Run:
 
     def _identity(self) -> dict[str, Any]:
         """What must be equal for a run to be continued."""
-        own = {"images": self.env_config.data.digest} if self.env_config.is_custom else {}
-        return {**self._config(), "source": self.source, "perception": checkpoint.perception(self.env_config), **own}
+        env = self.config.env
+        own = {"images": env.data.digest} if env.is_custom else {}
+        return {**self._settings(), "source": self.source, "perception": checkpoint.perception(env), **own}
 
     def _claim_folder(self, resume: bool) -> None:
         if resume and not self.checkpoint_path.is_file():

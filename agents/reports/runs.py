@@ -221,7 +221,7 @@ def names(rows: Sequence[Sequence[Run]]) -> list[str]:
 def of_bundled(run: Run, loaded: Loaded, env: EnvConfig, episodes: int) -> Run:
     """A bundled agent's run, whose agent is ``loaded``, with scores on so many test canvases of ``env``."""
     from agents import checkpoint
-    from agents.evaluation import blind_guess, evaluate, evaluation_config  # torch: not before it is needed
+    from agents.evaluation import blind_guess, evaluation_config, score_agent  # torch: not before it is needed
 
     assert run.checkpoint
     config = evaluation_config(env, "test", episodes)
@@ -229,7 +229,7 @@ def of_bundled(run: Run, loaded: Loaded, env: EnvConfig, episodes: int) -> Run:
     metrics = {
         "source": env.source,
         "episodes": episodes,
-        "test": evaluate(loaded.agent, config),
+        "test": score_agent(loaded.agent, config),
         "blind_guess": blind_guess(env, config),
         "config": {name: settings[name] for name in ("env", "agent_name", "agent", "learner", "seed")},
     }

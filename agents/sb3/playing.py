@@ -96,12 +96,12 @@ Predict = Callable[..., tuple[np.ndarray, Any]]
 """``predict(observation, state, episode_start)`` to actions and state, as SB3's models have it."""
 
 
-def test(predict: Predict, env: HSALVecEnv, episodes: int) -> dict[str, Any]:
+def score(predict: Predict, env: HSALVecEnv, episodes: int) -> dict[str, Any]:
     """Play canvases 0 to ``episodes - 1``, once each.
 
     Returns:
         ``mean_return``, ``mean_length``, the scores of :func:`hsal_env.multiset.scores`, and ``by_count`` as in
-        :func:`agents.evaluation.evaluate`.
+        :func:`agents.evaluation.score_agent`.
     """
     returns, lengths = np.zeros(episodes), np.zeros(episodes)
     classes = env.env.simulation.config.classes

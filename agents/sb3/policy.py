@@ -38,6 +38,34 @@ class _Placed(NamedTuple):
     known: Tensor
 
 
+class _Choice(NamedTuple):
+    """A location or a label of every lane, its log-probability, and the entropy of what it was drawn from. ``[N]`` each."""
+
+    chosen: Tensor
+    log_prob: Tensor
+    entropy: Tensor
+
+
+class _Step(NamedTuple):
+    """What a step of N lanes gives.
+
+    Attributes:
+        action: packed ``[N, 4K + 2]``.
+        value: ``[N]``.
+        log_prob: ``[N]``; 0 for attention, which is deterministic.
+        entropy: ``[N]``; 0 for attention.
+        hidden: both states after it ``[N, meta + controller]``.
+        placed: the masks after it; None in a roll-out.
+    """
+
+    action: Tensor
+    value: Tensor
+    log_prob: Tensor
+    entropy: Tensor
+    hidden: Tensor
+    placed: _Placed | None
+
+
 class HSALPolicy(RecurrentActorCriticPolicy):
     """The paper's agent as a policy of sb3-contrib's ``RecurrentPPO``; the view is ``packed``.
 
@@ -112,10 +140,9 @@ class HSALPolicy(RecurrentActorCriticPolicy):
         self, obs: Any, lstm_states: RNNStates, episode_starts: Tensor, deterministic: bool = False
     ) -> tuple[Tensor, Tensor, Tensor, RNNStates]:
         """One decision of every lane: packed actions ``[N, 4K + 2]``, values, log-probabilities, and the states after it."""
-        hidden = lstm_states.pi[0][0]
-        action, value, log_prob, _, hidden, _ = self._decide(obs, hidden, episode_starts, None, None, deterministic)
-        states = (hidden[None], torch.zeros_like(hidden)[None])
-        return action, value, log_prob, RNNStates(states, states)
+        step = self._step(obs, lstm_states.pi[0][0], episode_starts, deterministic)
+        states = (step.hidden[None], torch.zeros_like(step.hidden)[None])
+        return step.action, step.value, step.log_prob, RNNStates(states, states)
 
     def evaluate_actions(  # type: ignore[override]
         self, obs: Any, actions: Tensor, lstm_states: RNNStates, episode_starts: Tensor
@@ -128,21 +155,25 @@ class HSALPolicy(RecurrentActorCriticPolicy):
             return part.reshape(sequences, -1, *part.shape[1:]).transpose(0, 1)  # [T, N, ...]
 
         seen = {name: by_step(part) for name, part in obs.items()}
-        answers: list[tuple[Tensor, Tensor, Tensor]] = []
+        steps: list[_Step] = []
         placed: _Placed | None = None
-        for step, (action, begins) in enumerate(zip(by_step(actions), by_step(episode_starts), strict=True)):
-            now = {name: part[step] for name, part in seen.items()}
-            _, value, log_prob, entropy, hidden, placed = self._decide(now, hidden, begins, placed, action, False)
-            answers.append((value, log_prob, entropy))
+        for number, (action, begins) in enumerate(zip(by_step(actions), by_step(episode_starts), strict=True)):
+            now = {name: part[number] for name, part in seen.items()}
+            step = self._step(now, hidden, begins, taken=action, placed=placed)
+            hidden, placed = step.hidden, step.placed
+            steps.append(step)
         self._checked = True
-        value, log_prob, entropy = (torch.stack(parts, dim=1).flatten() for parts in zip(*answers, strict=True))
+        value, log_prob, entropy = (
+            torch.stack(parts, dim=1).flatten()
+            for parts in zip(*((step.value, step.log_prob, step.entropy) for step in steps), strict=True)
+        )
         return value, log_prob, entropy
 
     def predict_values(  # type: ignore[override]
         self, obs: Any, lstm_states: tuple[Tensor, ...], episode_starts: Tensor
     ) -> Tensor:
         """Values ``[N]``."""
-        return self._decide(obs, lstm_states[0][0], episode_starts, None, None, True)[1]
+        return self._step(obs, lstm_states[0][0], episode_starts, deterministic=True).value
 
     def _predict(  # type: ignore[override]
         self, observation: Any, lstm_states: tuple[Tensor, ...], episode_starts: Tensor, deterministic: bool = False
@@ -151,68 +182,61 @@ class HSALPolicy(RecurrentActorCriticPolicy):
         action, _, _, after = self.forward(observation, both, episode_starts, deterministic)
         return action, after.pi
 
-    def _decide(
+    def _step(
         self,
         obs: dict[str, Tensor],
         hidden: Tensor,
         episode_starts: Tensor,
-        placed: _Placed | None,
-        taken: Tensor | None,
-        deterministic: bool,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, _Placed | None]:
+        deterministic: bool = False,
+        taken: Tensor | None = None,
+        placed: _Placed | None = None,
+    ) -> _Step:
         """A step of N lanes, each in a phase of its own.
 
         Args:
             obs: of the packed view.
             hidden: both states ``[N, meta + controller]``.
             episode_starts: 1 where an episode begins ``[N]``.
-            placed: the running meta-steps' masks in an update; None in a roll-out, where the observed P and glimpse do.
-            taken: the stored actions in an update.
-            deterministic: take the most probable.
-
-        Returns:
-            Packed action, value, log-probability and entropy ``[N]``, the states after it, the masks after it.
+            deterministic: take the most probable actions.
+            taken: the stored actions ``[N, 4K + 2]`` in an update; None in a roll-out.
+            placed: the masks of the running meta-steps in an update; None at its first step. A roll-out takes the observed
+                P and glimpse instead.
         """
-        config, rules = self.config, self.rules
         phase = obs["phase"].reshape(len(hidden), -1)[:, 0].long()
-        attends, names = phase == 0, phase == rules.glimpses + 1
+        attends, names = phase == 0, phase == self.rules.glimpses + 1
         seen = {name: obs[name].reshape(len(hidden), -1)[:, 0].long() for name in ("last_label", "last_location")}
-        maps = {name: obs[name].unflatten(1, self.map_size) for name in ("saliency", "priority")}
-        seen |= {**maps, "glimpse": obs["glimpse"]}
-        before = AgentState(
-            *(hidden * (1 - episode_starts)[:, None]).split([config.meta_hidden, config.controller_hidden], dim=1)
-        )
+        seen |= {name: obs[name].unflatten(1, self.map_size) for name in ("saliency", "priority")}
+        seen["glimpse"] = obs["glimpse"]
+        sizes = [self.config.meta_hidden, self.config.controller_hidden]
+        before = AgentState(*(hidden * (1 - episode_starts)[:, None]).split(sizes, dim=1))
 
         raw, begun = self.agent.attend(seen["saliency"], seen["last_label"], before)
-        if taken is not None:  # an update: what the observation shows of the mask, computed anew
+        if taken is not None:  # what the observation shows of the mask is computed anew
             fresh = self._place(raw, obs, seen["saliency"], attends)
             if placed is not None:
                 seen = self._with_gradient(seen, placed, phase)
                 fresh = dynamics.select(attends, fresh, placed)
             placed = fresh
         read = self.agent.read(seen, before.controller_state)
-        location = self.agent.controller.location_log_probs(read, seen["priority"])
-        label = self.agent.controller.label_log_probs(read)
-
-        def choose(log_probs: Tensor, stored: Tensor | None) -> Tensor:
-            if stored is not None:
-                return stored.long().clamp(0, log_probs.shape[1] - 1)
-            return log_probs.argmax(dim=1) if deterministic else log_probs.exp().multinomial(1).squeeze(1)
-
-        chosen = [choose(part, None if taken is None else taken[:, i - 2]) for i, part in enumerate((location, label))]
-        scores = [
-            part.gather(1, which[:, None]).squeeze(1) for part, which in zip((location, label), chosen, strict=True)
-        ]
-        entropies = [-(part.exp() * part).sum(dim=1) for part in (location, label)]
+        stored_location, stored_label = (None, None) if taken is None else (taken[:, -2], taken[:, -1])
+        log_probs = self.agent.controller.location_log_probs(read, seen["priority"])
+        location = _choose(log_probs, stored_location, deterministic)
+        label = _choose(self.agent.controller.label_log_probs(read), stored_label, deterministic)
 
         def by_phase(at_location: Tensor, at_label: Tensor) -> Tensor:
             return torch.where(attends, 0.0, torch.where(names, at_label, at_location))
 
         meta_value = self.meta_value(begun.meta_state.detach()).squeeze(1)
-        value = torch.where(attends, meta_value, self.agent.controller.values(read))
-        after = torch.where(attends[:, None], torch.cat(begun, dim=1), torch.cat([before.meta_state, read], dim=1))
-        action = torch.cat([raw / F.RAW_LIMIT, *(which[:, None].float() for which in chosen)], dim=1)
-        return action, value, by_phase(*scores), by_phase(*entropies), after, placed
+        return _Step(
+            action=torch.cat(
+                [raw / F.RAW_LIMIT, location.chosen[:, None].float(), label.chosen[:, None].float()], dim=1
+            ),
+            value=torch.where(attends, meta_value, self.agent.controller.values(read)),
+            log_prob=by_phase(location.log_prob, label.log_prob),
+            entropy=by_phase(location.entropy, label.entropy),
+            hidden=torch.where(attends[:, None], torch.cat(begun, dim=1), torch.cat([before.meta_state, read], dim=1)),
+            placed=placed,
+        )
 
     def _place(self, raw: Tensor, obs: dict[str, Tensor], saliency: Tensor, attends: Tensor) -> _Placed:
         """The interface of :func:`hsal_env.dynamics.attend`, on stored observations."""
@@ -258,6 +282,18 @@ class HSALPolicy(RecurrentActorCriticPolicy):
             "optimizer_class": self.optimizer_class,
             "optimizer_kwargs": self.optimizer_kwargs,
         }
+
+
+def _choose(log_probs: Tensor, stored: Tensor | None, deterministic: bool) -> _Choice:
+    """The stored choice where there is one, else the most probable or a sampled one; ``log_probs`` ``[N, n]``."""
+    if stored is not None:
+        index = stored.long().clamp(0, log_probs.shape[1] - 1)
+    elif deterministic:
+        index = log_probs.argmax(dim=1)
+    else:
+        index = log_probs.exp().multinomial(1).squeeze(1)
+    log_prob = log_probs.gather(1, index[:, None]).squeeze(1)
+    return _Choice(index, log_prob, -(log_probs.exp() * log_probs).sum(dim=1))
 
 
 def _any_rate(progress: float) -> float:

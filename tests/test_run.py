@@ -18,10 +18,10 @@ from torch import Tensor
 from agents import evaluation as evaluation_module
 from agents.actor_critic import ActorCritic
 from agents.config import AgentConfig, LearnerConfig
-from agents.evaluation import blind_guess, evaluate, evaluation_config, make_env, scores_by_count
+from agents.evaluation import blind_guess, evaluation_config, make_env, score_agent, scores_by_count
 from agents.learning.learner import Learner
 from agents.learning.provenance import resources
-from agents.learning.run import Run
+from agents.learning.run import Run, RunConfig
 from agents.protocol import Decision, World
 from agents.tracing import record
 from agents.trajectory import collect
@@ -48,18 +48,9 @@ VARIANTS = {
 
 def start(folder: Path, resume: bool = False, seed: int = 0, agent: AgentConfig = AGENT, **learner) -> Run:
     """A run of eight updates in two passes, with a row of progress every other update."""
-    return Run(
-        folder,
-        ENV,
-        "hsal",
-        agent,
-        dataclasses.replace(LEARNER, **learner),
-        seed,
-        device="cpu",
-        val_episodes=12,
-        log_every=2,
-        resume=resume,
-    )
+    learner_config = dataclasses.replace(LEARNER, **learner)
+    config = RunConfig(folder, ENV, "hsal", agent, learner_config, seed, "cpu", val_episodes=12, log_every=2)
+    return Run(config, resume)
 
 
 def weights(run: Run) -> dict[str, Tensor]:
@@ -87,7 +78,7 @@ def progress(folder: Path) -> list[dict[str, str]]:
 def test_a_toy_task_is_learnt(tmp_path: Path, variant: str, passes: int):
     """One digit and clutter: chance is a reward of -0.8, and the right multiset at most once in ten."""
     config = EnvConfig(task="single", source="digits", num_examples=512, protocol="teacher", features="store")
-    run = Run(
+    settings = RunConfig(
         tmp_path,
         dataclasses.replace(config, update="peak", components=4),
         "hsal",
@@ -108,6 +99,7 @@ def test_a_toy_task_is_learnt(tmp_path: Path, variant: str, passes: int):
         val_episodes=128,
         log_every=4,
     )
+    run = Run(settings)
     run.train()
     first, last = run.rows[0], run.rows[-1]
     assert last["val/exact_match"] > 0.6
@@ -534,7 +526,7 @@ def test_what_is_wrong_is_said_before_features_are_computed(
 
 def test_a_device_must_be_there(tmp_path: Path):
     with pytest.raises(ConfigError, match="Expected a device that is there, such as cpu; got 'abacus'"):
-        Run(tmp_path, ENV, "hsal", AGENT, LEARNER, 0, device="abacus")
+        Run(RunConfig(tmp_path, ENV, "hsal", AGENT, LEARNER, device="abacus"))
 
 
 @pytest.mark.parametrize("name", ["progress.csv", "metrics.json", "tensorboard"])
@@ -589,7 +581,7 @@ def evaluate_script(config: EnvConfig, plan: list[list[int]], monkeypatch: pytes
     with monkeypatch.context() as patch:
         patch.setattr(evaluation_module, "_LANES", lanes)
         patch.setattr(evaluation_module, "make_env", lambda *given: made.append(real(*given)) or made[-1])
-        return evaluate(Scripted(lambda: made[-1], dict(enumerate(plan))), config, progress=False)
+        return score_agent(Scripted(lambda: made[-1], dict(enumerate(plan))), config, progress=False)
 
 
 TEST = evaluation_config(ENV, "test", 17)
@@ -655,7 +647,7 @@ def test_saliency_at_glimpses_is_a_mean_over_glimpses_taken(monkeypatch: pytest.
 
 def test_without_glimpses_there_is_no_saliency_at_them():
     config = dataclasses.replace(TEST, glimpses=0)
-    scores = evaluate(build(make_env(config, 1)), config, progress=False)
+    scores = score_agent(build(make_env(config, 1)), config, progress=False)
     assert scores["attn_saliency"] is scores["attn_saliency_ratio"] is None
 
 
@@ -681,7 +673,7 @@ def test_an_evaluation_of_uniform_glimpses_draws_the_same_each_time():
     found = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        found.append(evaluate(agent, TEST, progress=False))
+        found.append(score_agent(agent, TEST, progress=False))
     assert found[0] == found[1]
 
 
@@ -689,7 +681,7 @@ def test_uniform_glimpses_see_what_uniform_ones_see_and_greedy_ones_much_more():
     config, ratio = evaluation_config(dataclasses.replace(ENV, update="none"), "test", 100), {}
     for policy in ("uniform", "greedy"):
         agent = build(make_env(config, 1), dataclasses.replace(AGENT, location_policy=policy))
-        ratio[policy] = evaluate(agent, config, progress=False)["attn_saliency_ratio"]
+        ratio[policy] = score_agent(agent, config, progress=False)["attn_saliency_ratio"]
     assert ratio["uniform"] == pytest.approx(1, abs=0.4)
     assert ratio["greedy"] > 3
 
@@ -718,5 +710,5 @@ def test_scores_of_an_agent_are_those_of_its_predictions():
     agent = build(env)
     rollout = collect(env, agent, np.arange(17), deterministic=True)
     expected = multiset.scores(rollout.predicted.numpy(), rollout.trajectory.example.counts.numpy())
-    scores = evaluate(agent, TEST, progress=False)
+    scores = score_agent(agent, TEST, progress=False)
     assert {name: scores[name] for name in SCORES} == expected
