@@ -32,7 +32,7 @@ def run(script: str, *flags: object, cwd: Path) -> subprocess.CompletedProcess:
     """``python train/script flags`` in a process of its own."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(ROOT / "train" / script), *map(str, flags)]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=100)
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
 
 
 def succeeded(done: subprocess.CompletedProcess) -> subprocess.CompletedProcess:

@@ -37,7 +37,7 @@ def helped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int | No
     folder = tmp_path_factory.mktemp("empty")
     command = [sys.executable, "-c", HELP, *map(str, SCRIPTS)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = succeeded(subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=100))
+    done = succeeded(subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300))
     assert list(folder.iterdir()) == []
     return json.loads(done.stdout)
 

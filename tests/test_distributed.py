@@ -96,7 +96,7 @@ def launch(script: Path, *arguments: object, **environment: str) -> subprocess.C
         env={**os.environ, "PYTHONPATH": paths, **environment},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=300,
     )
 
 
@@ -151,11 +151,13 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", [*VARIANTS, HALF_DONE])
 def test_two_processes_learn_what_one_learns(one: Path, two: Path, variant: str):
     assert_same_run(two / variant, one / variant)
 
 
+@pytest.mark.slow
 def test_an_agent_that_draws_by_itself_trains_all_the_same(two: Path):
     scores = rows(two / "scatterbrain")
     assert [row["update"] for row in scores] == [2, 4, 6, 8]
@@ -219,6 +221,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory, module: ModuleType, mortal: 
     return folder
 
 
+@pytest.mark.slow
 def test_torchrun_trains_the_same_agent_and_only_the_leader_speaks_and_writes(
     tmp_path: Path, alone: Path, mortal: Path
 ):
@@ -237,6 +240,7 @@ def test_torchrun_trains_the_same_agent_and_only_the_leader_speaks_and_writes(
     assert found["cpu_seconds"] > 0
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_run_which_resumes_with_any_number(
     tmp_path: Path, alone: Path, mortal: Path, module: ModuleType
 ):
@@ -252,6 +256,7 @@ def test_a_killed_process_ends_the_run_which_resumes_with_any_number(
     assert_same_run(folder, alone)
 
 
+@pytest.mark.slow
 def test_an_error_in_one_process_is_said_with_its_number(tmp_path: Path, mortal: Path):
     done = launch(TRAIN, *FLAGS, "--output-dir", tmp_path / "x", PYTHONPATH=str(mortal), END="raise")
     assert done.returncode != 0
@@ -260,6 +265,7 @@ def test_an_error_in_one_process_is_said_with_its_number(tmp_path: Path, mortal:
     assert {path.name for path in (tmp_path / "x").iterdir()} == {"checkpoint.pt", "progress.csv", "tensorboard"}
 
 
+@pytest.mark.slow
 def test_what_is_wrong_for_all_is_said_once(tmp_path: Path):
     done = launch(TRAIN, "--source", "digits", "--output-dir", tmp_path / "x", "--batch-size", "33")
     assert done.returncode != 0

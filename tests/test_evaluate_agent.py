@@ -4,22 +4,23 @@ import json
 from pathlib import Path
 
 import pytest
-from commands import ANALYSE, EVALUATE, Command, metrics_of, run, script, succeeded
+from commands import ANALYSE, EVALUATE, Command, metrics_of, script
 
 import agents
 from agents import checkpoint
 
 
-def test_evaluating_a_checkpoint_repeats_the_test(trained: Path, tmp_path: Path):
-    table = tmp_path / "tables" / "t.json"
-    done = succeeded(run(EVALUATE, trained / "checkpoint.pt", "--episodes", 200, "--json", table, cwd=tmp_path))
-    results, metrics = json.loads(table.read_text()), metrics_of(trained)
+def test_evaluating_a_checkpoint_repeats_the_test(
+    command: "Command", capsys: pytest.CaptureFixture, trained: Path, tmp_path: Path
+):
+    command(EVALUATE, [trained / "checkpoint.pt", "--episodes", 200, "--json", "tables/t.json"])
+    results, metrics = json.loads((tmp_path / "tables" / "t.json").read_text()), metrics_of(trained)
     assert results["test"] == metrics["test"]
     assert results["versions"] == metrics["versions"]
     assert {name: results[name] for name in ("source", "agent", "trained_on", "split", "seed")} == {
         "source": "digits", "agent": None, "trained_on": "digits", "split": "test", "seed": 0,
     }  # fmt: skip
-    assert f"{metrics['test']['exact_match']:.4f}" in done.stdout
+    assert f"{metrics['test']['exact_match']:.4f}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("flag", "value"), [("seed", "1"), ("split", "val"), ("split", "train")])

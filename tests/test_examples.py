@@ -48,7 +48,7 @@ def python(*command: object, cwd: Path, path: tuple[Path, ...] = ()) -> subproce
     """``python command`` in a process of its own, with ``path`` to import from."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, *path)))}
     return subprocess.run(
-        [sys.executable, *map(str, command)], cwd=cwd, env=environment, capture_output=True, text=True, timeout=100
+        [sys.executable, *map(str, command)], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
     )
 
 
@@ -90,12 +90,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory, site: Path) -> Path:
     return train(tmp_path_factory.mktemp("runs") / "ram", site)
 
 
+@pytest.mark.slow
 def test_the_installed_agent_is_found_by_its_entry_point(site: Path, tmp_path: Path):
     code = "import inspect; from agents.protocol import find_agent; print(inspect.getfile(find_agent('ram')))"
     found = succeeded(python("-c", code, cwd=tmp_path, path=(site,))).stdout.strip()
     assert Path(found) == site / "hsal_ram" / "__init__.py"
 
 
+@pytest.mark.slow
 def test_the_installed_agent_is_trained_and_saved_under_its_name(trained: Path):
     content = torch.load(trained / "checkpoint.pt", weights_only=True)
     assert content["agent"] == "ram"
@@ -103,6 +105,7 @@ def test_the_installed_agent_is_trained_and_saved_under_its_name(trained: Path):
     assert {path.name for path in trained.iterdir()} >= {"metrics.json", "progress.csv", "episodes.png"}
 
 
+@pytest.mark.slow
 def test_its_checkpoint_is_evaluated_by_our_command(trained: Path, site: Path, tmp_path: Path):
     flags = ["--episodes", "40", "--json", "table.json"]
     succeeded(python(ROOT / "train/evaluate_agent.py", trained / "checkpoint.pt", *flags, cwd=tmp_path, path=(site,)))
@@ -110,6 +113,7 @@ def test_its_checkpoint_is_evaluated_by_our_command(trained: Path, site: Path, t
     assert table["test"] == json.loads((trained / "metrics.json").read_text())["test"]
 
 
+@pytest.mark.slow
 def test_a_seed_decides_its_training(trained: Path, site: Path, tmp_path: Path):
     def weights(folder: Path) -> torch.Tensor:
         model = torch.load(folder / "checkpoint.pt", weights_only=True)["model"]
@@ -119,6 +123,7 @@ def test_a_seed_decides_its_training(trained: Path, site: Path, tmp_path: Path):
     assert not torch.equal(weights(train(tmp_path / "other", site, "--seed", "1")), weights(trained))
 
 
+@pytest.mark.slow
 def test_where_the_package_is_not_installed_its_checkpoint_says_which_agent_it_lacks(
     trained: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -129,11 +134,13 @@ def test_where_the_package_is_not_installed_its_checkpoint_says_which_agent_it_l
         agents.load(trained / "checkpoint.pt")
 
 
+@pytest.mark.slow
 def test_the_test_on_the_page_passes(site: Path, tmp_path: Path):
     (block,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     succeeded(python("-c", block, cwd=tmp_path, path=(site,)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["location_prior", "baseline.bias"])
 def test_the_test_on_the_page_can_fail(site: Path, tmp_path: Path, part: str):
     (block,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
@@ -370,6 +377,7 @@ def scores(printed: str) -> dict[str, tuple[float, float]]:
     return {name: (float(mean_return), float(exact)) for name, mean_return, exact in rows if "steps" not in name}
 
 
+@pytest.mark.slow
 def test_the_file_runs_and_saves_what_it_learnt(tmp_path: Path):
     done = succeeded(python(PPO, *TINY, "--save", "policy.pt", cwd=tmp_path))
     assert done.stdout.startswith("HSAL-DigitsSingle-v0 on digits, seed 0\n")

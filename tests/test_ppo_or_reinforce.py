@@ -14,9 +14,7 @@ from commands import (
     Command,
     metrics_of,
     parsed,
-    run,
     script,
-    succeeded,
 )
 
 from agents.learning.learner import Learner
@@ -67,14 +65,14 @@ def test_the_default_folder_is_named_after_the_run(command: "Command", tmp_path:
     assert re.fullmatch(r"HSAL-MNISTMultiset-v0-reinforce-3-\d{8}-\d{6}", folder.name)
 
 
-def test_an_agent_of_synthetic_house_numbers_says_so(tmp_path: Path):
+def test_an_agent_of_synthetic_house_numbers_says_so(command: "Command", capsys: pytest.CaptureFixture, tmp_path: Path):
     flags = [
         *SMALL[:2],
         *shlex.split("--env-id HSAL-HouseNumbersMultiset-v0 --num-examples 32 --batch-size 32 --passes 1"),
     ]
     few = shlex.split("--controller-hidden 16 --val-episodes 4 --test-episodes 8 --output-dir run")
-    said = succeeded(run(TRAIN, *flags, *few, cwd=tmp_path))
-    assert "test canvases of synthetic house-numbers, 8 episodes" in said.stdout + said.stderr
+    command(TRAIN, [*flags, *few])
+    assert "test canvases of synthetic house-numbers, 8 episodes" in capsys.readouterr().out
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["source"] == "house-numbers"
     module = script(ANALYSE)
     module.main(module.Args(str(tmp_path / "run" / "checkpoint.pt"), episodes=8, output_dir=tmp_path / "errors"))

@@ -18,6 +18,7 @@ PYTHON_BLOCKS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", PYTHON_BLOCKS)
 def test_python_blocks_run(block: str, mnist_root: str, tmp_path: Path):
     environment = {**os.environ, "HSAL_DATA": mnist_root, "PYTHONPATH": str(ROOT)}
