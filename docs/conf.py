@@ -173,8 +173,9 @@ def mark_commands(app: Sphinx, tree: nodes.document) -> None:
 
 def visit_math(translator: Any, node: nodes.Element) -> None:
     """Formulas as MathML, which browsers draw by themselves: MathJax would be loaded from a network."""
+    tex = re.sub(r"\\(hat|vec) (\w)_", r"\\\1 \2{}_", node.astext())  # or the index would stand under the letter
     try:
-        translator.body.append(tex2mathml(node.astext(), as_block=isinstance(node, nodes.math_block)))
+        translator.body.append(tex2mathml(tex, as_block=isinstance(node, nodes.math_block)))
     except MathError as error:
         logging.getLogger(__name__).warning("%s", error, location=node)
     raise nodes.SkipNode
