@@ -2,7 +2,6 @@
 
 import base64
 import errno
-import html
 import io
 import json
 import re
@@ -14,6 +13,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from markupsafe import escape
 from PIL import Image
 from traces import MetaStep, trace_of
 
@@ -21,11 +21,11 @@ import agents
 import hsal_env
 from agents.config import AgentConfig, LearnerConfig
 from agents.evaluation import evaluation_config, score_agent
-from agents.learning.run import Run as TrainingRun
+from agents.learning.run import Run, RunConfig
 from agents.reports import curves, gallery
 from agents.reports.mistakes import breakdown
-from agents.reports.page import Row, page
-from agents.reports.runs import Run, gather, group, methods, names
+from agents.reports.page import ReportRow, page
+from agents.reports.runs import FinishedRun, gather, group, methods, names
 from agents.reports.statistics import bootstrap_interval
 from agents.tracing import record
 from hsal_env.config import EnvConfig
@@ -81,9 +81,9 @@ def write_run(folder: Path, content: object, progress: str | None = PROGRESS) ->
     return folder
 
 
-def rows_of(*given: Path | str) -> list[Row]:
+def rows_of(*given: Path | str) -> list[ReportRow]:
     groups = group(gather([str(path) for path in given]))
-    return [Row(name, runs) for name, runs in zip(names(groups), groups, strict=True)]
+    return [ReportRow(name, runs) for name, runs in zip(names(groups), groups, strict=True)]
 
 
 @pytest.fixture
@@ -101,18 +101,18 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     env = EnvConfig(source="digits", num_examples=64, protocol="teacher", features="store", include_image=False)
     agent = AgentConfig(meta_hidden=8, controller_hidden=16, location_hidden=8)
     learner = LearnerConfig(batch_size=16, passes=2, learning_rate=3e-3)
-    run = TrainingRun(folder, env, "hsal", agent, learner, 0, "cpu", val_episodes=8, log_every=2)
+    run = Run(RunConfig(folder, env, "hsal", agent, learner, device="cpu", val_episodes=8, log_every=2))
     run.train()
     run.test(12)
     return folder
 
 
-report = SimpleNamespace(**runpy.run_path(str(ROOT / "train" / "report.py")))
+command = SimpleNamespace(**runpy.run_path(str(ROOT / "train" / "report.py")))
 
 
 def made(output: Path, *runs: object, **flags: object) -> str:
     """The page that the command writes."""
-    report.main(report.Args(runs=tuple(map(str, runs)), output=output, **flags))
+    command.main(command.Args(runs=tuple(map(str, runs)), output=output, **flags))
     return output.read_text()
 
 
@@ -365,7 +365,7 @@ def test_a_damaged_checkpoint_is_a_clear_error(tmp_path: Path):
     with pytest.raises(CheckpointError, match=r"checkpoint.pt is cut off, damaged"):
         made(tmp_path / "r.html", tmp_path / "x")
     assert not (tmp_path / "r.html").exists()
-    assert "No episodes recorded: x." in made(tmp_path / "r.html", tmp_path / "x", episodes=0)
+    assert "No episodes were recorded of these rows: x." in made(tmp_path / "r.html", tmp_path / "x", episodes=0)
 
 
 @pytest.mark.parametrize(
@@ -428,7 +428,7 @@ def test_the_page_is_self_contained_and_every_section_is_there(whole: str, train
     assert str(trained.parent) not in text
     assert str(ROOT) not in text
     assert "default-src 'none'" in text
-    assert "prefers-color-scheme:dark" in text
+    assert "prefers-color-scheme: dark" in text
     assert "@media print" in text
     assert 'name="viewport"' in text
     for kind, content, alternative in seen.images:
@@ -452,9 +452,9 @@ def test_the_numbers_of_one_run_are_those_of_its_files(whole: str, trained: Path
     for name, score in zip(("0-1", "macro-F1", "micro-F1", "OP", "OR", "example-F1"), SCORES, strict=True):
         assert lines[name] == f"{test[score]:.3f}|blind guess {guess[score]:.3f}"
     assert (lines["images"], lines["seeds"]) == ("digits", "1")
-    assert lines["saliency at glimpses / uniform"] == f"{test['attn_saliency_ratio']:.1f}"
-    assert lines["train min"] == f"{content['train_seconds'] / 60:.1f}"
-    assert "One run: nothing to aggregate" in Page(whole).sections["aggregate"]
+    assert lines["saliency ratio"] == f"{test['attn_saliency_ratio']:.1f}"
+    assert lines["training, minutes"] == f"{content['train_seconds'] / 60:.1f}"
+    assert "There is one run, so there is nothing to aggregate." in Page(whole).sections["aggregate"]
 
 
 def test_several_seeds_are_a_mean_with_its_spread_and_an_interval(three: Path, tmp_path: Path):
@@ -463,7 +463,7 @@ def test_several_seeds_are_a_mean_with_its_spread_and_an_interval(three: Path, t
     assert lines["0-1"] == "0.920 ± 0.017|paper 0.935|blind guess 0.013"  # 0.03 / sqrt(3)
     assert lines["macro-F1"] == "0.930 ± 0.017|paper 0.978|blind guess 0.013"
     assert lines["OP"] == "0.950 ± 0.017|blind guess 0.013"
-    assert lines["saliency at glimpses / uniform"] == "25.2 ± 1.0"
+    assert lines["saliency ratio"] == "25.2 ± 1.0"
     assert lines["seeds"] == "3"
     assert [line[:3] for line in seen.table("run", "seed")] == [
         ["mine/seed-0", "0", "0.9000"], ["mine/seed-1", "1", "0.9300"], ["mine/seed-2", "2", "0.9300"],
@@ -496,7 +496,7 @@ def test_many_rows_stand_below_one_another(tmp_path: Path):
 def test_what_needs_the_agent_is_left_out_and_the_page_says_so(three: Path, tmp_path: Path):
     seen = Page(made(tmp_path / "r.html", three))
     for name in ("breakdown", "scan-path", "gallery"):
-        assert "No checkpoint.pt, so what needs the agent is left out: mine." in seen.sections[name]
+        assert "These rows have no checkpoint.pt, so this section leaves them out: mine." in seen.sections[name]
     assert not [kind for kind, _, _ in seen.images if kind == "image/png"]
 
 
@@ -509,8 +509,8 @@ def test_runs_of_other_commands_are_reported_as_far_as_they_go(tmp_path: Path):
     seen = Page(made(tmp_path / "r.html", evaluated, stock))
     lines = {name: others for name, *others in seen.table("row", "evaluated", "dqn")}
     assert lines["0-1"] == ["0.900", "0.750"]
-    assert lines["saliency at glimpses / uniform"] == ["24.2", ""]
-    assert "No progress.csv: evaluated." in seen.sections["curves"]
+    assert lines["saliency ratio"] == ["24.2", ""]
+    assert "These rows have no progress.csv, so they have no curves: evaluated." in seen.sections["curves"]
     settings = {name: others for name, *others in seen.table("setting", "evaluated", "dqn")}
     unknown = "not recorded"
     assert settings == {"agent": ["mnist-set", unknown], "max_objects": ["6", unknown], "algorithm": [unknown, "dqn"]}
@@ -526,7 +526,7 @@ def test_what_comes_from_files_is_escaped(tmp_path: Path):
     seen = Page(text)
     assert not {"script", "b"} & set(seen.tags)
     assert "<script" not in text
-    assert text.count(html.escape(nasty)) >= 5
+    assert text.count(escape(nasty)) >= 5
     assert seen.table("row", "<b>&", "other")[0] == ["images", nasty, "mnist"]
     assert seen.table("setting", "<b>&", "other")[-2:] == [
         [f"agent/{nasty}", nasty, "not recorded"],
@@ -593,8 +593,10 @@ def test_a_bundled_agent_is_tested_on_so_many_test_canvases(mnist_root: str, tmp
     lines = dict(seen.table("row", "mnist-multiset (bundled)"))
     assert lines["0-1"].startswith(f"{scores['exact_match']:.3f}|paper 0.935|blind guess 0.")
     assert lines["example-F1"].startswith(f"{scores['example_f1']:.3f}|blind guess")
-    assert "mnist-multiset (bundled): on 20 test canvases, by this report." in seen.sections["results"]
-    assert "No progress.csv: mnist-multiset (bundled)." in seen.sections["curves"]
+    assert "This report tested mnist-multiset (bundled) on 20 test canvases." in seen.sections["results"]
+    assert (
+        "These rows have no progress.csv, so they have no curves: mnist-multiset (bundled)." in seen.sections["curves"]
+    )
     assert "env/components49" in seen.sections["configuration"]
 
 
@@ -634,7 +636,7 @@ def test_of_equally_wrong_episodes_the_surest_comes_first_and_then_the_earlier_c
 
 def test_a_gallery_without_errors_has_no_worst():
     assert gallery.choose([episode(0, [(1, 0.9)], [1])])["worst"] == []
-    run = Run("x", "x", metrics(), {}, Path("checkpoint.pt"))
-    seen = Page(page([Row("x", [run], [episode(0, [(1, 0.9)], [1])])], hsal_env.__version__))
+    run = FinishedRun("x", "x", metrics(), {}, Path("checkpoint.pt"))
+    seen = Page(page([ReportRow("x", [run], [episode(0, [(1, 0.9)], [1])])], hsal_env.__version__))
     assert "None." in seen.sections["gallery"]
-    assert "{1}, named 1; least probability 0.9000" in seen.sections["gallery"]
+    assert "true {1}, named 1. The least probability of a label is 0.9000." in seen.sections["gallery"]

@@ -54,7 +54,7 @@ def main(args: Args) -> None:
     """
     import hsal_env
     from agents import checkpoint
-    from agents.reports.page import Row, page
+    from agents.reports.page import ReportRow, page
     from agents.reports.runs import gather, group, names, of_bundled
     from hsal_env.storage.files import write_text
 
@@ -75,7 +75,7 @@ def main(args: Args) -> None:
             if not first.metrics:
                 runs = [of_bundled(first, loaded, loaded.env_on("test", args.source, args.data_root), args.episodes)]
             traces = play(loaded, args, name)
-        rows.append(Row(name, runs, traces, args.split))
+        rows.append(ReportRow(name, runs, traces, args.split))
     write_text(args.output, page(rows, hsal_env.__version__))
     print(f"The report is in {args.output}")
 

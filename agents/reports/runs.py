@@ -34,7 +34,7 @@ _OF_MACHINE = ("data_root", "images", "output_dir")
 _OF_TABLE = ("agent", "trained_on", "min_objects", "max_objects", "max_size_px", "split")  # of hsal-evaluate --json
 
 
-class Run(NamedTuple):
+class FinishedRun(NamedTuple):
     """One run.
 
     Attributes:
@@ -102,18 +102,18 @@ class Run(NamedTuple):
         return TABLE_1.get((env.get("task"), learned))
 
 
-def gather(names: Sequence[str]) -> list[Run]:
+def gather(names: Sequence[str]) -> list[FinishedRun]:
     """The runs of folders: of training runs, or of results with a ``seed-N`` for each run; or bundled agents by name.
 
     Raises:
         DataError: no such run; metrics.json is missing, damaged or without test scores; progress.csv is damaged; or a run
             was named twice.
     """
-    runs: list[Run] = []
+    runs: list[FinishedRun] = []
     for name in names:
         folder = Path(name)
         if name in bundled() and not folder.is_dir():
-            runs.append(Run(f"{name} (bundled)", f"{name} (bundled)", {}, {}, BUNDLED_FOLDER / f"{name}.pt"))
+            runs.append(FinishedRun(f"{name} (bundled)", f"{name} (bundled)", {}, {}, BUNDLED_FOLDER / f"{name}.pt"))
             continue
         if not folder.is_dir():
             raise DataError(
@@ -128,7 +128,7 @@ def gather(names: Sequence[str]) -> list[Run]:
     return runs
 
 
-def read(folder: Path) -> Run:
+def read(folder: Path) -> FinishedRun:
     """One run's folder.
 
     Raises:
@@ -155,7 +155,9 @@ def read(folder: Path) -> Run:
     row = whole.parent.name if whole.name.startswith("seed-") else whole.name
     name = f"{row}/{whole.name}" if whole.name.startswith("seed-") else row
     checkpoint = folder / "checkpoint.pt"
-    return Run(row, name, metrics, _progress(folder / "progress.csv"), checkpoint if checkpoint.is_file() else None)
+    return FinishedRun(
+        row, name, metrics, _progress(folder / "progress.csv"), checkpoint if checkpoint.is_file() else None
+    )
 
 
 def _progress(path: Path) -> dict[str, list[float | None]]:
@@ -180,9 +182,9 @@ def _number(text: str | None) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def group(runs: Sequence[Run]) -> list[list[Run]]:
+def group(runs: Sequence[FinishedRun]) -> list[list[FinishedRun]]:
     """Runs whose settings and images are equal but for the seed, together; in the order of the first of each."""
-    rows: list[list[Run]] = []
+    rows: list[list[FinishedRun]] = []
     for run in runs:
         for row in rows:
             same = (row[0].config, row[0].metrics.get("source")) == (run.config, run.metrics.get("source"))
@@ -194,7 +196,7 @@ def group(runs: Sequence[Run]) -> list[list[Run]]:
     return rows
 
 
-def methods(rows: Sequence[Sequence[Run]]) -> list[list[int]]:
+def methods(rows: Sequence[Sequence[FinishedRun]]) -> list[list[int]]:
     """Which rows are of one method on different tasks: their numbers, together; in the order of the first of each."""
     found: list[list[int]] = []
     for number, (run, *_) in enumerate(rows):
@@ -208,7 +210,7 @@ def methods(rows: Sequence[Sequence[Run]]) -> list[list[int]]:
     return found
 
 
-def names(rows: Sequence[Sequence[Run]]) -> list[str]:
+def names(rows: Sequence[Sequence[FinishedRun]]) -> list[str]:
     """A name for each row: that of its folder where this tells it from the others, else those of its runs."""
     found = [list(dict.fromkeys(run.row for run in row)) for row in rows]
     often = Counter(name for row in found for name in row)
@@ -218,7 +220,7 @@ def names(rows: Sequence[Sequence[Run]]) -> list[str]:
     ]
 
 
-def of_bundled(run: Run, loaded: Loaded, env: EnvConfig, episodes: int) -> Run:
+def of_bundled(run: FinishedRun, loaded: Loaded, env: EnvConfig, episodes: int) -> FinishedRun:
     """A bundled agent's run, whose agent is ``loaded``, with scores on so many test canvases of ``env``."""
     from agents import checkpoint
     from agents.evaluation import blind_guess, evaluation_config, score_agent  # torch: not before it is needed
