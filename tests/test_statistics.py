@@ -75,7 +75,7 @@ def test_the_interval_is_repeatable_and_depends_on_the_seed():
 @pytest.mark.parametrize(
     ("tasks", "changed", "said"),
     [
-        ([], {}, r"at least one run of every task; got \[\] runs"),
+        ([], {}, r"at least one task, and at least one run of every task; got \[\] runs"),
         ([[1.0], []], {}, r"got \[1, 0\] runs"),
         ([[1.0]], {"confidence": 1.0}, r"confidence in \(0, 1\).*got 1.0, 10000"),
         ([[1.0]], {"resamples": 0}, "resamples of at least 1; got 0.95, 0"),
