@@ -16,11 +16,14 @@ def sections(documented: Any) -> dict[str, str]:
     }
 
 
-def attributes(documented: Any) -> dict[str, str]:
-    """What a Google-style ``Attributes:`` section says of each name, as Markdown in one line."""
-    text = re.split(r"^Attributes:\n", inspect.getdoc(documented) or "", flags=re.MULTILINE)[1]
-    found = re.findall(r"^    (\w+): (.+(?:\n {8}.+)*)", text, flags=re.MULTILINE)
-    return {name: markdown(re.sub(r"\s+", " ", said)) for name, said in found}
+def attributes(documented: type) -> dict[str, str]:
+    """What the Google-style ``Attributes:`` of a class and of its bases say of each name, as Markdown in one line."""
+    about: dict[str, str] = {}
+    for part in documented.__mro__:
+        _, *text = re.split(r"^Attributes:\n", inspect.cleandoc(part.__doc__ or ""), flags=re.MULTILINE)
+        found = re.findall(r"^    (\w+): (.+(?:\n {8}.+)*)", "".join(text), flags=re.MULTILINE)
+        about |= {name: markdown(re.sub(r"\s+", " ", said)) for name, said in found if name not in about}
+    return about
 
 
 def table(text: str) -> dict[str, str]:

@@ -212,7 +212,8 @@ def _observations(space: spaces.Dict, meanings: dict[str, str]) -> str:
 
 def _arguments(kwargs: dict[str, Any]) -> list[tuple[str, str, str]]:
     about, hidden = attributes(EnvConfig), _others(kwargs["source"])
-    defaults = {field.name: field.default for field in fields(EnvConfig) if field.name not in hidden}
+    known = {field.name: field.default for field in fields(EnvConfig) if field.name not in hidden}
+    defaults = {name: known[name] for name in about if name in known}
     own = {"policy": "the given policy of the other level, see {py:func}`hsal_env.policies.given_policy`"}
     own["render_mode"] = '`"rgb_array"`: `render()` returns a picture; `"human"`: a window shows it'
     rows = {"render_mode": None, **({"policy": None} if "policy" in kwargs else {}), **defaults}

@@ -63,7 +63,9 @@ def test_spaces_and_arguments_are_those_of_the_environment(env_id: str, made: di
         assert str(space.shape) in row or f"`Discrete({space.n})`" in row
     for name, value in hsal_env.ENVIRONMENTS[env_id].items():
         assert f"| `{name}` | **`{value!r}`**" in page or f"| `{name}` | `{value!r}`" in page
-    assert ("| `extra` |" in page) is False  # SVHN's alone
+    arguments = set(re.findall(r"^\| `(\w+)` \|", page.split("## Arguments")[1], flags=re.MULTILINE))
+    assert {"render_mode", "source", "glimpses", "activation"} <= arguments
+    assert "extra" not in arguments  # SVHN's alone
     assert "| `extra` |" in made["HSAL-SVHNMultiset-v0"]
 
 
