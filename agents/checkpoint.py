@@ -14,8 +14,9 @@ import torch
 
 from agents.config import AgentConfig
 from agents.protocol import Agent, World, build_agent, find_agent
-from hsal_env.config import EnvConfig, SourceName
+from hsal_env.config import EnvConfig
 from hsal_env.data.glyphs import NUM_CLASSES, GlyphSource, Split, load_glyphs
+from hsal_env.data.sources import SourceName
 from hsal_env.errors import CheckpointError, ConfigError
 from hsal_env.perception.model_file import fingerprint
 from hsal_env.perception.registry import activation_model
@@ -55,7 +56,7 @@ class Loaded(NamedTuple):
         wished = source or ("auto" if self.source == "mnist" else self.source)
         if images is not None or wished == "custom":
             images = self.env.images if images is None else images
-            limit = self.env.max_objects if self.env.is_custom else self.env.objects_limit
+            limit = self.env.objects_limit if self.env.max_objects is None else self.env.max_objects
             own = {"images": images, "num_classes": classes, "max_objects": limit, "data_root": data_root}
             return self.env.on_source("custom", **{**own, **changes})
         found = wished

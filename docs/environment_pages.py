@@ -15,8 +15,9 @@ import numpy as np
 from docstrings import attributes, markdown, sections, table
 from gymnasium import spaces
 
-from hsal_env.config import EnvConfig, _others
+from hsal_env.config import EnvConfig
 from hsal_env.data.custom import LabelledImages
+from hsal_env.data.sources import ARGUMENTS, SOURCES
 from hsal_env.env import HSALEnv
 from hsal_env.perception.registry import activation_model
 from hsal_env.registration import ENVIRONMENTS, VIEW_ENVIRONMENTS
@@ -211,7 +212,7 @@ def _observations(space: spaces.Dict, meanings: dict[str, str]) -> str:
 
 
 def _arguments(kwargs: dict[str, Any]) -> list[tuple[str, str, str]]:
-    about, hidden = attributes(EnvConfig), _others(kwargs["source"])
+    about, hidden = attributes(EnvConfig), ARGUMENTS.difference(SOURCES[kwargs["source"]].arguments)
     known = {field.name: field.default for field in fields(EnvConfig) if field.name not in hidden}
     defaults = {name: known[name] for name in about if name in known}
     own = {"policy": "the given policy of the other level, see {py:func}`hsal_env.policies.given_policy`"}

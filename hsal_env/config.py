@@ -2,45 +2,24 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Sized
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal
 
-from hsal_env.data.canvases import CanvasConfig, Canvases, CanvasLook, CanvasSource
-from hsal_env.data.custom import CustomCanvases, CustomSplit, LabelledImages, load_folder
-from hsal_env.data.glyphs import NUM_CLASSES, SPLITS, GlyphPolicy, GlyphSource, load_glyphs
-from hsal_env.data.house_numbers import MOST_DIGITS, HouseNumbers
-from hsal_env.data.svhn import SVHN
+from hsal_env.data.canvases import CanvasConfig, CanvasLook, CanvasSource
+from hsal_env.data.custom import CustomSplit, LabelledImages, given_images, load_images
+from hsal_env.data.glyphs import NUM_CLASSES, GlyphPolicy
+from hsal_env.data.sources import ARGUMENTS, SOURCES, SourceName, takers
 from hsal_env.errors import ConfigError
 from hsal_env.rules import MetaStepRules, Rules
 
-SourceName = Literal[GlyphSource, "house-numbers", "svhn", "custom"]
 Features = Literal["lazy", "store"]
 ActionMode = Literal["native", "flat", "packed", "option", "controller", "macro"]
 Forbidden = Literal["penalise", "raise"]
 
 DEFAULT_NUM_EXAMPLES = {"train": 60_000, "val": 5_000, "test": 10_000}
 """Canvases in a split: the paper's 60,000 and 10,000, and a validation set from the training side."""
-
-OF_CANVASES = ("glyphs", *(field.name for field in fields(CanvasLook)))
-"""Arguments that say how canvases are composed: not for images of your own."""
-_OF_CUSTOM = ("images", "labels", "num_classes")
-_OF_A_SOURCE = {
-    **dict.fromkeys(get_args(GlyphSource), OF_CANVASES),
-    HouseNumbers.source: ("glyphs", "task", "min_objects", "canvas_px"),
-    SVHN.source: ("task", "canvas_px", "extra"),
-    CustomCanvases.source: _OF_CUSTOM,
-}
-"""Which of the arguments above each source has."""
-_COLOUR = (HouseNumbers.source, SVHN.source)
-_FINITE = (SVHN.source, CustomCanvases.source)
-"""Sources that hold so many images and no more."""
-
-
-def _others(source: str) -> set[str]:
-    """Arguments of other sources that ``source`` has not."""
-    return {name for names in _OF_A_SOURCE.values() for name in names} - set(_OF_A_SOURCE[source])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,15 +94,11 @@ class EnvConfig(MetaStepRules, CanvasLook):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"Expected {name} of at least 1; got {value}.")
-        self._check_source()
-        if self.is_custom:
-            self._take_images()
-        elif self.source in get_args(GlyphSource):
-            _ = self.canvas  # validates the canvas fields
-        elif self.source == HouseNumbers.source:
-            HouseNumbers.check(self.task, self.min_objects, self.objects_limit, self.canvas_px)
-        elif self.source == SVHN.source:
-            SVHN.check(self.task, self.objects_limit, self.canvas_px)
+        self._refuse_what_the_source_does_not_take()
+        images = given_images(self.images, self.labels)
+        object.__setattr__(self, "images", images)
+        object.__setattr__(self, "labels", None)
+        SOURCES[self.source].check(self)
 
     @classmethod
     def from_kwargs(cls, kwargs: dict[str, Any]) -> EnvConfig:
@@ -152,57 +127,30 @@ class EnvConfig(MetaStepRules, CanvasLook):
         Raises:
             ConfigError: an unknown source, or what stays does not suit it.
         """
-        if source not in _OF_A_SOURCE:
-            raise ConfigError(f"Expected source to be one of {', '.join(_OF_A_SOURCE)}; got {source!r}.")
-        kept = {name: getattr(EnvConfig, name) for name in _others(source)} | {"source": source} | changes
-        return replace(self, **kept)
+        if source not in SOURCES:
+            raise ConfigError(f"Expected source to be one of {', '.join(SOURCES)}; got {source!r}.")
+        dropped = ARGUMENTS.difference(SOURCES[source].arguments)
+        return replace(self, **{name: getattr(EnvConfig, name) for name in dropped} | {"source": source} | changes)
 
-    def _check_source(self) -> None:
-        """Refuse arguments that the source has not: they would do nothing."""
-        others = _others(self.source)
-        given = [
-            field.name
-            for field in fields(self)
-            if field.name in others
-            and (
-                getattr(self, field.name) is not None
-                if field.default is None
-                else getattr(self, field.name) != field.default
-            )
-        ]
+    def _refuse_what_the_source_does_not_take(self) -> None:
+        """Such arguments would do nothing."""
         if self.split == "all" and not self.is_custom:
-            given.append("split='all'")
-        of_custom = [name for name in given if name in (*_OF_CUSTOM, "split='all'")]
-        if of_custom:
             raise ConfigError(
-                f"{', '.join(of_custom)}: for images of your own. Make HSAL-Custom-v0 (--env-id HSAL-Custom-v0), or leave it out."
+                f"Expected split to be train, val or test with source={self.source!r}; got 'all', which only images of your "
+                "own have. Choose one of the three, or source='custom'."
             )
-        if "extra" in given:
+        foreign = [
+            f"{field.name} (for {', '.join(takers(field.name))})"
+            for field in fields(self)
+            if field.name in ARGUMENTS.difference(SOURCES[self.source].arguments)
+            and (value := getattr(self, field.name)) is not None
+            and (field.default is None or value != field.default)
+        ]
+        if foreign:
             raise ConfigError(
-                "extra: for SVHN. Make HSAL-SVHNMultiset-v0 (--env-id HSAL-SVHNMultiset-v0), or leave it out."
+                f"Expected only arguments that source={self.source!r} takes; got {', '.join(foreign)}. Leave them out, or choose "
+                "a source that takes them (source=..., on the command line --source)."
             )
-        if given:
-            taken = (
-                "images of your own are taken as they are" if self.is_custom else f"{self.source} has no such argument"
-            )
-            raise ConfigError(f"{', '.join(given)}: how canvases are composed; {taken}.")
-
-    def _take_images(self) -> None:
-        if self.max_objects is not None and self.max_objects < 0:
-            raise ConfigError(f"Expected max_objects of at least 0; got {self.max_objects}.")
-        images: Any = self.images
-        if isinstance(images, os.PathLike):
-            images = os.fspath(images)
-        arrays = images is not None and not isinstance(images, (str, LabelledImages))
-        if arrays != (self.labels is not None):
-            raise ConfigError(
-                "Expected labels, N lists of whole numbers, with images as an array." if arrays
-                else "Expected labels only with images as an array; a folder names its own in labels.csv."
-            )  # fmt: skip
-        if arrays:
-            images = LabelledImages(images, self.labels)
-        object.__setattr__(self, "images", images)
-        object.__setattr__(self, "labels", None)
 
     def plain(self) -> dict[str, Any]:
         """The fields as plain values, for a checkpoint; what your own images decide is filled in.
@@ -222,31 +170,26 @@ class EnvConfig(MetaStepRules, CanvasLook):
         values = {name: value for name, value in asdict(self).items() if name != "labels"}
         if self.is_custom:
             return values | {"num_classes": self.classes, "max_objects": self.objects_limit}
-        return {name: value for name, value in values.items() if name not in _OF_CUSTOM}
+        return {name: value for name, value in values.items() if name not in SOURCES["custom"].arguments}
 
     @property
     def is_finite(self) -> bool:
-        """Whether the source holds so many images and no more."""
-        return self.source in _FINITE
+        """Whether the source has a fixed number of images."""
+        return SOURCES[self.source].finite
 
     @property
     def is_custom(self) -> bool:
         """Whether the images are your own."""
-        return self.source == CustomCanvases.source
+        return self.source == "custom"
 
     @cached_property
     def data(self) -> LabelledImages:
-        """Your own images, all splits.
+        """Your own images, of all splits.
 
         Raises:
-            ConfigError: there are none.
-            DataError: see :func:`hsal_env.data.custom.load_folder`.
+            ConfigError, DataError: see :func:`hsal_env.data.custom.load_images`.
         """
-        if self.images is None:
-            raise ConfigError(
-                "HSAL-Custom-v0 needs your images: pass images=FOLDER (--images FOLDER), or images=ARRAY and labels=LISTS."
-            )
-        return self.images if isinstance(self.images, LabelledImages) else load_folder(self.images)
+        return load_images(self.images)
 
     @cached_property
     def canvases(self) -> CanvasSource:
@@ -256,28 +199,17 @@ class EnvConfig(MetaStepRules, CanvasLook):
             ConfigError, DataError: see :attr:`data`, :class:`hsal_env.data.custom.CustomCanvases`,
                 :class:`hsal_env.data.svhn.SVHN` and :func:`hsal_env.data.glyphs.load_glyphs`.
         """
-        if self.is_custom:
-            return CustomCanvases(self.data, self.split, self.seed)
-        split = self.split
-        assert split != "all"  # _check_source refuses it
-        if self.source == HouseNumbers.source:
-            return HouseNumbers(
-                split, self.glyphs, self.task, self.min_objects, self.objects_limit, self.canvas_px, self.seed
-            )
-        if self.source == SVHN.source:
-            return SVHN(split, self.task, self.canvas_px, self.seed, self.data_root, self.extra)
-        glyphs = load_glyphs(cast(GlyphSource, self.source), split, self.data_root, self.glyphs)
-        return Canvases(glyphs, self.canvas, self.seed, stream=SPLITS.index(split))
+        return SOURCES[self.source].open(self)
 
     @property
     def objects_limit(self) -> int:
         """``max_objects`` with its default filled in."""
-        if self.is_custom:
+        most = SOURCES[self.source].most_objects
+        if most is None:
             return self.data.max_objects(self.max_objects)
         if self.max_objects is not None:
             return self.max_objects
-        most = {HouseNumbers.source: MOST_DIGITS, SVHN.source: SVHN.most_digits}
-        return 1 if self.task == "single" else most.get(self.source, 4)
+        return 1 if self.task == "single" else most
 
     @property
     def canvas(self) -> CanvasConfig:
@@ -295,8 +227,8 @@ class EnvConfig(MetaStepRules, CanvasLook):
     def size(self) -> int:
         """Canvases in the split."""
         if self.is_finite:
-            there = len(self.canvases)  # type: ignore[arg-type]
-            return min(self.num_examples or there, there)
+            assert isinstance(self.canvases, Sized)
+            return min(self.num_examples or len(self.canvases), len(self.canvases))
         return self.num_examples or DEFAULT_NUM_EXAMPLES[self.split]
 
     @property
@@ -309,7 +241,7 @@ class EnvConfig(MetaStepRules, CanvasLook):
         """(h_px, w_px, 1 or 3) of an image."""
         if self.is_custom:
             return self.data.image_shape
-        return self.canvas_px, self.canvas_px, 3 if self.source in _COLOUR else 1
+        return self.canvas_px, self.canvas_px, 3 if SOURCES[self.source].colour else 1
 
     @property
     def shows_image(self) -> bool:

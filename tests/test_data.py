@@ -11,7 +11,9 @@ from PIL import Image
 
 from hsal_env.data import CanvasBatch, CanvasConfig, Canvases, Glyphs, glyphs, load_glyphs
 from hsal_env.data.resize import bilinear_resize, bilinear_weights
+from hsal_env.data.sources import SOURCES, SourceName
 from hsal_env.errors import ConfigError, DataError, DataUnavailableError
+from hsal_env.fields import choices
 from hsal_env.multiset import most_frequent, scores
 
 NAMES = [name for pair in glyphs._IDX_FILES.values() for name in pair]
@@ -303,6 +305,10 @@ def test_splits_share_no_glyph(source, request):
         assert set(part.labels) == set(range(10))
         assert part.images.max() == 255
         assert not part.images.flags.writeable
+
+
+def test_every_source_has_a_row_in_the_table():
+    assert tuple(SOURCES) == choices(SourceName)
 
 
 @pytest.mark.parametrize("source", ["digits", "mnist"])

@@ -734,9 +734,12 @@ def test_the_size_of_a_split_is_that_of_the_data(svhn_folder, extra, wished, siz
         ({"task": "single", "max_objects": 0}, "max_objects of at least 1"),
         ({"canvas_px": 0}, "canvas_px of at least 1; got 0"),
         ({"extra": 1}, "extra as True or False; got 1"),
-        ({"clutter": 3, "glyphs": "paper"}, "glyphs, clutter: .*svhn has no such argument"),
-        ({"split": "all"}, "split='all': for images of your own"),
-        ({"source": "digits", "extra": True}, "extra: for SVHN"),
+        (
+            {"clutter": 3, "glyphs": "paper"},
+            r"'svhn' takes; got clutter \(for auto, mnist, digits\), glyphs \(for auto",
+        ),
+        ({"split": "all"}, "got 'all', which only images of your own have"),
+        ({"source": "digits", "extra": True}, r"'digits' takes; got extra \(for svhn\)\. Leave them out"),
     ],
 )
 def test_arguments_that_do_not_suit_svhn_are_refused(wrong, said):

@@ -71,6 +71,7 @@ def main(args: Args) -> None:
     from agents.reports.mistakes import describe, tables
     from agents.reports.tables import source_in_words
     from agents.tracing import record
+    from hsal_env.data.sources import SOURCES
     from hsal_env.rendering import draw_traces, save_picture
     from hsal_env.storage.files import write_text, writing
 
@@ -78,7 +79,7 @@ def main(args: Args) -> None:
         raise ConfigError(f"Expected --episodes of at least 1; got {args.episodes}.")
     loaded = load(args.agent)
     env = loaded.env_on(args.split, args.source, args.data_root)
-    if env.is_custom:
+    if not SOURCES[env.source].boxes:
         raise ConfigError(
             "Errors are broken down by the boxes of the objects, which are unknown of images of your own. Look at "
             "hsal-evaluate --picture, or pass --source digits for an agent of ten classes."

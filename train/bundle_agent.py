@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,19 +20,8 @@ import tyro
 
 from hsal_env.command_line import run_command
 from hsal_env.config import EnvConfig
+from hsal_env.data.sources import SOURCES
 from hsal_env.errors import CheckpointError, ConfigError
-
-_DATA = {
-    "mnist": "MNIST, by Yann LeCun, Corinna Cortes and Christopher Burges (CC BY-SA 3.0)",
-    "digits": "the handwritten digits of the UCI repository, by E. Alpaydin and C. Kaynak (CC BY 4.0), as in scikit-learn",
-    "house-numbers": "type faces that come with matplotlib: synthetic images, no photographs",
-}
-_LIMITS = {
-    "white": """white digits on black, in the look of the training canvases. It has not seen other fonts, colours, overlapping
-  digits, sizes outside its range or more objects than it was trained on; photographs are out of its reach.""",
-    "house-numbers": """printed digits side by side in one line, in a crop around them, on made-up walls. It has not seen
-  handwriting, two lines, other things in the picture or more digits than it was trained on; on photographs it fails often.""",
-}
 
 
 @dataclass(frozen=True)
@@ -52,13 +42,12 @@ class Args:
 
 def card(name: str, content: dict[str, Any], metrics: dict[str, Any], table: str) -> str:
     """The model card."""
-    env, learner, source = EnvConfig.from_kwargs(content["env"]), content["run"]["learner"], content["source"]
+    env, learner, source = EnvConfig.from_kwargs(content["env"]), content["run"]["learner"], SOURCES[content["source"]]
     threads = metrics.get("processes", 1) * metrics["threads"]
-    synthetic = source == "house-numbers"
-    apart = f"No training canvas holds a {'type face' if synthetic else 'digit'} of the test canvases."
+    apart = f"No training canvas holds a {'type face' if source.synthetic else 'digit'} of the test canvases."
     if env.glyphs == "paper":
         apart = "The test canvases are made from the same digits as the training canvases."
-    size = "" if synthetic else f" of {env.min_size_px} to {env.max_size_px} px"
+    size = "" if source.synthetic else f" of {env.min_size_px} to {env.max_size_px} px"
     return f"""# {name}
 
 The two-level recurrent attention agent of Welleck et al. (NIPS 2017) as HSAL trains it, for the task
@@ -68,8 +57,8 @@ The two-level recurrent attention agent of Welleck et al. (NIPS 2017) as HSAL tr
 - Training: `{shlex.join(metrics["command"])}`, {learner["algorithm"]}, seed {content["run"]["seed"]},
   {metrics["train_seconds"] / 60:.1f} minutes on {threads} thread(s), then weights rounded to half precision.
 - Features: activation model `{env.activation}`, whose weights are part of the package; the agent works with no others.
-- Data: canvases composed of {_DATA[source]}. {apart}
-- Limits: {_LIMITS["house-numbers" if synthetic else "white"]} It always answers.
+- Data: canvases composed of {source.licence}. {apart}
+{textwrap.fill(f"- Limits: {source.limits} It always answers.", 120, subsequent_indent="  ")}
 
 Greedy, one trained seed:
 
@@ -98,8 +87,9 @@ def main(args: Args) -> None:
     if args.episodes < 1:
         raise ConfigError(f"Expected --episodes of at least 1; got {args.episodes}.")
     content = checkpoint.read(args.run / "checkpoint.pt")
-    if content["source"] not in _DATA:
-        raise ConfigError(f"Bundled agents are trained on {' or '.join(_DATA)}; this one on {content['source']!r}.")
+    if SOURCES[content["source"]].limits is None:
+        trained_on = " or ".join(name for name, source in SOURCES.items() if source.limits)
+        raise ConfigError(f"Bundled agents are trained on {trained_on}; this one on {content['source']!r}.")
     if content["env"]["activation"] not in BUNDLED:
         raise ConfigError(
             f"Bundled agents see by an activation model of the package, {', '.join(BUNDLED)}; this one by "

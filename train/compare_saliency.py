@@ -17,6 +17,7 @@ from typing import Any, Literal
 from hsal_env import ENVIRONMENTS
 from hsal_env.command_line import run_command
 from hsal_env.config import EnvConfig
+from hsal_env.data.sources import SOURCES
 from hsal_env.errors import ConfigError
 from hsal_env.fields import check_fields
 
@@ -94,7 +95,7 @@ def main(args: Args) -> None:
         "split": args.split, "num_examples": args.episodes, "seed": args.seed, "features": "store",
     }  # fmt: skip
     base = {**ENVIRONMENTS[args.env_id], **config}
-    if EnvConfig.from_kwargs({**base, "images": None}).is_custom:
+    if not SOURCES[EnvConfig.from_kwargs({**base, "images": None}).source].boxes:
         raise ConfigError(
             f"{args.env_id}: saliency models are compared by the boxes of the objects, which are unknown of images of your own."
         )

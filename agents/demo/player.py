@@ -23,6 +23,8 @@ from agents.checkpoint import Loaded
 from agents.tracing import record
 from hsal_env.config import EnvConfig
 from hsal_env.data.custom import LabelledImages
+from hsal_env.data.glyphs import NUM_CLASSES
+from hsal_env.data.sources import SOURCES
 from hsal_env.errors import CheckpointError, ConfigError, DataError
 from hsal_env.perception.examples import Examples
 from hsal_env.perception.registry import SALIENCY_MODELS
@@ -191,7 +193,7 @@ def environment(loaded: Loaded, image: np.ndarray, labels: list[int] | None, set
         DataError: labels that the agent does not know, or more than 10.
     """
     true = labels or []
-    classes = loaded.env.classes if not loaded.env.is_custom else loaded.env.num_classes or 0
+    classes = loaded.env.num_classes or NUM_CLASSES
     wrong = [label for label in true if not _whole(label, classes - 1)]
     if wrong or len(true) > MOST_LABELS:
         raise DataError(
@@ -287,7 +289,7 @@ def _grey(image: Image.Image, ground: int) -> Image.Image:
 
 def _fits(loaded: Loaded) -> bool:
     """Whether the agent knows grey images and gets through an episode on a blank canvas."""
-    if not loaded.env.is_custom and loaded.env.image_shape[2] != 1:  # a model that reads colour would take grey, too
+    if SOURCES[loaded.env.source].colour:  # a model that reads colour would take grey, too
         return False
     try:
         config = environment(loaded, np.zeros((CANVAS_PX, CANVAS_PX), np.uint8), None, Settings())

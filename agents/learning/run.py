@@ -291,7 +291,7 @@ class Run:
     def _identity(self) -> dict[str, Any]:
         """What must be equal for a run to be continued."""
         env = self.config.env
-        own = {"images": env.data.digest} if env.is_custom else {}
+        own = {} if env.images is None else {"images": env.data.digest}
         return {**self._settings(), "source": self.source, "perception": checkpoint.perception(env), **own}
 
     def _claim_folder(self, resume: bool) -> None:

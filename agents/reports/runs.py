@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from agents import BUNDLED_FOLDER, bundled
 from agents.reports.paper import TABLE_1
-from hsal_env.config import OF_CANVASES
+from hsal_env.data.sources import ARGUMENTS
 from hsal_env.errors import DataError
 from hsal_env.multiset import SCORES
 
@@ -20,15 +20,7 @@ if TYPE_CHECKING:
     from agents.checkpoint import Loaded
     from hsal_env.config import EnvConfig
 
-_OF_TASK = (
-    *OF_CANVASES,
-    "max_objects",
-    "source",
-    "num_classes",
-    "split",
-    "seed",
-    "extra",
-)  # the canvases; other fields are rules
+_OF_TASK = (*ARGUMENTS, "max_objects", "source", "split", "seed")  # the canvases; other fields are rules
 _SVHN_TESTED = 10_000  # photographs; SVHN has 13,068 for testing
 _OF_MACHINE = ("data_root", "images", "output_dir")
 _OF_TABLE = ("agent", "trained_on", "min_objects", "max_objects", "max_size_px", "split")  # of hsal-evaluate --json

@@ -6,12 +6,12 @@ import csv
 import io
 from typing import Any
 
-_SYNTHETIC = ("house-numbers",)
+from hsal_env.data.sources import SOURCES
 
 
 def source_in_words(source: str) -> str:
     """What tables call the source of images: of what stands in for photographs they say so."""
-    return f"synthetic {source}" if source in _SYNTHETIC else source
+    return f"synthetic {source}" if SOURCES[source].synthetic else source
 
 
 def format_table(results: dict[str, Any]) -> str:

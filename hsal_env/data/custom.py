@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -25,7 +26,7 @@ from PIL import Image, ImageOps
 
 from hsal_env.data.canvases import CanvasBatch
 from hsal_env.data.glyphs import SPLITS, Split
-from hsal_env.errors import DataError
+from hsal_env.errors import ConfigError, DataError
 
 LABELS_FILE = "labels.csv"
 MOST_CLASSES = 10_000  # a label beyond is taken for a mistake: every class is a column of the agent's output
@@ -204,6 +205,39 @@ class CustomCanvases:
         chosen = self._order[indices]
         labels = self._data.labels[chosen]
         return CanvasBatch(self._data.images[chosen], labels, np.full((*labels.shape, 4), -1, np.int64))
+
+
+def given_images(images: Any, labels: Any) -> str | LabelledImages | None:
+    """What the arguments ``images`` and ``labels`` mean: a folder that is read later, images that are there, or nothing.
+
+    Raises:
+        ConfigError: an array without labels, or labels without an array.
+        DataError: see :class:`LabelledImages`.
+    """
+    if isinstance(images, os.PathLike):
+        images = os.fspath(images)
+    is_array = images is not None and not isinstance(images, (str, LabelledImages))
+    if is_array and labels is None:
+        raise ConfigError("Expected labels, N lists of whole numbers, with images as an array; got none.")
+    if labels is not None and not is_array:
+        raise ConfigError(
+            "Expected labels only with images as an array; a folder names its labels in labels.csv. Leave labels out."
+        )
+    return LabelledImages(images, labels) if is_array else images
+
+
+def load_images(images: str | LabelledImages | None) -> LabelledImages:
+    """The images that :func:`given_images` found.
+
+    Raises:
+        ConfigError: there are none.
+        DataError: see :func:`load_folder`.
+    """
+    if images is None:
+        raise ConfigError(
+            "HSAL-Custom-v0 needs your images: pass images=FOLDER (--images FOLDER), or images=ARRAY and labels=LISTS."
+        )
+    return images if isinstance(images, LabelledImages) else load_folder(images)
 
 
 def load_folder(folder: str) -> LabelledImages:

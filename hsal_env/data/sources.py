@@ -1,0 +1,141 @@
+"""Where images come from: one table of all sources. Whoever asks what a source is or has, asks here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Literal, cast
+
+from hsal_env.data.canvases import CanvasConfig, Canvases, CanvasLook, CanvasSource
+from hsal_env.data.custom import CustomCanvases
+from hsal_env.data.glyphs import SPLITS, GlyphSource, Split, load_glyphs
+from hsal_env.data.house_numbers import MOST_DIGITS, HouseNumbers
+from hsal_env.data.svhn import SVHN
+from hsal_env.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hsal_env.config import EnvConfig
+
+SourceName = Literal[GlyphSource, "house-numbers", "svhn", "custom"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A source of images.
+
+    Attributes:
+        check: refuses values of a configuration that do not suit the source (ConfigError).
+        open: makes the canvases of a configuration.
+        arguments: the arguments about images that it takes. Those that only other sources take are refused.
+        most_objects: the default of ``max_objects``, where the task is not ``"single"``. None: the data decide.
+        licence: what the images are, and on which terms they may be used.
+        limits: what an agent trained on them can and cannot be expected to read. None: such agents are not bundled.
+        colour: whether the images are RGB. Your own images decide it themselves, and are not counted here.
+        finite: whether there is a fixed number of images. Otherwise each index gives another one, without end.
+        boxes: whether the boxes of the objects are known.
+        synthetic: whether the images stand in for photographs.
+    """
+
+    check: Callable[[EnvConfig], object]
+    open: Callable[[EnvConfig], CanvasSource]
+    arguments: tuple[str, ...]
+    most_objects: int | None
+    licence: str
+    limits: str | None = None
+    colour: bool = False
+    finite: bool = False
+    boxes: bool = True
+    synthetic: bool = False
+
+
+def _split(config: EnvConfig) -> Split:
+    return cast(Split, config.split)  # EnvConfig refuses "all" of all sources but your own images
+
+
+def _digits(licence: str, limits: str | None) -> Source:
+    """Canvases composed of digits."""
+    return Source(
+        check=lambda config: config.canvas,
+        open=lambda config: Canvases(
+            load_glyphs(cast(GlyphSource, config.source), _split(config), config.data_root, config.glyphs),
+            config.canvas,
+            config.seed,
+            stream=SPLITS.index(_split(config)),
+        ),
+        arguments=("glyphs", *(field.name for field in fields(CanvasLook))),
+        most_objects=CanvasConfig.max_objects,
+        licence=licence,
+        limits=limits,
+    )
+
+
+def _check_custom(config: EnvConfig) -> None:
+    if config.max_objects is not None and config.max_objects < 0:
+        raise ConfigError(f"Expected max_objects of at least 0; got {config.max_objects}.")
+
+
+_WHITE_DIGITS = (
+    "white digits on black, in the look of the training canvases. It has not seen other fonts, colours, overlapping digits, "
+    "sizes outside its range or more objects than it was trained on; photographs are out of its reach."
+)
+
+SOURCES: dict[str, Source] = {
+    "auto": _digits("MNIST's images where they can be had, else scikit-learn's digits", None),
+    "mnist": _digits("MNIST, by Yann LeCun, Corinna Cortes and Christopher Burges (CC BY-SA 3.0)", _WHITE_DIGITS),
+    "digits": _digits(
+        "the handwritten digits of the UCI repository, by E. Alpaydin and C. Kaynak (CC BY 4.0), as in scikit-learn",
+        _WHITE_DIGITS,
+    ),
+    "house-numbers": Source(
+        check=lambda config: HouseNumbers.check(
+            config.task, config.min_objects, config.objects_limit, config.canvas_px
+        ),
+        open=lambda config: HouseNumbers(
+            _split(config),
+            config.glyphs,
+            config.task,
+            config.min_objects,
+            config.objects_limit,
+            config.canvas_px,
+            config.seed,
+        ),
+        arguments=("glyphs", "task", "min_objects", "canvas_px"),
+        most_objects=MOST_DIGITS,
+        licence="type faces that come with matplotlib: synthetic images, no photographs",
+        limits=(
+            "printed digits side by side in one line, in a crop around them, on made-up walls. It has not seen handwriting, "
+            "two lines, other things in the picture or more digits than it was trained on; on photographs it fails often."
+        ),
+        colour=True,
+        synthetic=True,
+    ),
+    "svhn": Source(
+        check=lambda config: SVHN.check(config.task, config.objects_limit, config.canvas_px),
+        open=lambda config: SVHN(
+            _split(config), config.task, config.canvas_px, config.seed, config.data_root, config.extra
+        ),
+        arguments=("task", "canvas_px", "extra"),
+        most_objects=SVHN.most_digits,
+        licence="SVHN, by Yuval Netzer and others: photographs, for non-commercial use only",
+        colour=True,
+        finite=True,
+    ),
+    "custom": Source(
+        check=_check_custom,
+        open=lambda config: CustomCanvases(config.data, config.split, config.seed),
+        arguments=("images", "labels", "num_classes"),
+        most_objects=None,
+        licence="your own images",
+        finite=True,
+        boxes=False,
+    ),
+}
+"""By the name that the argument ``source`` has, see :data:`SourceName`."""
+
+ARGUMENTS = frozenset(name for source in SOURCES.values() for name in source.arguments)
+"""The arguments that some sources take and others do not."""
+
+
+def takers(argument: str) -> list[str]:
+    """The sources that take an argument."""
+    return [name for name, source in SOURCES.items() if argument in source.arguments]
