@@ -20,7 +20,7 @@ from hsal_env import dynamics
 from hsal_env import functional as F
 from hsal_env.perception.precision import has_matrix_unit
 from hsal_env.policies import winner_take_all
-from hsal_env.spaces import ATTENTION_SCALE
+from hsal_env.spaces import attention_action
 
 
 class AgentState(NamedTuple):
@@ -129,9 +129,9 @@ class ActorCritic(nn.Module):
         generator: torch.Generator | None,
     ) -> Decision:
         if phase == 0:
-            attention, state = self.attend(observation["saliency"], observation["last_label"], state)
-            zero = torch.zeros(len(attention), device=attention.device)
-            return Decision({"attention": attention / ATTENTION_SCALE}, zero, zero, state)
+            raw, state = self.attend(observation["saliency"], observation["last_label"], state)
+            zero = torch.zeros(len(raw), device=raw.device)
+            return Decision({"attention": attention_action(raw)}, zero, zero, state)
         begins = phase == 1 and self.config.controller_state == "reset"
         controller_state = self.read(observation, None if begins else state.controller_state, self._folded)
         state = state._replace(controller_state=controller_state)

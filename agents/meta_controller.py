@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from agents.config import grid_side
 from agents.encoding import EncodedGRU, one_hot_or_zeros
-from hsal_env.spaces import ATTENTION_SCALE
+from hsal_env import functional as F
 
 
 class MetaController(EncodedGRU):
@@ -49,4 +49,4 @@ class MetaController(EncodedGRU):
         """
         x = torch.cat([saliency.flatten(1), one_hot_or_zeros(last_label, self.labels)], dim=1)
         state = self.step(x, state)
-        return self.attention(state).float().clamp(-ATTENTION_SCALE, ATTENTION_SCALE), state
+        return self.attention(state).float().clamp(-F.RAW_LIMIT, F.RAW_LIMIT), state

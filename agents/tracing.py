@@ -15,7 +15,7 @@ from agents.protocol import Actor, RecurrentState
 from hsal_env.config import EnvConfig
 from hsal_env.env import HSALEnv
 from hsal_env.errors import ConfigError
-from hsal_env.spaces import ATTENTION_SCALE
+from hsal_env.spaces import raw_attention
 from hsal_env.trace import Trace
 from hsal_env.trace.recorder import Recorder, Scores
 from hsal_env.vector_env import HSALVectorEnv
@@ -77,7 +77,7 @@ def record(
         recorder.add(
             lanes.state,
             Scores(
-                attention=blank if attention is None else attention * ATTENTION_SCALE,
+                attention=blank if attention is None else raw_attention(attention),
                 log_prob=decision.log_prob,
                 value=decision.value,
                 log_probs=decision.log_probs,

@@ -31,6 +31,7 @@ from hsal_env.config import EnvConfig
 from hsal_env.policies import WinnerTakeAll
 from hsal_env.registration import ENVIRONMENTS, VIEW_ENVIRONMENTS
 from hsal_env.rendering.animation import Frame, frames, save_animation
+from hsal_env.spaces import attention_action
 
 MOST_KB = 250
 SHAPES = 5
@@ -111,7 +112,7 @@ def episode_of_view(env_id: str) -> list[Frame]:
         cells = observation["saliency"].size
         if config.action_mode == "option":
             raw = F.spotlight(torch.tensor([salient]), (7, 7), config.components, config.coordinates)
-            action: Any = (raw[0] / F.RAW_LIMIT).numpy()
+            action: Any = attention_action(raw[0]).numpy()
         elif config.action_mode == "macro":
             action = np.array([salient] * (config.glimpses + 1) + [label])
         elif observation["phase"] == 0:

@@ -10,6 +10,7 @@ from hsal_env import functional as F
 from hsal_env.errors import ConfigError
 from hsal_env.plugins import import_object
 from hsal_env.rules import Rules
+from hsal_env.spaces import attention_action
 
 
 class Policy(Protocol):
@@ -56,9 +57,8 @@ class WinnerTakeAll:
     def act(self, observation: dict[str, Tensor], state: Any, deterministic: bool = False) -> Choice:
         """See :class:`Policy`."""
         raw = winner_take_all(observation["saliency"], self.rules)
-        return Choice(
-            {"attention": raw / F.RAW_LIMIT, "location": observation["priority"].flatten(1).argmax(dim=1)}, ()
-        )
+        location = observation["priority"].flatten(1).argmax(dim=1)
+        return Choice({"attention": attention_action(raw), "location": location}, ())
 
 
 def winner_take_all(saliency: Tensor, rules: Rules) -> Tensor:

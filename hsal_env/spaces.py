@@ -20,9 +20,6 @@ from hsal_env.config import EnvConfig
 from hsal_env.dynamics import Action, Outcome, State
 from hsal_env.errors import ActionError, ConfigError
 
-ATTENTION_SCALE = F.RAW_LIMIT
-"""An attention action in [-1, 1] times this gives the raw numbers of :func:`hsal_env.functional.mixture`."""
-
 _FLOAT16_MAX = float(np.finfo(np.float16).max)  # volumes are stored in half precision
 
 
@@ -164,7 +161,7 @@ class NativeView:
             wrong = ~(attention.abs() <= 1).all(dim=1) & read
             if bool(wrong.any()):
                 raise ActionError(f"Expected attention in [-1, 1]; got {attention[wrong][0].tolist()}.")
-        return _where_read(read, attention * ATTENTION_SCALE)
+        return _where_read(read, raw_attention(attention))
 
     def _spotlight(self, cell: Tensor) -> Tensor:
         return F.spotlight(cell, self.map_size, self.config.components, self.config.coordinates)
@@ -240,6 +237,16 @@ class PackedView(NativeView):
             raise ActionError(f"Expected actions of shape {(len(state.phase), width + 2)}; got {tuple(packed.shape)}.")
         chosen = packed[:, width:].round().nan_to_num(-1).long()  # -1: refused where it is read
         return super().decode({"attention": packed[:, :width], "location": chosen[:, 0], "label": chosen[:, 1]}, state)
+
+
+def attention_action(raw: Tensor) -> Tensor:
+    """The action in [-1, 1] that means the ``raw`` numbers of :func:`hsal_env.functional.mixture`: them over ``RAW_LIMIT``."""
+    return raw / F.RAW_LIMIT
+
+
+def raw_attention(action: Tensor) -> Tensor:
+    """The raw numbers that an attention ``action`` means: the inverse of :func:`attention_action`."""
+    return action * F.RAW_LIMIT
 
 
 def read_part(given: dict[str, Any], name: str, device: torch.device) -> Tensor:

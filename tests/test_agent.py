@@ -22,7 +22,7 @@ from hsal_env import plugins
 from hsal_env.config import EnvConfig
 from hsal_env.errors import ConfigError
 from hsal_env.rules import Rules
-from hsal_env.spaces import ATTENTION_SCALE
+from hsal_env.spaces import raw_attention
 from hsal_env.vector_env import HSALVectorEnv
 
 CELLS, CLASSES, CHANNELS = 6, 10, 3
@@ -155,7 +155,7 @@ def test_raw_attention_stays_within_what_an_action_can_say(sign: int):
     agent = small_agent()
     nn.init.constant_(agent.meta_controller.attention.bias, sign * 1000.0)
     attention, _ = agent.attend(torch.rand(2, 2, 3), torch.tensor([0, 1]), agent.initial(2))
-    assert attention.unique().tolist() == [sign * ATTENTION_SCALE]
+    assert attention.unique().tolist() == [sign * F.RAW_LIMIT]
 
 
 @pytest.mark.parametrize(("label", "encoded_label"), [(NO_LABEL, [0.0] * 11), (9, one_hot(9, 11))])
@@ -309,7 +309,7 @@ def test_the_mask_of_winner_take_all_peaks_at_the_winner(cell: int, coordinates:
     saliency = torch.rand(1, 7, 7)
     saliency.view(-1)[cell] = 2.0
     attention, _ = agent.attend(saliency, torch.tensor([3]), agent.initial(1))
-    assert attention.abs().max() <= ATTENTION_SCALE  # the last row and column are out of the sigmoid's reach
+    assert attention.abs().max() <= F.RAW_LIMIT  # the last row and column are out of the sigmoid's reach
     mask = F.attention_mask(F.mixture(attention, (7, 7), coordinates), (7, 7))
     assert mask.argmax().item() == cell
 
@@ -702,7 +702,7 @@ def test_attention_is_deterministic_and_has_no_score(policy: str):
     assert decisions[0].action["attention"].abs().max() <= 1
     assert decisions[0].log_prob.tolist() == decisions[0].value.tolist() == [0, 0]
     raw, _ = agent.attend(*(observation_at(0, 2)[name] for name in ("saliency", "last_label")), agent.initial(2))
-    assert torch.equal(decisions[0].action["attention"] * ATTENTION_SCALE, raw)
+    assert torch.equal(raw_attention(decisions[0].action["attention"]), raw)
 
 
 # --- finding and configuring agents -----------------------------------------------------------------------------------

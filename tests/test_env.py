@@ -34,7 +34,6 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from hsal_env import ENVIRONMENTS, VIEW_ENVIRONMENTS, registration
 from hsal_env.env import HSALEnv
 from hsal_env.errors import ActionError, ConfigError, DataError
-from hsal_env.spaces import ATTENTION_SCALE
 from hsal_env.vector_env import HSALVectorEnv
 
 END = {
@@ -355,7 +354,7 @@ def test_the_flat_view_is_the_native_one_with_a_spotlight(coordinates, cell):
 
     flat, native = (single(action_mode=mode, coordinates=coordinates) for mode in ("flat", "native"))
     flat.reset(seed=0), native.reset(seed=0)
-    attention = np.repeat([0, 0, raw(cell // 7), raw(cell % 7)], 5) / ATTENTION_SCALE
+    attention = np.repeat([0, 0, raw(cell // 7), raw(cell % 7)], 5) / 8.0
     actions = {"attention": attention.astype(np.float32), "location": 30, "label": 4}
     for chosen in (cell, 30, 30, CELLS + 4):
         (a, *one), (b, *other) = flat.step(chosen), native.step(actions)

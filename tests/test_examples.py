@@ -32,7 +32,7 @@ from hsal_env import plugins
 from hsal_env.config import EnvConfig
 from hsal_env.errors import CheckpointError, ConfigError
 from hsal_env.rules import Rules
-from hsal_env.spaces import ATTENTION_SCALE
+from hsal_env.spaces import raw_attention
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "examples" / "hsal_ram"
@@ -279,7 +279,7 @@ def test_the_spotlight_falls_on_the_most_salient_cell(ram, winner: int, coordina
     attention = agent.act(seen, agent.initial(1)).action["attention"]
     assert attention.shape == (1, 8)
     assert attention.abs().max() <= 1
-    mask = F.attention_mask(F.mixture(attention * ATTENTION_SCALE, (2, 3), coordinates), (2, 3))
+    mask = F.attention_mask(F.mixture(raw_attention(attention), (2, 3), coordinates), (2, 3))
     assert mask.argmax() == winner
     assert mask.max() > 0.98
 

@@ -13,7 +13,7 @@ import agents
 from hsal_env.env import HSALEnv
 from hsal_env.errors import ActionError, ConfigError
 from hsal_env.policies import Choice, WinnerTakeAll
-from hsal_env.spaces import ATTENTION_SCALE
+from hsal_env.spaces import raw_attention
 
 
 class Native:
@@ -324,4 +324,4 @@ def test_spotlights_are_attention_that_an_action_can_say():
             {"saliency": torch.eye(49).view(49, 7, 7), "priority": torch.eye(49).view(49, 7, 7)}, ()
         )
         assert raw.action["attention"].abs().max() <= 1
-        assert (raw.action["attention"] * ATTENTION_SCALE).abs().max() <= 8
+        assert raw_attention(raw.action["attention"]).abs().max() <= 8

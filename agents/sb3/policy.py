@@ -15,9 +15,9 @@ from agents.actor_critic import ActorCritic, AgentState
 from agents.config import AgentConfig
 from agents.protocol import World
 from hsal_env import dynamics
-from hsal_env import functional as F
 from hsal_env.errors import ConfigError
 from hsal_env.rules import Rules
+from hsal_env.spaces import attention_action
 
 
 class _StateSize(nn.Module):
@@ -229,7 +229,7 @@ class HSALPolicy(RecurrentActorCriticPolicy):
         meta_value = self.meta_value(begun.meta_state.detach()).squeeze(1)
         return _Step(
             action=torch.cat(
-                [raw / F.RAW_LIMIT, location.chosen[:, None].float(), label.chosen[:, None].float()], dim=1
+                [attention_action(raw), location.chosen[:, None].float(), label.chosen[:, None].float()], dim=1
             ),
             value=torch.where(attends, meta_value, self.agent.controller.values(read)),
             log_prob=by_phase(location.log_prob, label.log_prob),

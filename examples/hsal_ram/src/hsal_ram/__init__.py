@@ -18,7 +18,7 @@ from agents.trajectory import Evaluation, Trajectory
 from hsal_env import dynamics
 from hsal_env import functional as F
 from hsal_env.errors import ConfigError
-from hsal_env.spaces import ATTENTION_SCALE
+from hsal_env.spaces import attention_action
 
 __all__ = ["RAM"]
 
@@ -82,7 +82,7 @@ class RAM(nn.Module):
 
         location, location_log_prob = choose(self.location_log_probs(state, observation["priority"]))
         label, label_log_prob = choose(self.label_log_probs(state))
-        attention = self.attend(observation["saliency"]) / ATTENTION_SCALE
+        attention = attention_action(self.attend(observation["saliency"]))
         return Decision(
             action={"attention": attention, "location": location, "label": label},
             log_prob=torch.where(names, label_log_prob, location_log_prob) * ~attends,
@@ -122,7 +122,7 @@ class RAM(nn.Module):
         rules = self.world.rules
         winner = saliency.flatten(1).argmax(dim=1)
         attention = F.spotlight(winner, self.world.map_size, rules.components, rules.coordinates)
-        return attention.clamp(-ATTENTION_SCALE, ATTENTION_SCALE)
+        return attention.clamp(-F.RAW_LIMIT, F.RAW_LIMIT)
 
     def read(self, seen: dict[str, Tensor], state: Tensor) -> Tensor:
         """Read one glimpse: the next state ``[B, hidden]``."""
