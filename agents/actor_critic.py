@@ -198,7 +198,7 @@ class ActorCritic(nn.Module):
             label_rewards.append(dynamics.label_rewards(world_state, rules))
             values.append(self.controller.values(hidden))
             state = state._replace(controller_state=hidden)
-            world_state = dynamics.name(world_state, taken.labels[step, :live], rules).state
+            world_state = dynamics.name_object(world_state, taken.labels[step, :live], rules).state
         (steps, glimpses, lanes), back = trajectory.locations.shape, order.argsort()
         cells, labels = world_state.saliency[0].numel(), self.world.num_classes + 1
         return Evaluation(

@@ -1,7 +1,7 @@
 """The decision process over :mod:`hsal_env.functional`: a state, and one function per kind of decision.
 
 A meta-step is an option of k + 2 decisions: ``attend`` (the meta-controller's mask), k times ``look`` (a location),
-then ``name`` (a label or "stop"), which updates the saliency map. ``phase`` counts them: 0, 1..k, k + 1. The functions are
+then ``name_object`` (a label or "stop"), which updates the saliency map. ``phase`` counts them: 0, 1..k, k + 1. The functions are
 pure and differentiable, so that an agent can run them with gradient over a stored trajectory.
 """
 
@@ -173,7 +173,7 @@ def look(state: State, location: Tensor, rules: Rules) -> Outcome:
     return Outcome(following, reward, never, never)
 
 
-def name(state: State, label: Tensor, rules: Rules) -> Outcome:
+def name_object(state: State, label: Tensor, rules: Rules) -> Outcome:
     """Name ``label`` ``[B]`` (C = stop), update the saliency map, and end the meta-step.
 
     Free protocol (L5): stop terminates; max_objects + 1 meta-steps without it truncate. Teacher protocol (L4): nothing
@@ -241,7 +241,7 @@ def transition(state: State, action: Action, rules: Rules, forbidden: Tensor | N
 def _decide(phase: int, state: State, action: Action, rules: Rules) -> Outcome:
     """The kind of decision that ``phase`` asks for, in all lanes."""
     if phase == rules.glimpses + 1:
-        return name(state, action.label, rules)
+        return name_object(state, action.label, rules)
     if phase:
         return look(state, action.location, rules)
     nothing = torch.zeros_like(state.returns[:, 0])

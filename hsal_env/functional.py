@@ -76,12 +76,12 @@ def mixture(
     attention: Tensor,
     map_size: tuple[int, int],
     coordinates: Literal["paper", "centred"] = "paper",
-    beta: Literal["bounded", "exp"] = "bounded",
+    width: Literal["bounded", "exp"] = "bounded",
 ) -> Mixture:
     """Transform the 4K raw numbers ``(alpha, beta, kappa_1, kappa_2)`` to their ranges.
 
     ``alpha = softmax(.)``; ``kappa_1 = sigmoid(.) H``, ``kappa_2 = sigmoid(.) W`` (S4). ``coordinates="centred"`` adds
-    1/2, which makes the reachable interval symmetric about the cells 1..H. ``beta="bounded"``:
+    1/2, which makes the reachable interval symmetric about the cells 1..H. ``width="bounded"``:
     ``(1.5 + 0.5 sigmoid(.)) * 49 / (H W)``, Appendix A's [1.5, 2.0] for a 7x7 map, as wide on any other (S5);
     ``"exp"``: ``exp(.) * 49 / (H W)``.
 
@@ -94,13 +94,13 @@ def mixture(
         >>> centre.row.item(), centre.col.item(), centre.beta.item()
         (3.5, 3.5, 1.75)
     """
-    alpha, width, row, col = attention.unflatten(1, (4, -1)).unbind(dim=1)  # each [B, K]
+    alpha, inverse_width, row, col = attention.unflatten(1, (4, -1)).unbind(dim=1)  # each [B, K]
     scale = 49 / (map_size[0] * map_size[1])
     offset = {"paper": 0.0, "centred": 0.5}[coordinates]
-    inverse_width = {"bounded": lambda b: 1.5 + 0.5 * b.sigmoid(), "exp": torch.exp}[beta](width)
+    beta = {"bounded": lambda raw: 1.5 + 0.5 * raw.sigmoid(), "exp": torch.exp}[width](inverse_width)
     return Mixture(
         alpha=alpha.softmax(dim=1),
-        beta=inverse_width * scale,
+        beta=beta * scale,
         row=row.sigmoid() * map_size[0] + offset,
         col=col.sigmoid() * map_size[1] + offset,
     )

@@ -77,7 +77,7 @@ def test_mixture_by_hand():
 
 @pytest.mark.parametrize(("map_size", "scale"), [((7, 7), 1.0), ((14, 14), 0.25), ((14, 7), 0.5)])
 @pytest.mark.parametrize(
-    ("beta", "raw", "width"),
+    ("width", "raw", "beta"),
     [
         ("bounded", -50.0, 1.5),
         ("bounded", 0.0, 1.75),
@@ -86,9 +86,9 @@ def test_mixture_by_hand():
         ("exp", 2.0, math.e**2),
     ],
 )
-def test_beta_has_its_range_and_scales_with_the_map(map_size, scale, beta, raw, width):
-    parameters = F.mixture(torch.tensor([[0.0, raw, 0.0, 0.0]]), map_size, beta=beta)
-    torch.testing.assert_close(parameters.beta, torch.tensor([[width * scale]]))
+def test_beta_has_its_range_and_scales_with_the_map(map_size, scale, width, raw, beta):
+    parameters = F.mixture(torch.tensor([[0.0, raw, 0.0, 0.0]]), map_size, width=width)
+    torch.testing.assert_close(parameters.beta, torch.tensor([[beta * scale]]))
 
 
 @pytest.mark.parametrize(("coordinates", "low", "high"), [("paper", 0.0, 7.0), ("centred", 0.5, 7.5)])
@@ -132,14 +132,14 @@ def test_attention_equals_the_oracle(map_size, components, coordinates, beta):
 @pytest.mark.parametrize("scale", ["paper", "peak"])
 def test_a_mask_too_narrow_for_any_cell_is_finite(scale):
     """exp(8) as inverse width, between four cells: every exponential is 0 in float32, and 0 / 0 would be NaN."""
-    parameters = F.mixture(torch.tensor([[0.0, 8.0, 0.0, 0.0]]), (7, 7), beta="exp")
+    parameters = F.mixture(torch.tensor([[0.0, 8.0, 0.0, 0.0]]), (7, 7), width="exp")
     assert F.attention_mask(parameters, (7, 7), scale).isfinite().all()
 
 
 def test_a_narrow_mask_between_four_cells_is_on_them_alone():
     """Inverse width 148, half a cell from each: factors of exp(-37), far below 1 and not nothing."""
     raw = torch.tensor([[0.0, 5.0, 0.0, 0.0]])
-    mask = F.attention_mask(F.mixture(raw, (7, 7), beta="exp"), (7, 7), "peak")[0]
+    mask = F.attention_mask(F.mixture(raw, (7, 7), width="exp"), (7, 7), "peak")[0]
     expected = torch.zeros(7, 7)
     expected[2:4, 2:4] = 1.0  # the centre is at 3.5, cells count from 1
     torch.testing.assert_close(mask, expected, rtol=1e-3, atol=0)

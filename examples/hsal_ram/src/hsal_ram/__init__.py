@@ -107,7 +107,7 @@ class RAM(nn.Module):
             label_log_probs.append(self.label_log_probs(state))
             label_rewards.append(dynamics.label_rewards(seen, rules))
             values.append(self.values(state))
-            seen = dynamics.name(seen, label, rules).state
+            seen = dynamics.name_object(seen, label, rules).state
         steps, glimpses = trajectory.locations.shape[:2]
         return Evaluation(
             location_log_probs=torch.stack(location_log_probs).unflatten(0, (steps, glimpses)),
