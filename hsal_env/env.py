@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
@@ -12,9 +12,13 @@ from gymnasium.error import ResetNeeded
 from hsal_env.config import EnvConfig
 from hsal_env.dynamics import State
 from hsal_env.errors import ActionError, ConfigError
+from hsal_env.policies import Policy
 from hsal_env.simulation import Simulation
 from hsal_env.spaces import require_action_mask
 from hsal_env.trace.recorder import Recorder
+
+if TYPE_CHECKING:
+    from hsal_env.rendering.window import Window
 
 
 class HSALEnv(gym.Env[dict[str, Any], Any]):
@@ -94,7 +98,7 @@ class HSALEnv(gym.Env[dict[str, Any], Any]):
 
     metadata: dict[str, Any] = {"render_modes": ["human", "rgb_array"], "render_fps": 4}  # noqa: RUF012 - as in the base class
 
-    def __init__(self, render_mode: str | None = None, policy: Any = None, **config: Any) -> None:
+    def __init__(self, render_mode: str | None = None, policy: Policy | str | None = None, **config: Any) -> None:
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise ConfigError(f"Expected render_mode None, 'human' or 'rgb_array'; got {render_mode!r}.")
         self.render_mode = render_mode
@@ -159,7 +163,7 @@ class HSALEnv(gym.Env[dict[str, Any], Any]):
             ConfigError: neither the flat view nor the controller's, whose actions alone can be masked.
             ResetNeeded: before the first reset.
         """
-        require_action_mask(self.observation_space)
+        require_action_mask(self.simulation.view)
         if self._state is None:
             raise ResetNeeded("No episode has begun; call reset() before action_masks().")
         return self._observe()["action_mask"].astype(bool)
@@ -204,7 +208,7 @@ class HSALEnv(gym.Env[dict[str, Any], Any]):
         return {"source": self.simulation.examples.source} | {name: _unbatched(value) for name, value in parts.items()}
 
 
-def _window() -> Any:
+def _window() -> Window:
     from hsal_env.rendering.window import Window  # matplotlib is slow to import
 
     return Window("HSAL", 1 / HSALEnv.metadata["render_fps"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 from torch import Tensor
 
@@ -23,13 +23,61 @@ class Policy(Protocol):
         """The recurrent state at the start of an episode: any nested tuple of ``[B, ...]`` tensors."""
         ...
 
-    def act(self, observation: dict[str, Tensor], state: Any, deterministic: bool = False) -> Any:
-        """One decision per lane: an object with ``action``, a batched native action, and ``state``, for the next call."""
+    def act(self, observation: dict[str, Tensor], state: Any, deterministic: bool = False) -> Decided:
+        """One decision per lane."""
+        ...
+
+
+class Decided(Protocol):
+    """What ``act`` returns: a :class:`Choice`, or another object with its attributes."""
+
+    @property
+    def action(self) -> dict[str, Tensor]:
+        """A batched native action."""
+        ...
+
+    @property
+    def state(self) -> Any:
+        """The recurrent state to pass to the next call."""
+        ...
+
+
+class World(Protocol):
+    """The environment that a policy was built for, as :class:`agents.protocol.World` says it."""
+
+    @property
+    def rules(self) -> Rules:
+        """The rules of the decision process."""
+        ...
+
+    @property
+    def map_size(self) -> tuple[int, int]:
+        """(H, W) in cells."""
+        ...
+
+    @property
+    def channels(self) -> int:
+        """D."""
+        ...
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        ...
+
+
+@runtime_checkable
+class BuiltPolicy(Protocol):
+    """A policy that says which environment it was built for, as agents of ours do. It is refused in others."""
+
+    @property
+    def world(self) -> World:
+        """That environment."""
         ...
 
 
 class Choice(NamedTuple):
-    """What ``act`` returns.
+    """What ``act`` may return.
 
     Attributes:
         action: batched native action; parts that the phase does not read may be left out.
@@ -75,7 +123,7 @@ def winner_take_all(saliency: Tensor, rules: Rules) -> Tensor:
     return F.spotlight(saliency.flatten(1).argmax(dim=1), (rows, columns), rules.components, rules.coordinates)
 
 
-def given_policy(policy: Any, rules: Rules) -> Policy:
+def given_policy(policy: Policy | str | None, rules: Rules) -> Policy:
     """The policy that ``policy`` names: ``"winner-take-all"``, ``"package.module:Name"`` (called without arguments), or itself.
 
     Raises:
@@ -94,7 +142,7 @@ def given_policy(policy: Any, rules: Rules) -> Policy:
                 f"Expected policy to be 'winner-take-all' or 'package.module:Name'; got {policy!r}. A trained agent is "
                 "policy=agents.load(NAME).agent."
             )
-        policy = import_object(policy, "policy")()
+        policy = cast(Policy, import_object(policy, "policy")())
     missing = [name for name in ("initial", "act") if not callable(getattr(policy, name, None))]
     if missing or isinstance(policy, type):
         raise ConfigError(

@@ -12,6 +12,7 @@ from hsal_env import dynamics
 from hsal_env.config import EnvConfig
 from hsal_env.dynamics import Example, Outcome, State
 from hsal_env.perception.examples import Examples
+from hsal_env.policies import Policy
 from hsal_env.trace import Trace
 from hsal_env.trace.recorder import Recorder
 from hsal_env.views import make_view
@@ -26,7 +27,9 @@ class Simulation:
         policy: who decides on the level that the view leaves to a given policy, see :func:`hsal_env.policies.given_policy`.
     """
 
-    def __init__(self, config: EnvConfig, device: torch.device | str = "cpu", policy: Any = None) -> None:
+    def __init__(
+        self, config: EnvConfig, device: torch.device | str = "cpu", policy: Policy | str | None = None
+    ) -> None:
         self.config, self.rules, self.device = config, config.rules, torch.device(device)
         self.examples = Examples(config)
         self.view = make_view(config, self.examples.channels, self.examples.map_size, policy)

@@ -308,13 +308,13 @@ def _where_read(read: bool | Tensor, value: Tensor) -> Tensor:
     return torch.where(read.to(value.device).view(-1, *[1] * (value.dim() - 1)), value, 0)
 
 
-def require_action_mask(observation_space: spaces.Space[Any]) -> None:
-    """Refuse masks of a view that has none.
+def require_action_mask(view: View) -> None:
+    """Refuse a view without action mask.
 
     Raises:
-        ConfigError: no ``action_mask`` in the space.
+        ConfigError: ``action_mask`` is not observed.
     """
-    if "action_mask" not in getattr(observation_space, "spaces", {}):
+    if "action_mask" not in view.observation_space.spaces:
         raise ConfigError(
             "action_masks() needs action_mode='flat' or 'controller'; the other views have no action mask."
         )

@@ -15,6 +15,7 @@ from torch import Tensor
 from hsal_env.config import EnvConfig
 from hsal_env.dynamics import Example, State, rebuilt
 from hsal_env.errors import ConfigError
+from hsal_env.policies import Policy
 from hsal_env.simulation import Simulation
 from hsal_env.spaces import require_action_mask
 from hsal_env.trace.recorder import Recorder
@@ -53,7 +54,7 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         render_mode: str | None = None,
         output: str = "numpy",
         device: str = "cpu",
-        policy: Any = None,
+        policy: Policy | str | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         **config: Any,
     ) -> None:
@@ -193,7 +194,7 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         Raises:
             ConfigError: neither the flat view nor the controller's.
         """
-        require_action_mask(self.single_observation_space)
+        require_action_mask(self.simulation.view)
         return self.simulation.view.observe(self._current, self._images)["action_mask"].cpu().numpy().astype(bool)
 
     def _seed(self, seed: int | list[int | None] | None, lanes: np.ndarray) -> None:

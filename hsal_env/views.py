@@ -17,7 +17,7 @@ from hsal_env import dynamics
 from hsal_env.config import ActionMode, EnvConfig
 from hsal_env.dynamics import Action, Outcome, State
 from hsal_env.errors import ActionError, ConfigError
-from hsal_env.policies import WinnerTakeAll, given_policy
+from hsal_env.policies import BuiltPolicy, Policy, WinnerTakeAll, given_policy
 from hsal_env.rules import Rules
 from hsal_env.spaces import FlatView, NativeView, PackedView, View, read_discrete, read_part
 
@@ -37,10 +37,12 @@ def _meta_step(state: State, action: Action, decide: Callable[[State], tuple[Act
 class _Given:
     """A given policy, and what it sees."""
 
-    def __init__(self, policy: Any, config: EnvConfig, channels: int, map_size: tuple[int, int]) -> None:
+    def __init__(
+        self, policy: Policy | str | None, config: EnvConfig, channels: int, map_size: tuple[int, int]
+    ) -> None:
         self.policy = given_policy(policy, config.rules)
-        world = getattr(self.policy, "world", None)  # agents of ours say what they were built for
-        if world is not None:
+        if isinstance(self.policy, BuiltPolicy):
+            world = self.policy.world
             made = (world.rules.glimpses, world.map_size, world.channels, world.num_classes)
             here = (config.glimpses, map_size, channels, config.classes)
             if made != here:
@@ -95,7 +97,9 @@ class OptionView(NativeView):
     keys = ("saliency", "last_label")
     vectors = True
 
-    def __init__(self, config: EnvConfig, channels: int, map_size: tuple[int, int], policy: Any) -> None:
+    def __init__(
+        self, config: EnvConfig, channels: int, map_size: tuple[int, int], policy: Policy | str | None
+    ) -> None:
         super().__init__(config, channels, map_size)
         self._given = _Given(policy, config, channels, map_size)
         if isinstance(self._given.policy, WinnerTakeAll):
@@ -127,7 +131,9 @@ class ControllerView(FlatView):
     | arguments | ``policy``, the meta-controller: see :func:`hsal_env.policies.given_policy` |
     """
 
-    def __init__(self, config: EnvConfig, channels: int, map_size: tuple[int, int], policy: Any) -> None:
+    def __init__(
+        self, config: EnvConfig, channels: int, map_size: tuple[int, int], policy: Policy | str | None
+    ) -> None:
         super().__init__(config, channels, map_size)
         self._given = _Given(policy, config, channels, map_size)
 
@@ -193,7 +199,7 @@ VIEWS: dict[ActionMode, type[NativeView]] = {
 """By ``action_mode``."""
 
 
-def make_view(config: EnvConfig, channels: int, map_size: tuple[int, int], policy: Any = None) -> View:
+def make_view(config: EnvConfig, channels: int, map_size: tuple[int, int], policy: Policy | str | None = None) -> View:
     """The view that ``config.action_mode`` names.
 
     Raises:
