@@ -1,4 +1,4 @@
-"""What decides the task: one frozen dataclass, whose fields are the keyword arguments of ``gymnasium.make``."""
+"""The configuration of an environment: one frozen dataclass whose fields are the keyword arguments of ``gymnasium.make``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ActionMode = Literal["native", "flat", "packed", "option", "controller", "macro"
 Forbidden = Literal["penalise", "raise"]
 
 DEFAULT_NUM_EXAMPLES = {"train": 60_000, "val": 5_000, "test": 10_000}
-"""Canvases in a split: the paper's 60,000 and 10,000, and a validation set from the training side."""
+"""Canvases in each split. 60,000 and 10,000 are the paper's; the validation set is made from training digits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,10 +122,10 @@ class EnvConfig(MetaStepRules, CanvasLook):
         return cls(**kwargs)
 
     def on_source(self, source: str, **changes: Any) -> EnvConfig:
-        """The same on images of ``source``; what that has not falls back to its default.
+        """The same configuration on images of ``source``. Arguments that ``source`` does not take get their defaults.
 
         Raises:
-            ConfigError: an unknown source, or what stays does not suit it.
+            ConfigError: an unknown source, or a value that does not suit it.
         """
         if source not in SOURCES:
             raise ConfigError(f"Expected source to be one of {', '.join(SOURCES)}; got {source!r}.")
@@ -153,10 +153,10 @@ class EnvConfig(MetaStepRules, CanvasLook):
             )
 
     def plain(self) -> dict[str, Any]:
-        """The fields as plain values, for a checkpoint; what your own images decide is filled in.
+        """The fields as plain values, for a checkpoint. What your own images decide is filled in.
 
         Raises:
-            ConfigError: images as an array, or a model as an object.
+            ConfigError: images are an array, or a model is an object.
             DataError: see :func:`hsal_env.data.custom.load_folder`.
         """
         objects = [
@@ -213,7 +213,7 @@ class EnvConfig(MetaStepRules, CanvasLook):
 
     @property
     def canvas(self) -> CanvasConfig:
-        """The look of a canvas."""
+        """The part that composed canvases read."""
         look = {field.name: getattr(self, field.name) for field in fields(CanvasLook)}
         return CanvasConfig(**look, max_objects=self.objects_limit)
 
@@ -233,7 +233,7 @@ class EnvConfig(MetaStepRules, CanvasLook):
 
     @property
     def classes(self) -> int:
-        """C, the number of labels, "stop" not counted."""
+        """C, the number of labels without "stop"."""
         return self.data.num_classes(self.num_classes) if self.is_custom else NUM_CLASSES
 
     @property

@@ -48,12 +48,12 @@ class State(NamedTuple):
         last_label: the label of the previous meta-step ``[B]``; C + 1 = none.
         remaining: counts not yet named ``[B, C]``.
         predicted: counts named so far ``[B, C]``.
-        phase: ``[B]`` in 0..k + 1; on the CPU wherever the rest lives, so that what it decides waits for no accelerator.
+        phase: ``[B]`` in 0..k + 1. It is always on the CPU, so that a branch on it does not wait for an accelerator.
         meta_step: finished meta-steps ``[B]``.
         returns: rewards so far, of locations and of labels ``[B, 2]``.
-        looks: raw saliency summed over glimpses taken, and over as many uniformly drawn ones ``[B, 2]`` (S3).
-        forbidden: decisions that the view did not allow ``[B]``.
-        memory: recurrent state of the policy that a view gives to one of the levels (any nested tuple); else ().
+        looks: raw saliency summed over the glimpses taken, and expected of as many uniformly drawn ones ``[B, 2]`` (S3).
+        forbidden: number of decisions that the view did not allow ``[B]``.
+        memory: recurrent state of the given policy of a view, any nested tuple; () where there is no such policy.
     """
 
     example: Example
@@ -76,7 +76,7 @@ class State(NamedTuple):
 
 
 class Action(NamedTuple):
-    """One decision for B lanes; the phase says which part is read.
+    """One decision for B lanes. The phase decides which part is read.
 
     Attributes:
         attention: raw mixture parameters ``[B, 4K]``.
@@ -97,7 +97,7 @@ class Outcome(NamedTuple):
         reward: ``[B]``.
         terminated: ``[B]``.
         truncated: ``[B]``.
-        between: the states passed through before it, where there were several decisions.
+        between: the states before it, where there were several decisions.
     """
 
     state: State
@@ -156,7 +156,7 @@ def look(state: State, location: Tensor, rules: Rules) -> Outcome:
     reward = F.location_rewards(state.priority).gather(1, at).squeeze(1)
     phase = common_phase(state.phase)
     if phase is None:
-        which = state.phase.clamp(1, rules.glimpses) - 1  # lanes of another phase are not taken from here
+        which = state.phase.clamp(1, rules.glimpses) - 1  # of lanes in another phase the result is not used
         slot = one_hot(which, rules.glimpses).bool().to(at.device)  # [B, k]
         locations = torch.where(slot, at, state.locations)
     else:
@@ -219,11 +219,11 @@ def label_rewards(state: State, rules: Rules) -> Tensor:
 
 
 def transition(state: State, action: Action, rules: Rules, forbidden: Tensor | None = None) -> Outcome:
-    """One decision of each lane, whatever its phase. Lanes in one phase cost one function, mixed lanes each of theirs.
+    """One decision of each lane, whatever its phase. Each kind of phase that occurs costs one call for all lanes.
 
     Args:
-        forbidden: bool ``[B]``, lanes whose action their phase does not allow: they earn -1 and stay as they are, and
-            are truncated after as many such decisions as an episode has proper ones.
+        forbidden: bool ``[B]``, lanes whose action their phase does not allow. They earn -1 and stay as they are. They are
+            truncated after as many such decisions as an episode has allowed ones.
     """
     phase = common_phase(state.phase)
     if phase is not None:
@@ -290,9 +290,9 @@ def rebuilt(like: Any, parts: list[Any]) -> Any:
 
 
 def raw_saliency_left(state: State) -> Tensor:
-    """Raw saliency ``[B, H, W]``, suppressed cells counted by the fraction of S_1 that is left: ``raw S_t / S_1`` (S3).
+    """Raw saliency ``[B, H, W]`` of which each cell has the fraction that S_t has of S_1: ``raw S_t / S_1`` (S3).
 
-    A tally, without gradient.
+    It is for statistics only and has no gradient.
     """
     left = state.saliency.detach() * state.raw_per_saliency
-    return torch.minimum(left, state.example.raw_saliency)  # more only if S is normalised again
+    return torch.minimum(left, state.example.raw_saliency)  # it is more only where S is normalised again

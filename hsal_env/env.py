@@ -1,4 +1,4 @@
-"""The single environment: a batch of one."""
+"""The single environment: a batch of one lane."""
 
 from __future__ import annotations
 
@@ -40,16 +40,17 @@ class HSALEnv(gym.Env[dict[str, Any], Any]):
     | ``controller`` | ``Discrete(H W + C + 1)``: cells, then labels, then stop; a given meta-controller attends |
     | ``macro`` | ``MultiDiscrete([H W] * (k + 1) + [C + 1])``: a whole meta-step at once |
 
-    Natively the phase says which part is read; the others may be left out. ``attention`` holds alpha, beta, kappa_1 and
-    kappa_2 of the K Gaussians, K numbers each; eight times them are the raw numbers of
+    In the native view the phase decides which part is read, and the others may be left out. ``attention`` holds alpha, beta,
+    kappa_1 and kappa_2 of the K Gaussians, K numbers each. Multiplied by 8 they are the raw numbers of
     :func:`hsal_env.functional.mixture`.
 
-    In the flat view a cell at phase 0 is one spotlight centred there, and ``action_mask`` says what the phase allows. The last
-    three views are described in :mod:`hsal_env.views`.
+    In the flat view a cell at phase 0 stands for a spotlight centred there, and ``action_mask`` marks what the phase allows. The
+    last three views are described in :mod:`hsal_env.views`.
 
     ## Observation space
-    A ``Dict``; natively as below. In the other views the maps are vectors and there is no image; ``flat`` and ``controller`` add
-    ``action_mask``; ``option`` and ``macro`` show ``saliency`` and ``last_label`` alone, ``macro`` also ``volume``.
+    A ``Dict``. In the native view it holds the keys below from ``image`` to ``phase``, and ``volume`` on request. In the other
+    views the maps are vectors and there is no image. ``flat`` and ``controller`` add ``action_mask``. ``option`` and ``macro``
+    show only ``saliency`` and ``last_label``, and ``macro`` also ``volume``.
 
     | key | space | meaning |
     |---|---|---|
@@ -64,32 +65,32 @@ class HSALEnv(gym.Env[dict[str, Any], Any]):
     | ``action_mask`` | ``MultiBinary(H W + C + 1)`` | what the phase allows |
 
     ## Rewards
-    0 for attention; P_t at a location; for a label +1 if it is still in the multiset of remaining labels, else -1; for
-    stop +1 if nothing remains, else -1. A forbidden action of the flat view: -1, and nothing happens. Under
-    ``protocol="teacher"`` stop always earns -1, and the last label of the episode 0.
+    Attention earns 0. A location earns P_t there. A label earns +1 if it is still in the multiset of remaining labels, else -1.
+    Stop earns +1 if nothing remains, else -1. In the flat view a forbidden action earns -1 and nothing happens. Under
+    ``protocol="teacher"`` stop always earns -1, and the last label of the episode earns 0.
 
     ## Starting state
-    A canvas of the split drawn uniformly, or ``reset(options={"index": i})``.
+    A canvas of the split, drawn uniformly or chosen by ``reset(options={"index": i})``.
 
     ## Episode end
-    Terminated by stop (``protocol="teacher"``: after as many meta-steps as there are objects, plus one). Truncated after
-    max_objects + 1 meta-steps, or after (max_objects + 1)(k + 2) forbidden actions.
+    Stop terminates the episode. Under ``protocol="teacher"`` it terminates after as many meta-steps as there are objects, plus
+    one. The episode is truncated after max_objects + 1 meta-steps, or after (max_objects + 1)(k + 2) forbidden actions.
 
     ## Information
     ``source`` (``"mnist"``, ``"digits"``, ``"house-numbers"``, ``"svhn"`` or ``"custom"``: what the pixels are), ``index``,
     ``label_counts``, ``remaining_counts``, ``predicted_counts``; at the end of an episode ``exact_match``, ``precision``,
-    ``recall``, ``return_location``, ``return_label``, ``attn_saliency``, ``attn_saliency_uniform``. For learners and plots; a
-    policy that reads them cheats.
+    ``recall``, ``return_location``, ``return_label``, ``attn_saliency``, ``attn_saliency_uniform``. They are for learners and
+    plots. A policy that reads them cheats.
 
     ## Arguments
     ``render_mode`` (None, ``"rgb_array"``, or ``"human"``: a window, redrawn at each step), ``policy`` for the option and
     controller views (:func:`hsal_env.policies.given_policy`), and every field of :class:`hsal_env.config.EnvConfig`.
 
     ``HSAL-Custom-v0`` takes your own images: ``images`` and ``labels`` as arrays, or ``images`` as a folder
-    (:mod:`hsal_env.data.custom`), with ``activation`` and ``saliency`` models of yours. By default all images are used, in
-    their own order; ``split="train"``, ``"val"`` or ``"test"`` is a fixed share of them. The number of classes, the size and
-    colour of the image and ``max_objects`` come from the data. Give images as a folder and models as
-    ``"package.module:Name"`` where the environment's ``spec`` is to be written as JSON.
+    (:mod:`hsal_env.data.custom`), with ``activation`` and ``saliency`` models of your own. By default all images are used, in
+    their own order. ``split="train"``, ``"val"`` or ``"test"`` is a fixed share of them. The number of classes, the size and
+    colour of the image and ``max_objects`` come from the data. To write the environment's ``spec`` as JSON, give images as a
+    folder and models as ``"package.module:Name"``.
 
     Raises:
         ConfigError: an unknown argument or a value outside its range.
@@ -111,7 +112,7 @@ class HSALEnv(gym.Env[dict[str, Any], Any]):
         self._images: torch.Tensor | None = None
         self._ended = True
 
-    @torch.inference_mode()  # a fifth faster than no_grad; nobody outside holds these tensors
+    @torch.inference_mode()  # a fifth faster than no_grad; these tensors stay inside
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -160,7 +161,7 @@ class HSALEnv(gym.Env[dict[str, Any], Any]):
         """bool ``[H W + C + 1]``, what sb3-contrib's MaskablePPO asks for.
 
         Raises:
-            ConfigError: neither the flat view nor the controller's, whose actions alone can be masked.
+            ConfigError: a view other than the flat and the controller view, which alone have masks.
             ResetNeeded: before the first reset.
         """
         require_action_mask(self.simulation.view)
@@ -171,7 +172,7 @@ class HSALEnv(gym.Env[dict[str, Any], Any]):
     def render(self) -> np.ndarray | None:
         """RGB uint8 ``[h, w, 3]``: the episode so far, see :func:`hsal_env.rendering.draw_trace`.
 
-        None without a render mode, and with ``"human"``, whose window each step redraws by itself.
+        None without a render mode. None also with ``"human"``, since each step redraws the window by itself.
 
         Raises:
             ResetNeeded: before the first reset.

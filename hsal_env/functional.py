@@ -3,7 +3,7 @@
 Every function is pure: no in-place write, no branch on a tensor's value, so that gradients flow wherever the paper
 lets them. Shapes: B lanes (images), K Gaussians, D activation channels, H x W map cells, C classes, k glimpses.
 Locations are flat cell indices ``row * W + col``; the label C is "stop". References are to Welleck et al., NIPS 2017;
-S1 to S8 and L1 to L5 are the project's readings of its open points, restated where they apply.
+S1 to S8 and L1 to L5 are the project's readings of its open points (docs/decisions.md), restated where they apply.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def normalise(maps: Tensor, least: float = 0.0) -> Tensor:
 
 
 RAW_LIMIT = 8.0
-"""Raw attention stays within this of 0: sigmoid and softmax are saturated. A power of two: scaling by it rounds nothing."""
+"""Raw attention lies in [-8, 8]. Sigmoid and softmax are saturated at its ends. Scaling by a power of two rounds nothing."""
 
 # --- Gaussian attention (section 3, "Gaussian Attention Mechanism") -----------------------------------------------------
 
@@ -82,8 +82,8 @@ def mixture(
 
     ``alpha = softmax(.)``; ``kappa_1 = sigmoid(.) H``, ``kappa_2 = sigmoid(.) W`` (S4). ``coordinates="centred"`` adds
     1/2, which makes the reachable interval symmetric about the cells 1..H. ``width="bounded"``:
-    ``(1.5 + 0.5 sigmoid(.)) * 49 / (H W)``, Appendix A's [1.5, 2.0] for a 7x7 map, as wide on any other (S5);
-    ``"exp"``: ``exp(.) * 49 / (H W)``.
+    ``(1.5 + 0.5 sigmoid(.)) * 49 / (H W)``, Appendix A's [1.5, 2.0] on a 7x7 map, scaled so that a
+    Gaussian covers the same share of any map (S5). ``width="exp"``: ``exp(.) * 49 / (H W)``.
 
     Args:
         attention: ``[B, 4K]``, unbounded.
@@ -133,7 +133,7 @@ def attention_mask(parameters: Mixture, map_size: tuple[int, int], scale: Litera
 
 
 def _peak(mask: Tensor) -> Tensor:
-    """The mask over its maximum; one that is (nearly) zero everywhere stays so."""
+    """The mask divided by its maximum. A mask that is (nearly) zero everywhere stays so."""
     return mask / mask.amax(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(mask.dtype).tiny)
 
 
@@ -142,8 +142,8 @@ def spotlight(
 ) -> Tensor:
     """The inverse of :func:`mixture`: raw numbers that centre all K Gaussians on ``location`` ``[B]``. ``[B, 4K]``.
 
-    Equal importance, raw width 0 (the middle of the bounded range); centres at most ``RAW_LIMIT`` from 0, where the sigmoid
-    is saturated (it reaches the last row and column only in the limit).
+    All Gaussians have the same importance and the raw width 0, the middle of the bounded range. Raw centres are clamped to
+    ``RAW_LIMIT``, since the sigmoid reaches the last row and column only at infinity.
 
     Example:
         >>> raw = spotlight(torch.tensor([9]), map_size=(7, 7), components=1)  # cell 9: second row, third column

@@ -6,14 +6,17 @@ import numpy as np
 
 from hsal_env.errors import DataError
 
+SCORES = ("exact_match", "macro_f1", "micro_f1", "overall_precision", "overall_recall", "example_f1")
+"""The names of the scores, in the order of all tables."""
+
 
 def scores(predicted: np.ndarray, true: np.ndarray) -> dict[str, float]:
-    """Compare label counts, ``[N, C]`` each.
+    """Compare the predicted and the true label counts of N images, ``[N, C]`` each.
 
     With TP_nc = min(predicted, true):
 
     - ``exact_match``: share of images whose multisets are equal (the paper's 0-1);
-    - ``macro_f1``: per class 2 sum_n TP / sum_n (predicted + true), then the mean over classes that occur in either;
+    - ``macro_f1``: per class 2 sum_n TP / sum_n (predicted + true), then the mean over the classes that occur in either;
     - ``micro_f1``, ``overall_precision``, ``overall_recall``: from the sums over images and classes (OP, OR);
     - ``example_f1``: the mean over images of each image's F1 (1 where both multisets are empty).
 
@@ -61,7 +64,7 @@ def most_frequent(counts: np.ndarray) -> np.ndarray:
 
 
 def label_counts(labels: np.ndarray, classes: int) -> np.ndarray:
-    """Label lists ``[B, N]`` padded with -1 to counts int64 ``[B, C]``.
+    """Turn label lists ``[B, N]``, padded with -1, into counts int64 ``[B, C]``.
 
     Raises:
         DataError: a label outside -1..C - 1.
@@ -72,6 +75,3 @@ def label_counts(labels: np.ndarray, classes: int) -> np.ndarray:
     counts = np.zeros((len(labels), classes), np.int64)
     np.add.at(counts, (lanes, labels[lanes, slots]), 1)
     return counts
-
-
-SCORES = ("exact_match", "macro_f1", "micro_f1", "overall_precision", "overall_recall", "example_f1")

@@ -1,4 +1,4 @@
-"""Objects of other packages: by ``package.module:Name``, or by the name of an installed entry point."""
+"""Objects of other packages, found by ``package.module:Name`` or by the name of an installed entry point."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def find_object(
 
     Args:
         name: a key of ``known``, the name of an entry point in ``group``, or ``package.module:Name``.
-        what: for what it is asked, in messages.
-        known: ours, or where to import them from; one of the same name elsewhere is not looked at.
-        group: of the entry points.
-        forms: what ``name`` may be but a name, for messages.
+        what: what kind of object it is, for messages.
+        known: our own objects, or ``package.module:Name`` of them. They hide entry points of the same name.
+        group: the group of the entry points.
+        forms: which forms ``name`` may have besides a name, for messages.
 
     Raises:
-        ConfigError: nothing of that name, or it cannot be imported.
+        ConfigError: there is nothing of that name, or it cannot be imported.
     """
     if name in known and not isinstance(known[name], str):
         return known[name]
@@ -41,14 +41,14 @@ def find_object(
     try:
         return installed[name].load()
     except (ImportError, AttributeError) as error:
-        raise ConfigError(f"{what} {name!r} cannot be loaded: {error}. Is its package installed whole?") from error
+        raise ConfigError(f"{what} {name!r} cannot be loaded: {error}. Is its package completely installed?") from error
 
 
 def import_object(path: str, what: str) -> Any:
     """Import ``package.module:Name``.
 
     Raises:
-        ConfigError: not of that form, or the import fails; ``what`` says for what it was asked.
+        ConfigError: ``path`` has another form, or the import fails. The message names ``what``.
     """
     module, _, name = path.partition(":")
     if not module or not name or module.startswith("."):

@@ -1,4 +1,4 @@
-"""Given policies: who decides on the level that a view does not leave to the learner."""
+"""Given policies: they decide on the level that a view does not leave to the learner."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from hsal_env.spaces import attention_action
 class Policy(Protocol):
     """What a view asks of a given policy. Every agent of ours is one (:class:`agents.protocol.Agent`).
 
-    It is asked with the native observation of B lanes (no image), at phase 0, and at later phases where it decides.
+    A policy sees the native observation of B lanes, without the image. It is asked at phase 0, and at later phases if it
+    decides there.
     """
 
     def initial(self, lanes: int) -> Any:
@@ -89,10 +90,10 @@ class Choice(NamedTuple):
 
 
 class WinnerTakeAll:
-    """Attention as in Itti and Koch's model: one spotlight on the most salient cell; glimpses at the peak of P; no labels.
+    """Attention as in Itti and Koch's model: one spotlight on the most salient cell. Glimpses go to the peak of P. No labels.
 
     Args:
-        rules: of the environment.
+        rules: the rules of the environment.
     """
 
     def __init__(self, rules: Rules) -> None:
@@ -124,15 +125,20 @@ def winner_take_all(saliency: Tensor, rules: Rules) -> Tensor:
 
 
 def given_policy(policy: Policy | str | None, rules: Rules) -> Policy:
-    """The policy that ``policy`` names: ``"winner-take-all"``, ``"package.module:Name"`` (called without arguments), or itself.
+    """The policy that ``policy`` means.
+
+    Args:
+        policy: ``"winner-take-all"``; ``"package.module:Name"``, which is called without arguments; or the policy itself.
+        rules: the rules of the environment.
 
     Raises:
         ConfigError: None, an unknown name, one that cannot be imported, a class, or an object without ``initial`` or ``act``.
     """
     if policy is None:
         raise ConfigError(
-            "This view leaves a level to a given policy and got none. Pass policy=agents.load('mnist-multiset').agent, "
-            "'agents.policies:mnist_multiset', or an object of yours with initial and act; 'winner-take-all' only attends."
+            "Expected a policy for the level that this view leaves to one; got none. Pass "
+            "policy=agents.load('mnist-multiset').agent, "
+            "'agents.policies:mnist_multiset', or an object of your own with initial and act; 'winner-take-all' only attends."
         )
     if isinstance(policy, str):
         if policy == "winner-take-all":

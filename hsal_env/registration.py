@@ -1,4 +1,4 @@
-"""The environment ids: a table and one loop. Strings only, so that importing them is quick."""
+"""The environment ids: a table and one loop. Entry points are strings, so that the import is quick."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
     "HSAL-SVHNMultiset-v0": {"source": "svhn", "task": "multiset", **_HOUSE},
     "HSAL-Custom-v0": {"source": "custom", "split": "all"},
 }
-"""Keyword arguments of each id; any of them, and every other, can be overridden in ``gymnasium.make``."""
+"""Keyword arguments of each id. These and all others can be changed in ``gymnasium.make``."""
 
 _POLICY: dict[str, Any] = {"policy": "agents.policies:mnist_multiset"}
 VIEW_ENVIRONMENTS: dict[str, dict[str, Any]] = {
@@ -43,7 +43,7 @@ VIEW_ENVIRONMENTS: dict[str, dict[str, Any]] = {
         ("macro", {}),
     )
 }
-"""The same task as other learners see it: :mod:`hsal_env.views`. The bundled agent, with 49 Gaussians, has the other level."""
+"""One task in the views of :mod:`hsal_env.views`. Where a view needs a given policy, it is the bundled agent of 49 Gaussians."""
 
 
 def register_all() -> None:

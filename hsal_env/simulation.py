@@ -19,12 +19,12 @@ from hsal_env.views import make_view
 
 
 class Simulation:
-    """Draws examples, applies decisions, and describes states. Holds no state of its own. To be called without gradient.
+    """Draws examples, applies decisions and describes states. It holds no state of its own. Call it without gradient.
 
     Args:
         config: everything that decides the task.
         device: where the state lives.
-        policy: who decides on the level that the view leaves to a given policy, see :func:`hsal_env.policies.given_policy`.
+        policy: decides on the level that the view leaves to a given policy, see :func:`hsal_env.policies.given_policy`.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Simulation:
         self.view = make_view(config, self.examples.channels, self.examples.map_size, policy)
 
     def start(self, indices: np.ndarray) -> tuple[State, Tensor | None]:
-        """Initial state of the examples ``indices`` ``[B]``, and their images uint8 ``[B, h_px, w_px, 1 or 3]`` if observed."""
+        """The initial state of the examples ``indices`` ``[B]``, and, if observed, their images uint8 ``[B, h, w, 1 or 3]``."""
         on_host, canvases = self.examples.load(indices)
         example = Example(*(part.to(self.device) for part in on_host))
         images = None
@@ -53,7 +53,7 @@ class Simulation:
         return self.view.step(state, action)
 
     def traces(self, recorder: Recorder, indices: np.ndarray) -> list[Trace]:
-        """What ``recorder`` has seen of all lanes, which hold the canvases ``indices`` ``[B]``."""
+        """What ``recorder`` has seen, a trace per lane. The lanes hold the canvases ``indices`` ``[B]``."""
         canvases = self.examples.compose(indices)
         return [
             recorder.trace(
@@ -64,7 +64,7 @@ class Simulation:
         ]  # fmt: skip
 
     def info(self, state: State) -> dict[str, Tensor]:
-        """What a learner, not a policy, may use: example index, and label counts: true ones, not yet named, named so far."""
+        """For learners, not for policies: the index of the example, and its label counts: true, remaining and predicted."""
         example = state.example
         counts = {
             "label_counts": example.counts,
@@ -76,14 +76,16 @@ class Simulation:
     def episode_info(self, state: State) -> dict[str, Tensor]:
         """Metrics of episodes that ended in ``state``, ``[B]`` each.
 
-        ``exact_match``: predicted multiset = true one; ``precision``, ``recall`` of the predicted multiset (precision of an
-        empty one is 1, and so is recall of an empty true one); ``return_location``, ``return_label``: rewards by level;
-        ``attn_saliency``: mean raw saliency at the glimpses, ``attn_saliency_uniform``: the same for uniformly drawn ones
-        (S3).
+        - ``exact_match``: whether the predicted multiset is the true one;
+        - ``precision``, ``recall`` of the predicted multiset. The precision of an empty prediction is 1, and so is the recall
+          where nothing is to be named;
+        - ``return_location``, ``return_label``: the sum of rewards of each kind;
+        - ``attn_saliency``: mean raw saliency at the glimpses, ``attn_saliency_uniform``: its expectation at uniformly drawn
+          locations (S3).
         """
         hits = torch.minimum(state.predicted, state.example.counts).sum(dim=1)
         named, true = state.predicted.sum(dim=1), state.example.counts.sum(dim=1)
-        unfinished = (state.phase - 1).clamp(min=0).to(named.device)  # an option that was cut off
+        unfinished = (state.phase - 1).clamp(min=0).to(named.device)  # glimpses of an option that was cut off
         glimpses = (state.meta_step * self.rules.glimpses + unfinished).clamp(min=1)
         return {
             "exact_match": (state.predicted == state.example.counts).all(dim=1).double(),

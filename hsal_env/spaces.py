@@ -1,8 +1,8 @@
-"""Gymnasium spaces, actions in, observations out: the door between numpy and torch.
+"""Gymnasium spaces, and the translation of actions and observations between them and the tensors of the dynamics.
 
-A *view* is how a learner sees the decision process. ``native`` is the two-level one; ``flat`` is a single Discrete with
-an action mask, for agents that know nothing of hierarchies; ``packed`` is the two-level one in a single Box. Views that make
-several decisions in one step, or leave some to a given policy, are in :mod:`hsal_env.views`.
+A *view* is how a learner sees the decision process. ``native`` has two levels. ``flat`` is a single Discrete with an action
+mask, for agents that know no hierarchy. ``packed`` has two levels in a single Box. Views that make several decisions in one
+step, or leave some to a given policy, are in :mod:`hsal_env.views`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _FLOAT16_MAX = float(np.finfo(np.float16).max)  # volumes are stored in half pre
 
 
 class View(Protocol):
-    """Spaces of one lane, and batched translation in both directions.
+    """The spaces of one lane, and the batched translation in both directions.
 
     Attributes:
         action_space: of one lane.
@@ -39,10 +39,10 @@ class View(Protocol):
         ...
 
     def step(self, state: State, action: Any) -> Outcome:
-        """Apply one batched action of the learner's.
+        """Apply one batched action of the learner.
 
         Raises:
-            ActionError: outside the space.
+            ActionError: an action outside its space.
         """
         ...
 
@@ -55,14 +55,14 @@ class NativeView:
     """The two-level view.
 
     Action: Dict(attention Box [-1, 1] ``[4K]``, location Discrete(H W), label Discrete(C + 1), the last is stop). Phase 0 reads
-    the attention, phases 1..k the location, phase k + 1 the label; the other parts are ignored and may be left out.
+    the attention, phases 1..k the location, phase k + 1 the label. The other parts are ignored and may be left out.
 
     Observation: Dict of saliency ``[H, W]``, priority ``[H, W]``, glimpse ``[D]``, last_location (H W = none),
     last_label (C + 1 = none), phase, and by configuration image uint8 ``[h_px, w_px, 1 or 3]`` and volume ``[D, H, W]``.
 
     Attributes:
-        keys: what is observed, image and volume apart.
-        vectors: maps and volume are observed as vectors, so that stock feature extractors read them.
+        keys: the parts of the observation, without image and volume.
+        vectors: whether maps and volume are observed as vectors, so that common feature extractors can read them.
     """
 
     keys: tuple[str, ...] = ("saliency", "priority", "glimpse", "last_location", "last_label", "phase")
@@ -124,10 +124,10 @@ class NativeView:
         return seen
 
     def decode(self, action: Any, state: State) -> Action:
-        """A batched action Dict to an :class:`Action`. Only the parts that some lane's phase reads are looked at and checked.
+        """A batched action Dict as an :class:`Action`. Only the parts that the phase of some lane reads are checked.
 
         Raises:
-            ActionError: outside the space.
+            ActionError: an action outside its space.
         """
         try:
             given = dict(action)
@@ -143,7 +143,7 @@ class NativeView:
         )
 
     def _readers(self, phase: Tensor) -> tuple[bool | Tensor, bool | Tensor, bool | Tensor]:
-        """Which lanes read the attention, the location and the label: all, none, or a bool ``[B]``."""
+        """Which lanes read the attention, the location and the label: True for all, False for none, or a bool ``[B]``."""
         last, common = self.glimpses + 1, dynamics.common_phase(phase)
         if common is not None:
             return common == 0, 0 < common < last, common == last
@@ -157,7 +157,7 @@ class NativeView:
         if attention.shape != shape:
             raise ActionError(f"Expected attention of shape {shape}; got {tuple(attention.shape)}.")
         attention = attention.float()
-        if like.is_cpu and not float(attention.abs().max()) <= 1:  # so that NaN is refused
+        if like.is_cpu and not float(attention.abs().max()) <= 1:  # "not" refuses NaN, too
             wrong = ~(attention.abs() <= 1).all(dim=1) & read
             if bool(wrong.any()):
                 raise ActionError(f"Expected attention in [-1, 1]; got {attention[wrong][0].tolist()}.")
@@ -170,9 +170,9 @@ class NativeView:
 class FlatView(NativeView):
     """One Discrete(H W + C + 1): first the cells, then the labels, then stop.
 
-    At phase 0 a cell means one spotlight centred there (all K Gaussians alike); at phases 1..k it is the location; at
-    phase k + 1 a label is read. ``action_mask`` marks what the phase allows. A forbidden action earns -1 and changes
-    nothing. Observations are vectors, so that stock feature extractors read them.
+    At phase 0 a cell stands for a spotlight centred there, with all K Gaussians alike. At phases 1..k it is the location. At
+    phase k + 1 a label is read. ``action_mask`` marks what the phase allows. A forbidden action earns -1 and changes nothing.
+    Observations are vectors, so that common feature extractors can read them.
     """
 
     vectors = True
@@ -206,9 +206,8 @@ class FlatView(NativeView):
         if self.config.forbidden == "raise" and bool(forbidden.any()):
             raise ActionError(
                 f"Expected an action that the mask allows; got {int(chosen[forbidden][0])} at phase "
-                f"{int(state.phase[forbidden.cpu()][0])}. Choose among observation['action_mask'], "
-                "as MaskablePPO does; or make the "
-                "environment with forbidden='penalise'."
+                f"{int(state.phase[forbidden.cpu()][0])}. Choose among observation['action_mask'], as MaskablePPO does; or make "
+                "the environment with forbidden='penalise'."
             )
         return dynamics.transition(state, Action(self._spotlight(cell), cell, label), self.rules, forbidden)
 
@@ -216,7 +215,7 @@ class FlatView(NativeView):
 class PackedView(NativeView):
     """The two-level view for libraries without Dict actions: one Box of 4K + 2 numbers, ``(attention, location, label)``.
 
-    Location and label are whole numbers, written as floats; each phase reads its part, as natively. Observations are
+    Location and label are whole numbers, written as floats. Each phase reads its part, as in the native view. Observations are
     vectors. :class:`agents.sb3.HSALPolicy` acts on it.
     """
 
@@ -253,7 +252,7 @@ def read_part(given: dict[str, Any], name: str, device: torch.device) -> Tensor:
     """A part of a batched action as a tensor.
 
     Raises:
-        ActionError: it is not there, or holds no numbers.
+        ActionError: the part is missing, or holds no numbers.
     """
     if name not in given:
         raise ActionError(f"Expected the action to hold {name!r} at this phase; got only {sorted(given)}.")
@@ -264,17 +263,17 @@ def read_part(given: dict[str, Any], name: str, device: torch.device) -> Tensor:
 
 
 def read_discrete(given: dict[str, Any], name: str, bound: int, like: Tensor, read: bool | Tensor = True) -> Tensor:
-    """A part of whole numbers in 0..bound - 1, int64 ``[B]``; unread, and 0, in lanes outside ``read``.
+    """A part of a batched action that holds whole numbers in 0..bound - 1, int64 ``[B]``. It is 0 in lanes that do not read it.
 
     Args:
         given: the batched action.
-        name: of the part.
-        bound: of its values; checked on the CPU only, an accelerator would have to be waited for.
+        name: the name of the part.
+        bound: its values are smaller than this. They are checked on the CPU only: a check elsewhere would wait for the device.
         like: ``[B]`` on the device where the part is wanted.
-        read: bool ``[B]`` on the CPU; or all or none.
+        read: which lanes read the part: bool ``[B]`` on the CPU, or True for all, or False for none.
 
     Raises:
-        ActionError: see :func:`read_part`; or of another kind, shape or range.
+        ActionError: see :func:`read_part`; or another kind, shape or range of numbers.
     """
     if not _any(read):
         return torch.zeros_like(like, dtype=torch.int64)

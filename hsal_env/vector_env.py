@@ -28,11 +28,12 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         num_envs: N, the number of lanes.
         render_mode: None or ``"rgb_array"`` (one picture per lane).
         output: ``"numpy"``, or ``"torch"``: observations, rewards and infos are tensors.
-        device: where the state lives; another one than ``"cpu"`` needs ``output="torch"``. There, with auto-reset disabled, no
-            step waits for the device, so that ranges of actions are not checked; ``phase`` is observed on the CPU everywhere.
+        device: where the state lives. A device other than ``"cpu"`` needs ``output="torch"``. Steps do not wait for such a
+            device while auto-reset is disabled, so the ranges of actions are not checked there. ``phase`` is observed on the CPU
+            everywhere.
         policy: as in :class:`hsal_env.env.HSALEnv`.
-        autoreset_mode: as in Gymnasium. ``DISABLED``: lanes that ended go on through the motions, with reward 0 and
-            their flags held, until ``reset`` (all lanes, or ``options["reset_mask"]``).
+        autoreset_mode: as in Gymnasium. ``DISABLED``: a lane that has ended goes on with reward 0 and keeps its flags until
+            ``reset`` starts it again, with all lanes or by ``options["reset_mask"]``.
         config: fields of :class:`hsal_env.config.EnvConfig`.
 
     ``reset(seed=s)`` seeds lane i with s + i; ``options={"index": array}`` picks the canvases.
@@ -144,7 +145,7 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
             ResetNeeded: before the first reset.
             ActionError: an action outside its space.
         """
-        restarted = self.autoreset_mode is AutoresetMode.SAME_STEP  # lanes that ended have begun anew already
+        restarted = self.autoreset_mode is AutoresetMode.SAME_STEP  # lanes that ended have already begun again
         ended = self._nowhere if restarted else self._terminated | self._truncated
         state, reward, terminated, truncated, between = self.simulation.step(self._current, actions)
         if self.autoreset_mode is AutoresetMode.DISABLED:
@@ -192,7 +193,7 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         """bool ``[N, H W + C + 1]``.
 
         Raises:
-            ConfigError: neither the flat view nor the controller's.
+            ConfigError: a view other than the flat and the controller view.
         """
         require_action_mask(self.simulation.view)
         return self.simulation.view.observe(self._current, self._images)["action_mask"].cpu().numpy().astype(bool)
@@ -221,7 +222,7 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         before, volume = self._current, self._current.example.volume
         shown = self.output == "torch" and self.simulation.config.shows_volume
         if self._lent or shown or volume.is_inference():
-            # somebody may hold it; by far the largest part, so not copied in vain
+            # somebody may hold it; it is by far the largest part and not copied needlessly
             volume = volume.clone()
         volume.index_copy_(0, into, fresh.example.volume)
         self._lent = False
@@ -250,7 +251,7 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         info: dict[str, Any] = {"source": self._source.copy(), "_source": everywhere}
         for name, value in self.simulation.info(self._current).items():
             info[name], info[f"_{name}"] = self._out(value), everywhere
-        if not ended.is_cpu or bool(ended.any()):  # an accelerator would have to be waited for
+        if not ended.is_cpu or bool(ended.any()):  # asking an accelerator would wait for it
             for name, value in self.simulation.episode_info(self._current).items():
                 info[name], info[f"_{name}"] = self._out(torch.where(ended, value, 0.0)), self._out(ended)
         return info
@@ -262,7 +263,7 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
 
 
 class _Draws:
-    """Which canvas each lane begins with: its own generator's ``integers(size)``, asked for several at a time.
+    """Which canvas each lane begins with: its own generator's ``integers(size)``, drawn several at a time.
 
     Args:
         lanes: number of lanes.
@@ -278,13 +279,13 @@ class _Draws:
         self._used = np.full(lanes, self._AHEAD)
 
     def seed(self, lane: int, seed: int | None) -> None:
-        """Begin a lane's sequence; None: one that nobody chose, or the one that it has."""
+        """Begin the sequence of a lane. None: go on with the one it has, or begin a random one."""
         if seed is not None or self._rngs[lane] is None:
             self._rngs[lane], _ = seeding.np_random(seed)
             self._used[lane] = self._AHEAD
 
     def take(self, lanes: np.ndarray) -> np.ndarray:
-        """The next canvas of each of ``lanes`` (different ones)."""
+        """The next canvas of each of ``lanes``, which are all different."""
         for lane in lanes[self._used[lanes] == self._AHEAD].tolist():
             rng = self._rngs[lane]
             assert rng is not None  # the first reset seeds every lane

@@ -1,6 +1,6 @@
-"""Views that make several decisions in one step, or leave those of one level to a given policy, and the table of all views.
+"""Views that make several decisions in one step, or leave those of one level to a given policy; and the table of all views.
 
-Nothing here knows an equation or a rule: each decision is one of :mod:`hsal_env.dynamics`.
+No equation and no rule is written here: each decision is one of :mod:`hsal_env.dynamics`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from hsal_env.spaces import FlatView, NativeView, PackedView, View, read_discret
 
 
 def _meta_step(state: State, action: Action, decide: Callable[[State], tuple[Action, State]], rules: Rules) -> Outcome:
-    """``action``'s attention, then k locations and a label as ``decide`` says. The reward is the sum of theirs."""
+    """The attention of ``action``, then k locations and a label from ``decide``. The reward is their sum."""
     outcome = dynamics.transition(state, action, rules)
     for _ in range(rules.glimpses + 1):
         chosen, before = decide(outcome.state)
@@ -35,7 +35,7 @@ def _meta_step(state: State, action: Action, decide: Callable[[State], tuple[Act
 
 
 class _Given:
-    """A given policy, and what it sees."""
+    """A given policy, and the observations that it sees."""
 
     def __init__(
         self, policy: Policy | str | None, config: EnvConfig, channels: int, map_size: tuple[int, int]
@@ -48,27 +48,27 @@ class _Given:
             if made != here:
                 raise ConfigError(
                     "The given policy was built for another environment: glimpses, map size, channels and classes of "
-                    f"{made}, here {here}."
+                    f"{made}, here {here}. Pass another policy, or make the environment that it was built for."
                 )
         self._seen = NativeView(
             dataclasses.replace(config, action_mode="native", include_image=False), channels, map_size
         )
 
     def begin(self, state: State) -> State:
-        """Remember nothing."""
+        """Begin with the recurrent state that the policy begins with."""
         return state._replace(memory=self.policy.initial(len(state.phase)))
 
     def ask(self, state: State) -> tuple[dict[str, Any], State]:
-        """What it would do, and the state with what it remembers after it."""
+        """The action of the policy, and the state with its next recurrent state."""
         with torch.inference_mode(False), torch.no_grad():  # a policy may keep tensors, and be trained later
             choice = self.policy.act(self._seen.observe(state, None), state.memory, deterministic=True)
         return choice.action, state._replace(memory=choice.state)
 
     def decide(self, state: State) -> tuple[Action, State]:
-        """The same, as a decision.
+        """The same, with the action as a decision.
 
         Raises:
-            ConfigError: one that the environment does not take.
+            ConfigError: the environment does not take the action.
         """
         action, following = self.ask(state)
         try:
@@ -76,22 +76,22 @@ class _Given:
         except ActionError as error:
             raise ConfigError(
                 f"The given policy {type(self.policy).__name__} does not fit this environment, whose masks have "
-                f"components={self._seen.rules.components} Gaussians: {error}"
+                f"components={self._seen.rules.components} Gaussians: {error} Pass another policy, or other components."
             ) from error
 
 
 class OptionView(NativeView):
-    """One step is one meta-step: the learner attends, a given controller glimpses and names. Continuous control.
+    """One step is one meta-step: the learner attends, and a given controller glimpses and names. Actions are continuous.
 
     | | |
     |---|---|
-    | action | ``Box(-1, 1, (4K,))``: attention, as natively |
+    | action | ``Box(-1, 1, (4K,))``: attention, as in the native view |
     | observation | ``saliency`` ``[H W]``, ``last_label``; ``image`` and ``volume`` by configuration |
-    | reward | the meta-step's: P at each of its k locations, plus the label's |
-    | episode | at most max_objects + 1 steps; ended by the controller's stop |
+    | reward | the sum over the meta-step: P at each of its k locations, plus the reward of the label |
+    | episode | at most max_objects + 1 steps; the controller ends it by stop |
     | arguments | ``policy``, the controller: see :func:`hsal_env.policies.given_policy` |
 
-    The controller takes its most probable locations and labels, so that the environment is deterministic.
+    The controller takes the most probable locations and labels, so that the environment is deterministic.
     """
 
     keys = ("saliency", "last_label")
@@ -115,7 +115,7 @@ class OptionView(NativeView):
     def step(self, state: State, action: Any) -> Outcome:
         """See :class:`hsal_env.spaces.View`."""
         attention = self.decode({"attention": action}, state)
-        _, state = self._given.ask(state)  # its mask is not wanted, but a meta-step may begin with what it sees
+        _, state = self._given.ask(state)  # its mask is not used, but it may remember what it sees here
         return _meta_step(state, attention, self._given.decide, self.rules)
 
 
@@ -126,8 +126,8 @@ class ControllerView(FlatView):
     |---|---|
     | action | ``Discrete(H W + C + 1)``: cells, then labels, then stop, as in the flat view |
     | observation | as in the flat view, at phases 1..k + 1, with ``action_mask`` |
-    | reward | P at a location, the label's; a forbidden action earns -1 and changes nothing |
-    | episode | at most (max_objects + 1)(k + 1) steps, forbidden ones not counted |
+    | reward | P at a location, and the reward of a label; a forbidden action earns -1 and changes nothing |
+    | episode | at most (max_objects + 1)(k + 1) steps, where forbidden ones do not count |
     | arguments | ``policy``, the meta-controller: see :func:`hsal_env.policies.given_policy` |
     """
 
@@ -156,14 +156,14 @@ class ControllerView(FlatView):
 
 
 class MacroView(NativeView):
-    """One step is one meta-step, all of whose decisions are made at once. For agents that read the volume or the image.
+    """One step is one meta-step, and all its decisions are one action. For agents that read the volume or the image.
 
     | | |
     |---|---|
     | action | ``MultiDiscrete([H W] * (k + 1) + [C + 1])``: the cell of one spotlight, k locations, a label or stop |
     | observation | ``saliency`` ``[H W]``, ``last_label``, ``volume`` ``[D H W]``; ``image`` by configuration |
-    | reward | the meta-step's: P at each of the k locations, plus the label's |
-    | episode | at most max_objects + 1 steps; ended by stop |
+    | reward | the sum over the meta-step: P at each of the k locations, plus the reward of the label |
+    | episode | at most max_objects + 1 steps; stop ends it |
     """
 
     keys = ("saliency", "last_label")
@@ -196,20 +196,21 @@ VIEWS: dict[ActionMode, type[NativeView]] = {
     "controller": ControllerView,
     "macro": MacroView,
 }
-"""By ``action_mode``."""
+"""The class of each ``action_mode``."""
 
 
 def make_view(config: EnvConfig, channels: int, map_size: tuple[int, int], policy: Policy | str | None = None) -> View:
     """The view that ``config.action_mode`` names.
 
     Raises:
-        ConfigError: a policy for a view that leaves nothing to one; or see :func:`hsal_env.policies.given_policy`.
+        ConfigError: a policy for a view that leaves no level to it; or see :func:`hsal_env.policies.given_policy`.
     """
     view = VIEWS[config.action_mode]
     if view in (OptionView, ControllerView):
         return view(config, channels, map_size, policy)
     if policy is not None:
         raise ConfigError(
-            f"action_mode={config.action_mode!r} leaves no level to a given policy; policy= is for 'option' and 'controller'."
+            f"action_mode={config.action_mode!r} leaves no level to a given policy; leave out policy=, which is for 'option' and "
+            "'controller'."
         )
     return view(config, channels, map_size)

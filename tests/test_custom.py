@@ -160,7 +160,7 @@ def test_images_are_copied_once_and_shared_after_that():
         ({"labels": 3}, "one list of whole numbers per image; got 3"),
         (
             {"labels": [*LABELS[:-1], 3]},
-            r"image 11: expected a list of labels; got 3\. One object is a list, too: \[3\]",
+            r"image 11: expected a list of labels; got 3\. Write a single label as a list, too: \[3\]",
         ),
         ({"labels": [*LABELS[:-1], [1, -1]]}, r"image 11: expected labels as whole numbers in 0\.\.9999; got -1"),
         ({"labels": [*LABELS[:-1], [1.0]]}, r"image 11: .* got 1\.0"),
@@ -170,7 +170,10 @@ def test_images_are_copied_once_and_shared_after_that():
         ({"num_classes": 3}, r"image 3: expected labels in 0\.\.2, since num_classes=3; got 3\. Raise num_classes"),
         ({"labels": [[]] * 12}, "No image has a label.* pass num_classes"),
         ({"max_objects": 2}, r"image 3: expected at most max_objects=2 labels; got 3\. Raise max_objects to 3"),
-        ({"images": GREY[:2], "labels": LABELS[:2], "split": "val"}, "2 images cannot be shared out.* split='all'"),
+        (
+            {"images": GREY[:2], "labels": LABELS[:2], "split": "val"},
+            "Expected at least 3 images to share .* got 2.* split='all'",
+        ),
     ],
 )
 def test_wrong_data_are_refused(wrong, message):
@@ -357,7 +360,7 @@ BROKEN_FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "image is a folder": (lambda f: ((f / "5.png").unlink(), (f / "5.png").mkdir()), r"5\.png: cannot be read"),
     "image is empty": (overwrite("5.png", b""), r"5\.png: cannot be read as PNG or JPEG"),
     "image is garbage": (overwrite("5.png", b"garbage" * 99), r"5\.png: cannot be read as PNG or JPEG"),
-    "image is cut off": (cut_off, r"5\.png: cannot be read as PNG or JPEG.*Mend it, or take its line out"),
+    "image is cut off": (cut_off, r"5\.png: cannot be read as PNG or JPEG.*Repair it, or remove its line"),
     "image is a GIF": (save(RGB, format="GIF"), r"5\.png: cannot be read as PNG or JPEG"),
     "image has alpha": (save(RGB.convert("RGBA")), r"5\.png: expected 8-bit grey or RGB; got mode RGBA"),
     "image has transparency": (save(RGB, transparency=(0, 0, 0)), r"5\.png: .* got mode RGB with transparency"),

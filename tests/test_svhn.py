@@ -304,7 +304,7 @@ def test_there_are_no_other_indices(svhn_folder, index):
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [({"task": "set"}, "single, multiset of SVHN; got 'set'"), ({"image_px": 0}, "at least 1; got 0")],
+    [({"task": "set"}, "single, multiset with SVHN; got 'set'"), ({"image_px": 0}, "at least 1; got 0")],
 )
 def test_what_svhn_has_not_is_refused(svhn_folder, arguments, said):
     with pytest.raises(ConfigError, match=said):
@@ -401,11 +401,11 @@ def test_a_folder_without_a_usable_image_is_an_error(tmp_path):
     root = write_part(tmp_path / "SVHN" / "test", [(NOISE, PAIR)] * 3)
     for path in root.glob("*.png"):
         path.unlink()
-    said = r"no image can be used\. 3 are left out: 3 listed in digitStruct\.mat but not there \(1\.png\)\. Fetch the archive"
+    said = r"no image can be used\. 3 are left out: 3 listed in digitStruct\.mat but not there \(1\.png\)\. Download the archive"
     with pytest.raises(DataError, match=said):
         SVHN("test", data_root=str(tmp_path))
     write_digit_struct(root / "digitStruct.mat", [])
-    with pytest.raises(DataError, match=r"no image can be used\. It lists none\. Fetch"):
+    with pytest.raises(DataError, match=r"no image can be used\. It lists none\. Download"):
         SVHN("test", data_root=str(tmp_path))
     assert not any((tmp_path / "cache" / "svhn").iterdir())
 
@@ -729,8 +729,8 @@ def test_the_size_of_a_split_is_that_of_the_data(svhn_folder, extra, wished, siz
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"task": "set"}, "task to be one of single, multiset of SVHN; got 'set'"),
-        ({"max_objects": 5}, "max_objects of at least 6 of SVHN, whose images have up to 6; got 5"),
+        ({"task": "set"}, "task to be one of single, multiset with SVHN; got 'set'"),
+        ({"max_objects": 5}, "max_objects of at least 6 with SVHN, whose images have up to 6; got 5"),
         ({"task": "single", "max_objects": 0}, "max_objects of at least 1"),
         ({"canvas_px": 0}, "canvas_px of at least 1; got 0"),
         ({"extra": 1}, "extra as True or False; got 1"),

@@ -1,4 +1,4 @@
-"""Images with multisets of labels: canvases composed from digits, house numbers, SVHN, and images of your own."""
+"""Images with multisets of labels: canvases of digits, synthetic house numbers, SVHN, and images of your own."""
 
 from hsal_env.data.canvases import CanvasBatch, CanvasConfig, Canvases
 from hsal_env.data.custom import LabelledImages

@@ -1,7 +1,7 @@
 """Canvases: digits of several sizes and places, with clutter, on a black square (paper section 5; decisions D1 to D3).
 
-A canvas is a pure function of (glyphs, config, seed, index): its random numbers are a block of a counter-based
-generator (Philox), so that canvas ``i`` is the same alone, in a batch, and in any order.
+A canvas is a pure function of (glyphs, config, seed, index). Its random numbers are a block of a counter-based generator
+(Philox), so that canvas ``i`` is the same alone, in a batch, and in any order.
 """
 
 from __future__ import annotations
@@ -111,12 +111,12 @@ class CanvasSource(Protocol):
 
     @property
     def source(self) -> str:
-        """What the pixels are."""
+        """What the pixels are: a name of :data:`hsal_env.data.sources.SOURCES`."""
         ...
 
     @property
     def content(self) -> tuple[str | np.ndarray, ...]:
-        """Texts and arrays that, with an index, decide a canvas: stored features are found by them."""
+        """Texts and arrays that decide a canvas, together with its index. Stored features are found by them."""
         ...
 
     def compose(self, indices: Sequence[int] | np.ndarray) -> CanvasBatch:
@@ -148,12 +148,12 @@ class Canvases:
 
     @property
     def source(self) -> str:
-        """That of the glyphs."""
+        """The source of the glyphs."""
         return self.glyphs.source
 
     @property
     def content(self) -> tuple[str | np.ndarray, ...]:
-        """Configuration, key, glyphs, and the code that draws."""
+        """The configuration, the key, the glyphs, and the code that draws."""
         code = source_of(Canvases, Draws, bilinear_resize)
         return repr(self.config), self._random.key, self.glyphs.images, self.glyphs.labels, *code
 
@@ -183,7 +183,7 @@ class Canvases:
         glyph = self._by_class[self._class_start[labels] + draw.below(self._class_size[labels], c.max_objects)]
         sizes = c.min_size_px + draw.below(c.max_size_px - c.min_size_px + 1, c.max_objects)
         sizes[absent] = 0
-        largest = sizes.max(1)  # the patches of this image are as wide as its largest digit
+        largest = sizes.max(1)  # the patches of an image are as wide as its largest digit
         side = c.canvas_px // largest
         patch = draw.distinct_below(side**2, int(side.max(initial=1)) ** 2, c.max_objects)
         room = (largest[:, None] - sizes) + 1

@@ -7,8 +7,9 @@ A folder holds PNG or JPEG files, grey or RGB, all of one size, and ``labels.csv
     cups/2.jpg,7
     table.png,
 
-Labels are separated by spaces and counted from 0; an image may have none. Or it holds such folders named ``train``, ``val``
-and ``test``. Grey files among colour ones are repeated over the channels; nothing is resized.
+Labels are separated by spaces and counted from 0. An image may have none. Instead the folder may hold such folders named
+``train``, ``val`` and ``test``. If some files are grey and others in colour, grey is repeated over the channels. Nothing is
+resized.
 """
 
 from __future__ import annotations
@@ -29,25 +30,25 @@ from hsal_env.data.glyphs import SPLITS, Split
 from hsal_env.errors import ConfigError, DataError
 
 LABELS_FILE = "labels.csv"
-MOST_CLASSES = 10_000  # a label beyond is taken for a mistake: every class is a column of the agent's output
+MOST_CLASSES = 10_000  # a larger label is probably a mistake: every class is a column of the agent's output
 
 CustomSplit = Literal[Split, "all"]
 _COLUMNS = ["file", "labels"]
 _Stamp = tuple[str, int, int]
-_PLAIN_MODES = {"1": "L", "L": "L", "P": "RGB", "RGB": "RGB"}  # what loses nothing when read as grey or RGB
+_PLAIN_MODES = {"1": "L", "L": "L", "P": "RGB", "RGB": "RGB"}  # modes that lose nothing when read as grey or RGB
 
 
 class LabelledImages:
-    """Images and their labels, checked once and never changed; environments share one.
+    """Images and their labels. They are checked once and never changed, and environments share them.
 
     Args:
-        images: uint8 ``[N, h, w]`` (grey) or ``[N, h, w, 3]`` (RGB), N at least 1; copied unless read-only.
+        images: uint8 ``[N, h, w]`` (grey) or ``[N, h, w, 3]`` (RGB), N at least 1. They are copied unless read-only.
         labels: N lists of whole numbers from 0 on, in any order, of any length.
-        names: what messages call the images; None: "image 0", "image 1", ...
-        parts: indices of each split; None: shares of 80, 10 and 10 percent, see :meth:`part`.
+        names: what messages call the images. None: "image 0", "image 1", ...
+        parts: indices of the images of each split. None: shares of 80, 10 and 10 percent, see :meth:`part`.
 
     Raises:
-        DataError: another dtype, shape or kind; the message says which image.
+        DataError: images or labels of another dtype, shape or kind. The message says which image.
 
     Example:
         >>> images = LabelledImages(np.zeros((2, 48, 64), np.uint8), [[3, 3, 0], []])
@@ -83,7 +84,7 @@ class LabelledImages:
         """C: ``wished``, else the largest label plus 1.
 
         Raises:
-            DataError: a label is not below it; or nothing is wished and no image has a label.
+            DataError: a label is not below C; or ``wished`` is None and no image has a label.
         """
         highest = self.labels.max(axis=1, initial=-1)  # [N]
         if wished is None and highest.max() < 0:
@@ -93,15 +94,15 @@ class LabelledImages:
             first = int((highest >= classes).argmax())
             raise DataError(
                 f"{self.names[first]}: expected labels in 0..{classes - 1}, since num_classes={classes}; got {highest[first]}. "
-                "Raise num_classes or mend the labels."
+                "Raise num_classes or correct the labels."
             )
         return classes
 
     def max_objects(self, wished: int | None = None) -> int:
-        """Most objects in an image: ``wished``, else that of the data.
+        """Most objects in an image: ``wished``, else the number in the image that has most.
 
         Raises:
-            DataError: an image has more.
+            DataError: an image has more than ``wished``.
         """
         if wished is None or wished >= self.labels.shape[1]:
             return self.labels.shape[1] if wished is None else wished
@@ -112,14 +113,14 @@ class LabelledImages:
         )
 
     def part(self, split: CustomSplit) -> np.ndarray:
-        """Indices of the images of a split; ``"all"``: of all, in order.
+        """Indices of the images of a split. ``"all"``: of all images, in their order.
 
-        Where the data say nothing of splits, images are sorted by a hash of their pixels: the first tenth is the test share,
-        the second the validation share, the rest is for training. So shares do not depend on the order of the images, and
-        images that are added later move none from train to test, unless they are a great many.
+        If the images come without splits, they are sorted by a hash of their pixels. The first tenth is the test share, the
+        second tenth the validation share, and the rest is for training. So the shares do not depend on the order of the images.
+        Adding images moves none of the others from train to test, unless very many are added.
 
         Raises:
-            DataError: there is no such split, or there are too few images for shares.
+            DataError: there is no such split, or there are fewer images than splits.
         """
         if split == "all":
             return np.arange(len(self))
@@ -132,7 +133,8 @@ class LabelledImages:
             return self._parts[split]
         if len(self) < len(SPLITS):
             raise DataError(
-                f"{len(self)} images cannot be shared out to train, val and test. Pass more, or split='all'."
+                f"Expected at least {len(SPLITS)} images to share among train, val and test; got {len(self)}. Pass more, or "
+                "split='all'."
             )
         order = np.argsort(np.frombuffer(b"".join(digest[:8] for digest in self._digests), ">u8"), kind="stable")
         tenth = max(1, len(self) // 10)
@@ -167,12 +169,12 @@ class LabelledImages:
 
 
 class CustomCanvases:
-    """The images of one split as canvases, with nothing known of boxes.
+    """The images of one split as canvases. Nothing is known of boxes.
 
     Args:
         data: all images.
         split: ``"train"``, ``"val"`` or ``"test"``, each in an order drawn with ``seed``; or ``"all"``, in their own order.
-        seed: of that order; which images belong to a split does not depend on it.
+        seed: draws that order. Which images belong to a split does not depend on it.
 
     Raises:
         DataError: see :meth:`LabelledImages.part`.
@@ -190,11 +192,11 @@ class CustomCanvases:
 
     @property
     def content(self) -> tuple[str | np.ndarray, ...]:
-        """What, with an index, decides a canvas."""
+        """The hash of all images and labels, and the order."""
         return self._data.digest, self._order
 
     def compose(self, indices: Sequence[int] | np.ndarray) -> CanvasBatch:
-        """The images and labels of the given indices; every box is -1: unknown.
+        """The images and labels of the given indices. Every box is -1, which means unknown.
 
         Raises:
             DataError: an index outside 0..len - 1.
@@ -241,10 +243,10 @@ def load_images(images: str | LabelledImages | None) -> LabelledImages:
 
 
 def load_folder(folder: str) -> LabelledImages:
-    """Read a folder as the head of this file describes it. What a process has read it keeps until a file changes.
+    """Read a folder as described at the head of this file. A process keeps what it has read until a file changes.
 
     Raises:
-        DataError: the folder, ``labels.csv`` or an image is missing, damaged, or not as described; the message names it.
+        DataError: the folder, ``labels.csv`` or an image is missing, damaged, or not as described. The message names it.
     """
     root = Path(folder).expanduser()
     if not root.is_dir():
@@ -286,7 +288,7 @@ def _label_list(row: Any, name: str) -> tuple[int, ...]:
         values = [*row]
     except TypeError:
         raise DataError(
-            f"{name}: expected a list of labels; got {row!r}. One object is a list, too: [{row!r}]."
+            f"{name}: expected a list of labels; got {row!r}. Write a single label as a list, too: [{row!r}]."
         ) from None
     for value in values:
         whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
@@ -329,7 +331,7 @@ def _read_labels(path: Path) -> list[tuple[Path, tuple[int, ...]]]:
 
 
 def _stamp(file: Path) -> _Stamp:
-    """Path, time of the last change, and size: what a change of the file changes."""
+    """Path, time of the last change, and size of a file, by which a change is noticed."""
     try:
         status = file.stat()
     except OSError as error:
@@ -341,7 +343,7 @@ def _stamp(file: Path) -> _Stamp:
 def _read_images(
     rows: tuple[tuple[_Stamp, tuple[int, ...]], ...], parts: tuple[tuple[str, int, int], ...]
 ) -> LabelledImages:
-    """Read the files of ``rows``, in colour if any is; ``parts``: name, start and stop of each split."""
+    """Read the files of ``rows``, in colour if one of them is. ``parts`` holds name, start and stop of each split."""
     (first, *_), _ = rows[0]
     images = np.empty((len(rows), *read_image(first).shape), np.uint8)
     for i, ((file, *_), _) in enumerate(rows):
@@ -362,15 +364,19 @@ def _read_images(
 
 
 def read_image(file: str) -> np.ndarray:
-    """uint8 ``[h, w]`` or ``[h, w, 3]``."""
+    """Read a PNG or JPEG file as uint8 ``[h, w]`` (grey) or ``[h, w, 3]`` (RGB).
+
+    Raises:
+        DataError: the file cannot be read, or is neither 8-bit grey nor RGB.
+    """
     try:
         with Image.open(file, formats=("PNG", "JPEG")) as image:
             mode = image.mode if "transparency" not in image.info else f"{image.mode} with transparency"
-            upright = ImageOps.exif_transpose(image)  # a camera may have stored it lying
+            upright = ImageOps.exif_transpose(image)  # a camera may have stored it turned
             pixels = np.array(upright.convert(_PLAIN_MODES[mode])) if mode in _PLAIN_MODES else None
     except Exception as error:  # Pillow raises many kinds for a damaged file
         raise DataError(
-            f"{file}: cannot be read as PNG or JPEG ({type(error).__name__}: {error}). Mend it, or take its line out of "
+            f"{file}: cannot be read as PNG or JPEG ({type(error).__name__}: {error}). Repair it, or remove its line from "
             f"{LABELS_FILE}."
         ) from error
     if pixels is None:

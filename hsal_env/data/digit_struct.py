@@ -1,10 +1,11 @@
 """digitStruct.mat: which digits stand where in the images of a folder of SVHN (format 1, "full numbers").
 
-An HDF5 file (MATLAB 7.3). ``digitStruct/name`` and ``digitStruct/bbox``, ``[N, 1]`` each, hold references: to a file name as
-UTF-16 codes, and to a group with a data set for each of :data:`FIELDS`. Of an image of one digit that is the number itself,
-``[1, 1]``, of an image of n digits n references to such numbers. Rows and columns are counted from 0.
+It is an HDF5 file (MATLAB 7.3). ``digitStruct/name`` and ``digitStruct/bbox``, ``[N, 1]`` each, hold references. A name refers
+to a file name as UTF-16 codes. A bbox refers to a group with a data set for each of :data:`FIELDS`. For an image of one digit
+that data set is the number itself, ``[1, 1]``. For an image of n digits it holds n references to such numbers. Rows and columns
+are counted from 0.
 
-A full training set is 600,000 such small objects. They are read through h5py's low-level interface, which takes a quarter of
+A full training set has 600,000 such small objects. They are read through h5py's low-level interface, which takes a quarter of
 the time of ``file[reference][()]``.
 """
 
@@ -23,11 +24,11 @@ FIELDS = ("top", "left", "height", "width", "label")
 
 
 class Entry(NamedTuple):
-    """What is said of one image.
+    """What the file says of one image.
 
     Attributes:
-        name: of its file.
-        digits: float64 ``[n, 5]``, the :data:`FIELDS` of each digit, as they stand there.
+        name: the name of its file.
+        digits: float64 ``[n, 5]``, the :data:`FIELDS` of each digit, unchanged.
     """
 
     name: str
@@ -35,11 +36,11 @@ class Entry(NamedTuple):
 
 
 def read_digit_struct(path: Path) -> Iterator[Entry]:
-    """Read the file, in its order, an entry at a time.
+    """Read the file one entry at a time, in its order.
 
     Raises:
         ConfigError: h5py is not installed.
-        DataError: the file is no HDF5 file, is cut off, or is not made as described above.
+        DataError: the file is not an HDF5 file, is cut off, or has another layout than described above.
     """
     h5py = _h5py()
     try:
@@ -50,14 +51,14 @@ def read_digit_struct(path: Path) -> Iterator[Entry]:
             read = _Reader(h5py, file.id)
             for name, box in zip(names, boxes, strict=True):
                 yield Entry(read.name(name), read.digits(box))
-    except Exception as error:  # HDF5 tells of damage by errors of many kinds
+    except Exception as error:  # damage shows as errors of many kinds
         raise DataError(
             f"{path}: cannot be read as SVHN's digitStruct.mat ({type(error).__name__}: {error}). Fetch the archive again."
         ) from error
 
 
 class _Reader:
-    """Follows references of an open file."""
+    """Follows the references of an open file."""
 
     def __init__(self, h5py: ModuleType, file: Any) -> None:
         self._file, self._everything = file, h5py.h5s.ALL
@@ -68,14 +69,14 @@ class _Reader:
         self._keys = [field.encode() for field in FIELDS]
 
     def name(self, reference: Any) -> str:
-        """The text referred to."""
+        """The text that a reference points to."""
         data_set = self._dereference(reference, self._file)
         codes = np.empty(data_set.shape, "<u2")
         data_set.read(self._everything, self._everything, codes)
         return codes.tobytes().decode("utf-16-le")
 
     def digits(self, reference: Any) -> np.ndarray:
-        """The :data:`FIELDS` of the digits referred to, ``[n, 5]``; MATLAB writes an empty list as a data set."""
+        """The :data:`FIELDS` of the digits that a reference points to, ``[n, 5]``. MATLAB writes an empty list as a data set."""
         group = self._dereference(reference, self._file)
         if isinstance(group, self._data_set) or not len(group):
             return np.empty((0, len(FIELDS)))

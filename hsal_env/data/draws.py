@@ -1,4 +1,4 @@
-"""Random numbers by index: those of canvas i are the same alone, in a batch, and in any order."""
+"""Random numbers by index: canvas i has the same ones alone, in a batch, and in any order."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class IndexedRandom:
     Args:
         seed: with ``stream``, picks the sequence.
         stream: a second key, so that splits of one seed differ.
-        draws: how many numbers an index has.
+        draws: how many numbers belong to an index.
     """
 
     def __init__(self, seed: int, stream: int, draws: int) -> None:
@@ -67,7 +67,7 @@ class Draws:
     def distinct_below(self, bound: np.ndarray, most: int, count: int) -> np.ndarray:
         """``[B, count]`` different integers in ``0..bound - 1`` (``bound`` ``[B]``, at most ``most``).
 
-        The first ``count`` places of a Fisher-Yates shuffle. Where ``count`` exceeds ``bound`` the surplus repeats.
+        They are the first ``count`` places of a Fisher-Yates shuffle. Where ``count`` exceeds ``bound`` the last ones repeat.
         """
         lanes = np.arange(self.lanes)
         deck = np.tile(np.arange(most, dtype=np.int64), (self.lanes, 1))
@@ -80,5 +80,5 @@ class Draws:
 
 
 def source_of(*parts: Callable[..., object]) -> list[str]:
-    """The source of the modules that define ``parts``: what is stored by it is computed anew when the code changes."""
+    """The source code of the modules that define ``parts``. What is stored under it is computed again when the code changes."""
     return [inspect.getsource(sys.modules[part.__module__]) for part in parts]

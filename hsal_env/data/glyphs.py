@@ -1,7 +1,7 @@
 """Glyphs: the single digits that canvases are made of.
 
-Two sources. ``mnist`` is torchvision's MNIST; ``digits`` is scikit-learn's 1,797 real handwritten 8x8 digits, which
-come with that package and need no network. Train, validation and test glyphs are disjoint in both (decision D1).
+There are two sources. ``mnist`` is torchvision's MNIST. ``digits`` are scikit-learn's 1,797 handwritten digits of 8x8 px, which
+come with that package and need no network. In both, train, validation and test glyphs are disjoint (decision D1).
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class Glyphs(NamedTuple):
     """One split of one source.
 
     Attributes:
-        images: uint8 ``[N, 28, 28]``, ink is bright.
+        images: uint8 ``[N, 28, 28]``; ink is bright.
         labels: int64 ``[N]`` in ``0..9``.
-        source: ``"mnist"`` or ``"digits"``: what the pixels really are.
+        source: what the pixels are: ``"mnist"`` or ``"digits"``.
     """
 
     images: np.ndarray
@@ -64,16 +64,16 @@ def load_glyphs(
     """Load the glyphs of one split.
 
     Args:
-        source: ``"mnist"``, ``"digits"``, or ``"auto"``: MNIST where it can be had, else digits with one warning.
+        source: ``"mnist"``, ``"digits"``, or ``"auto"``: MNIST where it can be had, else digits and a warning.
         split: ``"train"``, ``"val"`` or ``"test"``.
-        data_root: where MNIST lies or is downloaded to; else ``$HSAL_DATA``, else the cache folder.
-        policy: ``"disjoint"`` (D1, no glyph in two splits) or ``"paper"``: every split draws from all training
-            glyphs, as the first author's generator does, so that test canvases share digits with training ones.
+        data_root: where MNIST lies or is downloaded to. None: ``$HSAL_DATA``, else the cache folder.
+        policy: ``"disjoint"``: no glyph is in two splits (D1). ``"paper"``: every split has all training glyphs, as in the first
+            author's generator, so that test canvases share digits with training canvases.
 
     Raises:
         ConfigError: an unknown source, split or policy.
-        DataUnavailableError: ``source="mnist"`` and MNIST is neither found nor downloadable.
-        DataError: an MNIST file is there but damaged (also with ``"auto"``: a broken file is never passed over).
+        DataUnavailableError: ``source="mnist"``, and MNIST is neither found nor can it be downloaded.
+        DataError: an MNIST file is damaged. This is an error with ``"auto"``, too.
     """
     for name, value, known in (
         ("source", source, get_args(GlyphSource)),
@@ -89,7 +89,7 @@ def load_glyphs(
 
 @cache
 def _auto_source(data_root: str | None) -> GlyphSource:
-    """What ``"auto"`` means in this process: one attempt, one warning."""
+    """What ``"auto"`` means in this process: it is tried once, and warns once."""
     try:
         find_mnist(data_root)
     except DataUnavailableError as error:
@@ -143,13 +143,13 @@ def _frozen(images: np.ndarray, labels: np.ndarray, source: str) -> Glyphs:
 
 @cache
 def find_mnist(data_root: str | None = None) -> Path:
-    """Return the folder that holds MNIST's four IDX files, gzipped or not, downloading them if need be.
+    """The folder that holds MNIST's four IDX files, gzipped or not. They are downloaded if they are nowhere.
 
-    Looks in ``data_root``, ``$HSAL_DATA`` and the cache folder (each: the folder itself, ``raw`` and ``MNIST/raw``),
-    then lets torchvision download to the first of them.
+    Looks in ``data_root``, ``$HSAL_DATA`` and the cache folder, and in ``raw`` and ``MNIST/raw`` of each. Otherwise torchvision
+    downloads to the first of them.
 
     Raises:
-        DataUnavailableError: nothing found and the download failed; the message says what was tried.
+        DataUnavailableError: nothing was found and the download failed. The message says what was tried.
     """
     roots = [Path(root).expanduser() for root in (data_root, os.environ.get("HSAL_DATA")) if root] + [cache_folder()]
     folders = [folder for root in roots for folder in (root / "MNIST" / "raw", root / "raw", root)]
@@ -170,7 +170,7 @@ def find_mnist(data_root: str | None = None) -> Path:
 
 
 def _download(target: Path) -> None:
-    """Fetch MNIST's files elsewhere first: a file that another process finds in ``target`` is whole."""
+    """Download MNIST's files to another folder first, so that no process finds half a file in ``target``."""
     from hsal_env.data.torchvision_import import import_torchvision
 
     target.mkdir(parents=True, exist_ok=True)

@@ -1,11 +1,11 @@
-"""Synthetic house numbers in colour: what stands in for SVHN where SVHN cannot be had. Not photographs.
+"""Synthetic house numbers in colour. They stand in for SVHN where it cannot be had. None is a photograph.
 
-A number of digits, side by side, in one of twenty type faces, on a textured wall, some on a plate, cropped as SVHN's numbers are
-(decision D4): the digits' common box, grown by 30 % and stretched to a square, so that more digits are narrower ones. Faces
-slant, are bolder or lighter, stand on a sloping line; colours, contrast, light, blur and noise vary.
+A number has up to five digits side by side, in one of twenty type faces, on a textured wall, sometimes on a plate. It is cropped
+as SVHN's numbers are (decision D4): the common box of the digits grows by 30 % and is stretched to a square, so that digits are
+narrower the more there are. Slant, weight, slope of the line, colours, contrast, light, blur and noise vary.
 
-Faces are those that come with matplotlib (DejaVu, STIX, Computer Modern). A canvas is a pure function of (split, policy,
-arguments, seed, index). Faces are drawn by Pillow's FreeType, whose versions may differ in a pixel.
+The type faces are those that come with matplotlib (DejaVu, STIX, Computer Modern). A canvas is a pure function of (split, policy,
+arguments, seed, index). Pillow's FreeType draws the faces, and its versions may differ in a pixel.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from hsal_env.data.resize import bilinear_resize
 from hsal_env.errors import ConfigError
 
 MOST_DIGITS = 5
-MOST_PX = 512  # noise is cut from a supply that would be too small for larger images
+MOST_PX = 512  # the stock of noise is too small for larger images
 FACES = {
     "train": (
         "DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-BoldOblique", "DejaVuSansMono", "DejaVuSansMono-BoldOblique", "DejaVuSerif",
@@ -33,30 +33,28 @@ FACES = {
     "val": ("DejaVuSansMono-Bold", "DejaVuSerif-BoldItalic", "STIXGeneralBol"),
     "test": ("DejaVuSans-Oblique", "DejaVuSansMono-Oblique", "STIXGeneralItalic", "cmss10", "cmtt10"),
 }  # fmt: skip
-"""Under the policy ``"disjoint"``; under ``"paper"`` every split has all."""
+"""The faces of each split under the policy ``"disjoint"``. Under ``"paper"`` every split has all of them."""
 
-_GROW = 1.3  # of the common box
-_ROWS, _COLUMNS = (
-    64,
-    (48, 24, 12),
-)  # a digit's ink at three widths, so that narrow ones are not cut from every fourth column
+_GROW = 1.3  # size of the image over that of the common box
+_ROWS = 64  # of a digit's ink
+_COLUMNS = (48, 24, 12)  # the ink is kept at three widths, so that a narrow digit does not skip columns of a wide one
 _WEIGHTS = (0, 1, 2)  # px added around a stroke at _DRAWN_PX
 _DRAWN_PX = 64
 _TEXTURES, _TEXTURE_PX = 160, 256
 _NOISE = 1 << 20
 _DRAWS = 40 + 6 * MOST_DIGITS
-_CHUNK = 16  # canvases composed together: what stays in the cache is quicker
+_CHUNK = 16  # canvases composed together: so many stay in the processor's cache
 
 
 class HouseNumbers:
     """An endless, random-access supply of house numbers.
 
     Args:
-        split: ``"train"``, ``"val"`` or ``"test"``; each has walls of its own.
-        glyphs: ``"disjoint"``: each split has faces of its own; ``"paper"``: all share them.
-        task: ``"multiset"``: digits drawn independently; ``"set"``: none twice; ``"single"``: one.
-        min_objects: fewest digits, uniform between it and
-        max_objects: most, up to 5.
+        split: each split has its own walls.
+        glyphs: ``"disjoint"``: each split has its own faces. ``"paper"``: all splits share them.
+        task: ``"multiset"``: digits are drawn independently. ``"set"``: none occurs twice. ``"single"``: one digit.
+        min_objects: fewest digits.
+        max_objects: most digits, up to 5. The number is uniform between the two.
         image_px: side of the image.
         seed: picks the sequence.
 
@@ -85,7 +83,7 @@ class HouseNumbers:
 
     @staticmethod
     def check(task: Task, min_objects: int, max_objects: int, image_px: int) -> None:
-        """Refuse what cannot be drawn.
+        """Refuse arguments of images that cannot be drawn.
 
         Raises:
             ConfigError: an unknown task, more than five digits, or an image of less than 32 or more than :data:`MOST_PX` px.
@@ -98,17 +96,17 @@ class HouseNumbers:
             )
         if not 1 <= min_objects <= max_objects <= MOST_DIGITS:
             raise ConfigError(
-                f"Expected 1 <= min_objects <= max_objects <= {MOST_DIGITS} of house numbers; got {min_objects} and "
+                f"Expected 1 <= min_objects <= max_objects <= {MOST_DIGITS} with house numbers; got {min_objects} and "
                 f"{max_objects}."
             )
         if not 32 <= image_px <= MOST_PX:
             raise ConfigError(
-                f"Expected canvas_px of at least 32 and at most {MOST_PX} of house numbers; got {image_px}."
+                f"Expected canvas_px of at least 32 and at most {MOST_PX} with house numbers; got {image_px}."
             )
 
     @property
     def content(self) -> tuple[str | np.ndarray, ...]:
-        """Arguments, key, ink, walls, and the code that draws."""
+        """The arguments, the key, ink, walls, and the code that draws."""
         arguments = repr((self.task, self.min_objects, self.max_objects, self.image_px))
         return (
             arguments,
@@ -136,7 +134,7 @@ class HouseNumbers:
         return CanvasBatch(images, labels, layout.boxes(self.image_px))
 
     def _layout(self, draw: Draws) -> tuple[np.ndarray, _Layout]:
-        """Labels padded with -1, and where each digit stands."""
+        """The labels, padded with -1, and where each digit stands."""
         most, px = self.max_objects, self.image_px
         count = self.min_objects + draw.below(most - self.min_objects + 1)  # [B]
         absent = np.arange(most) >= count[:, None]  # [B, N]
@@ -150,7 +148,7 @@ class HouseNumbers:
         gap = _between(draw, 0.06, 0.22)[:, None]
         ends = np.cumsum(np.where(absent, 0, aspect + gap), axis=1)
         total = ends[:, -1:] - gap
-        box_px = px / _GROW * _between(draw, 0.9, 1.0)[:, None]  # the common box, were all digits as high
+        box_px = px / _GROW * _between(draw, 0.9, 1.0)[:, None]  # the width of the common box
         start = (px - box_px) / 2 + px * _between(draw, -0.04, 0.04)[:, None]
         left = np.floor(start + (ends - aspect - gap) / total * box_px).astype(np.int64)
         right = np.floor(start + (ends - gap) / total * box_px).astype(np.int64)
@@ -179,7 +177,7 @@ class HouseNumbers:
         px, lanes = self.image_px, len(layout.shear)
         pad = px // 6 + 1  # a slanted row is shifted by up to 0.16 * px / 2
         wide = px + 2 * pad
-        # what each column of an upright number shows: ink of which digit and column, and that digit's rows
+        # for each column of an upright number: which column of which digit's ink it shows, and in which rows
         ink = np.full((lanes, wide), -1, np.int32)
         top, scale = np.zeros((lanes, wide), np.int32), np.zeros((lanes, wide), np.int32)
         column = np.arange(wide) - pad
@@ -220,7 +218,7 @@ class HouseNumbers:
         rough = _between(draw, 0.05, 0.75)
         brightness = _between(draw, 25, 230)
         colour = brightness[:, None] + _between(draw, -35, 35, 3)  # [B, 3]
-        # a plate or a stucco field of another brightness behind the number, in some
+        # in some images the number is on a plate, or a stucco field of another brightness
         edge = draw.below(px // 8, 4)
         on_plate = (
             (span[:, None] >= edge[:, 0, None, None]) & (span[:, None] < px - edge[:, 1, None, None])
@@ -230,9 +228,7 @@ class HouseNumbers:
         ground = wall * rough[:, None, None] + np.where(on_plate, 0, plate[:, None, None])
         contrast = _between(draw, 45, 190)
         darker = draw.below(2) == 1
-        darker = np.where(
-            brightness > 165, True, np.where(brightness < 90, False, darker)
-        )  # there is room on one side only
+        darker = np.where(brightness > 165, True, np.where(brightness < 90, False, darker))  # only one side has room
         ink = np.clip(brightness + np.where(darker, -contrast, contrast), 0, 255)[:, None] + _between(draw, -40, 40, 3)
         light = (
             1
@@ -255,7 +251,7 @@ class HouseNumbers:
 
 
 class _Layout(NamedTuple):
-    """Of N digits, ``[B, N]`` each but ``shear`` ``[B]``: columns moved per row."""
+    """Where N digits stand, ``[B, N]`` each; ``shear`` ``[B]`` is how many columns a row moves against the next."""
 
     glyph: np.ndarray
     present: np.ndarray
@@ -266,7 +262,7 @@ class _Layout(NamedTuple):
     shear: np.ndarray
 
     def boxes(self, px: int) -> np.ndarray:
-        """(row, col, height, width) ``[B, N, 4]`` of the slanted digits, cut off at the image's edge."""
+        """The boxes (row, col, height, width) ``[B, N, 4]`` of the slanted digits, cut off at the image's edge."""
         scale = _row_scale(self.high)
         below = self.top - (-(_ROWS << 16) // scale)  # first row that shows no ink
         ends = np.stack([self.top, below - 1])  # [2, B, N]
@@ -280,13 +276,14 @@ class _Layout(NamedTuple):
 
 
 class _Ink(NamedTuple):
-    """Digits of some looks (faces in weights).
+    """The ten digits in several looks. A look is a type face in a weight.
 
     Attributes:
-        pixels: uint8, flat: for each width of ``_COLUMNS`` an array ``[looks * 10, columns, _ROWS]`` of how much is ink.
-        offset: where each of them begins.
+        pixels: how much of each pixel is ink, uint8. It is flat: for each width of ``_COLUMNS`` an array
+            ``[looks * 10, columns, _ROWS]``.
+        offset: where the array of each width begins.
         aspect: width over height ``[looks * 10]``.
-        looks: their number.
+        looks: the number of looks.
     """
 
     pixels: np.ndarray
@@ -307,7 +304,7 @@ def _row_scale(high: np.ndarray) -> np.ndarray:
 
 
 def _blurred(maps: np.ndarray) -> np.ndarray:
-    """int32 ``[B, h, w]`` under the filter (1, 2, 1) / 4 in both directions; beyond the edge is as at the edge."""
+    """int32 ``[B, h, w]`` filtered by (1, 2, 1) / 4 in both directions. The edge is repeated beyond the image."""
     for axis in (1, 2):
         ends = [(1, 1) if axis == a else (0, 0) for a in range(3)]
         wide = np.pad(maps, ends, mode="edge")
@@ -319,7 +316,7 @@ def _blurred(maps: np.ndarray) -> np.ndarray:
 
 @cache
 def _ink(faces: tuple[str, ...]) -> _Ink:
-    import matplotlib  # only for where its type faces lie
+    import matplotlib  # only to find its type faces
     from PIL import Image, ImageDraw, ImageFont
 
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
@@ -349,7 +346,7 @@ def _fitted(ink: np.ndarray, columns: int) -> np.ndarray:
 
 
 def _stretched(ink: np.ndarray, rows: int) -> np.ndarray:
-    """uint8 ``[h, w]`` to ``[rows, w]``, by the square resize on a strip of each column."""
+    """uint8 ``[h, w]`` to ``[rows, w]``: the resize, which makes squares, is applied to a strip of each column."""
     strips = np.repeat(ink.T[:, :, None], 2, axis=2)  # [w, h, 2]
     return bilinear_resize(strips, rows)[:, :, 0].T
 

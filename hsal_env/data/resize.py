@@ -22,7 +22,7 @@ def bilinear_weights(in_px: int, out_px: int) -> np.ndarray:
     weights /= weights.sum(1, keepdims=True)
     units = np.floor(weights * _ONE)
     missing = (_ONE - units.sum(1)).astype(int)
-    for row, count in enumerate(missing):  # give what rounding took to the largest remainders
+    for row, count in enumerate(missing):  # what rounding took goes to the largest remainders
         units[row, np.argsort(units[row] - weights[row] * _ONE, kind="stable")[:count]] += 1
     units = units.astype(np.float32)
     units.flags.writeable = False
@@ -32,8 +32,8 @@ def bilinear_weights(in_px: int, out_px: int) -> np.ndarray:
 def bilinear_resize(images: np.ndarray, out_px: int) -> np.ndarray:
     """Resize uint8 ``[N, h, w]`` to uint8 ``[N, out_px, out_px]``.
 
-    Exact: every product and sum is an integer below 255 * 256 * 256 < 2**24, which float32 holds without rounding in
-    whatever order a matrix product adds.
+    The result is exact: every product and sum is an integer below 255 * 256 * 256 < 2**24, which float32 holds without rounding,
+    in whatever order a matrix product adds.
     """
     rows, columns = bilinear_weights(images.shape[1], out_px), bilinear_weights(images.shape[2], out_px)
     total = rows @ images.astype(np.float32) @ columns.T  # [N, out_px, out_px]

@@ -1,10 +1,11 @@
 """SVHN's full numbers (format 1): photographs of house numbers in colour, with a box and a label for every digit.
 
-Netzer et al., "Reading Digits in Natural Images with Unsupervised Feature Learning", NIPS workshop 2011. 33,402 images for
-training, 13,068 for testing and 202,353 easier ones, ``extra``; each a folder of PNG files with ``digitStruct.mat``.
+Netzer et al., "Reading Digits in Natural Images with Unsupervised Feature Learning", NIPS workshop 2011. There are 33,402 images
+for training, 13,068 for testing, and 202,353 easier ones, called ``extra``. Each part is a folder of PNG files with
+``digitStruct.mat``.
 
-A number is cropped as in decision D4: the digits' common box, grown by 15 % of its height and width on each side, as far as the
-image goes. What is cropped is kept once and for all in the cache folder, without loss; an environment reads only there.
+A number is cropped as in decision D4: the common box of its digits grows by 15 % of its height and width on each side, as far as
+the image goes. The crops are stored in the cache folder once, without loss. Environments read only the stored crops.
 """
 
 from __future__ import annotations
@@ -32,16 +33,16 @@ from hsal_env.storage.array_store import ArrayStore, Record
 MOST_DIGITS = 6  # in an image of any part
 TASKS: tuple[Task, ...] = ("single", "multiset")
 URL = "http://ufldl.stanford.edu/housenumbers"
-MD5 = {  # of PART.tar.gz; the site names none, these are what others who fetched the files recorded
+MD5 = {  # of PART.tar.gz, as others recorded them who downloaded the files; the site names none
     "train": "a649f4cb15c35520e8a8c342d4c0005a",
     "test": "790d9c8d42f1fcbd219b59956c853a81",
     "extra": "606f41243d71ca4d5fe66dbaf1f02bee",
 }
 
 _DIGIT_STRUCT = "digitStruct.mat"
-_EVERY = 10  # one image in so many of the training part is for validation
-_NAME_BYTES = 64  # of the names in messages
-_LAYOUT = 1  # of what is stored; another number makes it anew
+_EVERY = 10  # one image in ten of the training part is for validation
+_NAME_BYTES = 64  # length of the names in messages
+_LAYOUT = 1  # version of the stored layout; another number stores the crops again
 _PROBLEMS = (
     "listed in digitStruct.mat but not there",
     "not listed in digitStruct.mat",
@@ -57,26 +58,26 @@ _MISSING, _UNLISTED, _TWICE, _BROKEN, _EMPTY, _CROWDED, _BAD_LABEL, _NO_AREA, _O
 
 
 class SVHN:
-    """The numbers of one split as canvases: each cropped and stretched to a square.
+    """The numbers of one split as canvases, each cropped and stretched to a square.
 
-    Every tenth image of the training part, in the order of digitStruct.mat, is for validation. Images are in an order drawn
-    with ``seed``, and so are the digits of each image: nothing is left of the order of reading.
+    Every tenth image of the training part, in the order of digitStruct.mat, is for validation. The order of the images, and the
+    order of the digits of each image, are drawn with ``seed``. So labels do not come in the order of reading.
 
     Args:
-        split: ``"train"``, ``"val"`` or ``"test"``.
-        task: ``"multiset"``: all digits of an image; ``"single"``: each digit is an image of its own, cropped around its own box,
-            which neighbours reach into.
+        split: which images.
+        task: ``"multiset"``: an image holds all digits of a number. ``"single"``: each digit makes an image, cropped around its
+            own box, at whose edges its neighbours may show.
         image_px: side of the image.
-        seed: of both orders; which images belong to a split does not depend on it.
-        data_root: where the data lie or are fetched to, see :func:`find_svhn`.
+        seed: draws both orders. Which images belong to a split does not depend on it.
+        data_root: where the data lie or are downloaded to, see :func:`find_svhn`.
         extra: whether the part ``extra`` is added to the split ``"train"``.
         progress: show a progress bar while crops are stored.
 
     Raises:
         ConfigError: an unknown task, an image of less than 1 px, or h5py is missing.
         DataUnavailableError: see :func:`find_svhn`.
-        DataError: digitStruct.mat is damaged, or no image is left. Images that are broken, not listed, listed with bad boxes or
-            labels, and the like are left out, with one warning that counts them.
+        DataError: digitStruct.mat is damaged, or no image can be used. Single images that cannot be used are left out: broken
+            files, files that are not listed, bad boxes or labels. One warning counts them.
     """
 
     source = "svhn"
@@ -110,24 +111,24 @@ class SVHN:
             self._where = np.column_stack([np.repeat(self._where, digits, axis=0), place])
         if not len(self._where):
             raise DataError(
-                f"SVHN's split {split!r} is empty: {len(self._crops[0])} images are there. Fetch all of them."
+                f"SVHN's split {split!r} is empty: {len(self._crops[0])} images are there. Download all of them."
             )
         self._where = np.random.default_rng(seed).permutation(self._where)
         self._random = IndexedRandom(seed, 200 + SPLITS.index(split), MOST_DIGITS)
 
     @staticmethod
     def check(task: Task, max_objects: int, image_px: int) -> None:
-        """Refuse what SVHN has not.
+        """Refuse arguments that do not suit SVHN.
 
         Raises:
             ConfigError: an unknown task, fewer objects than an image may have, or an image of less than 1 px.
         """
         if task not in TASKS:
-            raise ConfigError(f"Expected task to be one of {', '.join(TASKS)} of SVHN; got {task!r}.")
+            raise ConfigError(f"Expected task to be one of {', '.join(TASKS)} with SVHN; got {task!r}.")
         least = 1 if task == "single" else MOST_DIGITS
         if max_objects < least:
             raise ConfigError(
-                f"Expected max_objects of at least {least} of SVHN, whose images have up to {least}; got {max_objects}."
+                f"Expected max_objects of at least {least} with SVHN, whose images have up to {least}; got {max_objects}."
             )
         if image_px < 1:
             raise ConfigError(f"Expected canvas_px of at least 1; got {image_px}.")
@@ -137,7 +138,7 @@ class SVHN:
 
     @property
     def content(self) -> tuple[str | np.ndarray, ...]:
-        """What, with an index, decides a canvas: checksums of the crops, both orders, arguments, and the code."""
+        """The checksums of the crops, the arguments, both orders, and the code."""
         crops = repr([crops.store.meta for crops in self._crops])
         code = source_of(SVHN, IndexedRandom, bilinear_resize)
         return crops, repr((self.task, self.image_px)), self._where, self._random.key, *code
@@ -177,12 +178,12 @@ class _Crops:
     """The crops of one part, in the order of digitStruct.mat, from the cache folder.
 
     Attributes:
-        store: flat ``pixels`` and, of each crop, what follows.
-        entries: which entry of digitStruct.mat it is, ``[N]``.
-        sizes: height and width ``[N, 2]``.
-        labels: 0 to 9 from left to right as listed, ``[N, MOST_DIGITS]``, padded with -1.
-        boxes: (row, col, height, width) in the crop ``[N, MOST_DIGITS, 4]``, padded with -1.
-        count: digits ``[N]``.
+        store: the pixels of all crops in one flat array, and the arrays below.
+        entries: the index of each crop's entry in digitStruct.mat, ``[N]``.
+        sizes: height and width of each crop, ``[N, 2]``.
+        labels: 0 to 9 in the order of the entry, ``[N, MOST_DIGITS]``, padded with -1.
+        boxes: (row, col, height, width) in the crop, ``[N, MOST_DIGITS, 4]``, padded with -1.
+        count: number of digits, ``[N]``.
     """
 
     def __init__(self, part: str, data_root: str | None, progress: bool) -> None:
@@ -215,7 +216,7 @@ class _Crops:
 
 
 def grown(boxes: np.ndarray, size: tuple[int, ...]) -> tuple[int, int, int, int]:
-    """The common box of ``boxes`` ``[n, 4]``, grown by 15 % on each side, to whole px, as far as the image (h, w) goes.
+    """The common box of ``boxes`` ``[n, 4]``, grown by 15 % on each side to whole px, and cut off at the edge of the image.
 
     Returns:
         (row, col, height, width).
@@ -229,13 +230,13 @@ def grown(boxes: np.ndarray, size: tuple[int, ...]) -> tuple[int, int, int, int]
 
 
 def cropped(pixels: np.ndarray, boxes: np.ndarray, window: tuple[int, int, int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """The part of an image ``[h, w, 3]`` inside a window, and boxes ``[n, 4]`` measured from its corner."""
+    """The part of an image ``[h, w, 3]`` inside a window, and the boxes ``[n, 4]`` measured from the window's corner."""
     top, left, height, width = window
     return pixels[top : top + height, left : left + width], boxes - (top, left, 0, 0)
 
 
 def _scaled(boxes: np.ndarray, size: tuple[int, ...], out_px: int) -> np.ndarray:
-    """Boxes ``[n, 4]`` of an image (h, w) stretched to a square: the smallest of whole px that cover them."""
+    """Boxes ``[n, 4]`` after their image (h, w) is stretched to a square, rounded outwards to whole px."""
     start = boxes[:, :2] * out_px // size
     stop = -(-(boxes[:, :2] + boxes[:, 2:]) * out_px // size)
     return np.concatenate([start, stop - start], axis=1)
@@ -245,11 +246,11 @@ def _scaled(boxes: np.ndarray, size: tuple[int, ...], out_px: int) -> np.ndarray
 
 
 class _LeftOut(Exception):  # noqa: N818 - not an error
-    """An image cannot be used; the argument says why, an index of ``_PROBLEMS``."""
+    """An image cannot be used. The argument says why: it is an index of ``_PROBLEMS``."""
 
 
 def _read_part(part: str, folder: Path, images: set[str], progress: bool) -> Iterator[Record]:
-    """The arrays of :class:`_Crops`, an image at a time, and at the end what was left out: never all images in memory."""
+    """The arrays of :class:`_Crops`, one image at a time to save memory, and at the end what was left out."""
     entries = read_digit_struct(folder / _DIGIT_STRUCT)
     problems: list[tuple[int, str]] = []
     met: set[str] = set()
@@ -268,7 +269,7 @@ def _read_part(part: str, folder: Path, images: set[str], progress: bool) -> Ite
             problems.append((reason.args[0], entry.name))
     problems += [(_UNLISTED, name) for name in sorted(images - met)]
     if not used:
-        raise DataError(f"{folder}: no image can be used. {_told(problems)} Fetch the archive again.")
+        raise DataError(f"{folder}: no image can be used. {_told(problems)} Download the archive again.")
     yield {
         "problems": np.array([kind for kind, _ in problems], np.int32),
         "problem_names": np.array([name.encode()[:_NAME_BYTES] for _, name in problems], f"S{_NAME_BYTES}"),
@@ -293,7 +294,7 @@ def _crop(folder: Path, entry: Entry) -> Record:
         raise _LeftOut(_BROKEN) from None
     if pixels.ndim == 2:
         pixels = pixels[..., None].repeat(3, axis=2)
-    # SVHN has boxes that reach a little beyond the image
+    # some boxes of SVHN reach a little beyond the image
     start = np.clip(np.floor(corners), 0, pixels.shape[:2]).astype(np.int64)
     stop = np.clip(np.ceil(corners + sizes), 0, pixels.shape[:2]).astype(np.int64)
     if (start >= stop).any():
@@ -311,14 +312,14 @@ def _crop(folder: Path, entry: Entry) -> Record:
 
 
 def _warn(folder: Path, used: int, kinds: np.ndarray, names: np.ndarray) -> None:
-    """One warning for all that was left out."""
+    """Warn once of everything that was left out."""
     if len(kinds):
         problems = [(kind, name.decode(errors="replace")) for kind, name in zip(kinds.tolist(), names, strict=True)]
         warnings.warn(f"{folder}: {used} images are used. {_told(problems)}", stacklevel=4)
 
 
 def _told(problems: list[tuple[int, str]]) -> str:
-    """How many were left out and why, with the name of the first of each kind."""
+    """How many images were left out and why, with the name of the first of each kind."""
     counts = Counter(kind for kind, _ in problems)
     first = dict(reversed(problems))
     reasons = [f"{counts[kind]} {_PROBLEMS[kind]} ({first[kind]})" for kind in sorted(counts)]
@@ -329,14 +330,14 @@ def _told(problems: list[tuple[int, str]]) -> str:
 
 
 def find_svhn(part: str, data_root: str | None = None) -> Path:
-    """Return the folder of ``"train"``, ``"test"`` or ``"extra"`` that holds digitStruct.mat, fetching it if need be.
+    """The folder of ``"train"``, ``"test"`` or ``"extra"`` that holds digitStruct.mat. It is downloaded if it is nowhere.
 
-    Looks for ``SVHN/PART`` and ``PART`` in ``data_root``, ``$HSAL_DATA`` and the cache folder, then lets torchvision download to
+    Looks for ``SVHN/PART`` and ``PART`` in ``data_root``, ``$HSAL_DATA`` and the cache folder. Otherwise torchvision downloads to
     ``SVHN/PART`` in the first of them.
 
     Raises:
-        DataUnavailableError: nothing found and the download failed; the message says what was tried.
-        DataError: images without digitStruct.mat lie where the download would go.
+        DataUnavailableError: nothing was found and the download failed. The message says what was tried.
+        DataError: the folder to download to is there, without digitStruct.mat.
     """
     roots = [Path(root).expanduser() for root in (data_root, os.environ.get("HSAL_DATA")) if root] + [cache_folder()]
     for folder in (folder for root in roots for folder in (root / "SVHN" / part, root / part)):
@@ -378,7 +379,7 @@ def _listing(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def _key(folder: Path, images: dict[str, tuple[int, int]]) -> str:
-    """A short hash of what a change of the folder changes."""
+    """A short hash by which a change of the folder is noticed."""
     stat = (folder / _DIGIT_STRUCT).stat()
     stamp = (_LAYOUT, str(folder.resolve()), stat.st_size, stat.st_mtime_ns, sorted(images.items()))
     return hashlib.sha256(repr(stamp).encode()).hexdigest()[:20]

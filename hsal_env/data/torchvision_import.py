@@ -23,7 +23,7 @@ def import_torchvision() -> ModuleType:
 
     Raises:
         ImportError: torchvision is not installed.
-        RuntimeError: it is installed and broken in another way than the one described above.
+        RuntimeError: it is installed, but broken in another way than described above.
     """
     global _library
     try:
