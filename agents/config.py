@@ -76,13 +76,15 @@ class LearnerConfig:
     Attributes:
         algorithm: ``"reinforce"``, ``"ppo"``, ``"cross-entropy"`` (the paper's baseline, L6) or ``"multiset-loss"`` (the
             authors' follow-up, a supervised rival).
-        estimator: REINFORCE's ``"sampled"``, ``"exact"`` or ``"log"`` form, see :func:`agents.learning.losses.reinforce`.
+        estimator: form of the algorithm ``"reinforce"``. ``"sampled"``: REINFORCE itself, from the rewards that the environment
+            pays. ``"exact"``: the expected reward of every decision. ``"log"``: the logarithm of a label's expected success.
+            See :mod:`agents.learning.losses`.
         batch_size: images in a roll-out.
         passes: passes over the training images.
         learning_rate: Adam's, at its peak.
         warmup: share of all updates during which the learning rate rises linearly; it then falls as a cosine to 0.
         ent_coef: weight of the entropy bonus.
-        vf_coef: weight of the value loss.
+        vf_coef: weight of the value loss, which REINFORCE itself and PPO have.
         stop_coef: weight of the stop loss.
         location_coef: weight of the glimpse locations' loss.
         gamma: discount; 0 is the paper's immediate credit (L2).

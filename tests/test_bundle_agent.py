@@ -35,7 +35,8 @@ def test_a_model_card_says_what_was_done(command: Command, capsys: pytest.Captur
     assert card.startswith("# small\n")
     for part in (
         'agents.load("small")',
-        f"`{shlex.join(metrics['command'])}`, reinforce, seed 0,\n  {metrics['train_seconds'] / 60:.1f} minutes on 1 ",
+        f"`{shlex.join(metrics['command'])}`, expected success (log), seed 0,\n  ",
+        f"{metrics['train_seconds'] / 60:.1f} minutes on 1 ",
         "the task\n`multiset` with 1 to 4 digits of 20 to 50 px",
         "activation model `compact`",
         "E. Alpaydin and C. Kaynak (CC BY 4.0)",

@@ -67,7 +67,7 @@ def test_learning_stays_on_the_device(elsewhere):
     evaluation = agent.evaluate(trajectory._replace(live=live))
     trajectory = trajectory._replace(live=live.to("meta"))
     advantage = advantages(trajectory.rewards, trajectory.values, trajectory.live, 0.0, 1.0)
-    terms = losses.reinforce(trajectory, evaluation, advantage, "log")
+    terms = losses.reinforce(trajectory, evaluation, advantage)
     torch.stack(list(terms.values())).sum().backward()
     assert {part.device.type for part in evaluation} == {"meta"}
     assert all(part.grad is not None for part in agent.parameters())

@@ -230,7 +230,13 @@ def test_torchrun_trains_the_same_agent_and_only_the_leader_speaks_and_writes(
     assert_same_run(tmp_path / "x", alone)
     assert {path.name for path in (tmp_path / "x").iterdir()} == {path.name for path in alone.iterdir()}
     assert len(list((tmp_path / "x" / "tensorboard").iterdir())) == len(list((alone / "tensorboard").iterdir()))
-    for said in ("reinforce on digits", "pass 1:", "pass 2:", "canvases of digits, 40 episodes", "Results are in"):
+    for said in (
+        "expected success (log) on digits",
+        "pass 1:",
+        "pass 2:",
+        "canvases of digits, 40 episodes",
+        "Results are in",
+    ):
         assert (done.stdout + done.stderr).count(said) == 1
     found, expected = (json.loads((folder / "metrics.json").read_text()) for folder in (tmp_path / "x", alone))
     assert (found["processes"], expected["processes"]) == (2, 1)

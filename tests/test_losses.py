@@ -203,7 +203,7 @@ def test_sampled_reinforce_is_unbiased(multiset: tuple[int, int], gamma: float):
     trajectory, evaluation, probability = toy(logits, multiset)
     advantage = advantages(trajectory.rewards, trajectory.values, trajectory.live, gamma, 1.0)
     weighted = advantage * probability * len(COURSES)  # the loss is a mean over lanes; this makes it an expectation
-    gradient = policy_gradient(losses.reinforce(trajectory, evaluation, weighted, "sampled"), logits)
+    gradient = policy_gradient(losses.reinforce(trajectory, evaluation, weighted), logits)
     expected = true_gradient(logits, multiset, immediate=gamma == 0)
     assert expected.abs().max() > 0.1
     torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-6)
@@ -216,21 +216,21 @@ def test_the_two_kinds_of_credit_differ_on_the_toy():
 
 
 @pytest.mark.parametrize("multiset", MULTISETS)
-def test_exact_reinforce_is_what_the_sampled_form_estimates(multiset: tuple[int, int]):
+def test_the_expected_reward_has_the_gradient_that_reinforce_estimates(multiset: tuple[int, int]):
     logits = toy_logits()
     trajectory, evaluation, probability = toy(logits, multiset)
     weight = (probability * len(COURSES))[:, None]
     weighted = evaluation._replace(
         location_rewards=evaluation.location_rewards * weight, label_rewards=evaluation.label_rewards * weight
     )
-    terms = losses.reinforce(trajectory, weighted, torch.zeros_like(trajectory.rewards), "exact")
+    terms = losses.expected_reward(trajectory, weighted)
     expected = true_gradient(logits, multiset, immediate=True)
     torch.testing.assert_close(policy_gradient(terms, logits), expected, rtol=1e-6, atol=1e-8)
     assert -(terms["location"] + terms["label"]).item() == pytest.approx(objective(logits, logits, multiset).item())
 
 
-@pytest.mark.parametrize("estimator", ["sampled", "exact"])
-def test_many_samples_average_to_the_gradient(estimator: str):
+@pytest.mark.parametrize("name", ["sampled", "exact"])
+def test_many_samples_average_to_the_gradient(name: str):
     logits, samples = toy_logits(), 40_000
     trajectory, evaluation, probability = toy(logits, (1, 1))
     lanes = probability.multinomial(samples, replacement=True, generator=torch.Generator().manual_seed(0))
@@ -239,7 +239,8 @@ def test_many_samples_average_to_the_gradient(estimator: str):
         *(part.index_select(axis, lanes) for part, axis in zip(evaluation, (2, 1, 2, 2, 1), strict=True))
     )
     advantage = advantages(drawn.rewards, drawn.values, drawn.live, 0.0, 1.0)
-    gradient = policy_gradient(losses.reinforce(drawn, scores, advantage, estimator), logits)
+    terms = losses.reinforce(drawn, scores, advantage) if name == "sampled" else losses.expected_reward(drawn, scores)
+    gradient = policy_gradient(terms, logits)
     # a score has a standard deviation of at most 1/2: five standard errors of the mean
     tolerance = 5 * advantage.abs().max().item() / 2 / math.sqrt(samples)
     assert tolerance < 0.05
@@ -270,11 +271,11 @@ def one_episode(location_logits: Tensor, label_logits: Tensor) -> tuple[Trajecto
     return trajectory, evaluation
 
 
-def test_log_reinforce_by_hand():
+def test_the_expected_success_by_hand():
     location = torch.tensor([[0.2, 0.5, 0.3], [0.0, 0.0, 1.0]]).clamp(min=1e-9).log()
     label = torch.tensor([[0.1, 0.2, 0.7], [0.25, 0.25, 0.5]]).log()
     trajectory, evaluation = one_episode(location, label)
-    terms = losses.reinforce(trajectory, evaluation, torch.zeros(2, 2, 1), "log")
+    terms = losses.expected_success(trajectory, evaluation)
     # locations earn .5 * .4 + .3 * 1 = 1/2, then 1; the right label has 1/10; the last meta-step's label is not rewarded
     assert terms["location"].item() == pytest.approx(-1.5)
     assert terms["label"].item() == pytest.approx(math.log(10), abs=1e-4)
@@ -285,7 +286,7 @@ def test_the_log_forms_gradient_is_the_exact_ones_over_the_expected_score():
     torch.manual_seed(0)
     logits = torch.randn(2, CELLS).requires_grad_(), torch.randn(2, CLASSES + 1).requires_grad_()
     trajectory, evaluation = one_episode(*logits)
-    log, exact = (losses.reinforce(trajectory, evaluation, torch.zeros(2, 2, 1), form) for form in ("log", "exact"))
+    log, exact = losses.expected_success(trajectory, evaluation), losses.expected_reward(trajectory, evaluation)
     assert torch.equal(log["location"], exact["location"])
     (gradient,) = torch.autograd.grad(log["label"], logits[1], retain_graph=True)
     (of_reward,) = torch.autograd.grad(exact["label"], logits[1], retain_graph=True)
@@ -301,7 +302,7 @@ def test_the_log_form_is_finite_where_nothing_can_be_earned():
     evaluation = evaluation._replace(
         location_rewards=torch.zeros(2, 1, 1, CELLS), label_rewards=-torch.ones(2, 1, CLASSES + 1)
     )
-    terms = losses.reinforce(trajectory, evaluation, torch.zeros(2, 2, 1), "log")
+    terms = losses.expected_success(trajectory, evaluation)
     loss = terms["location"] + terms["label"]
     loss.backward()
     assert loss.isfinite()
@@ -316,7 +317,7 @@ def test_before_the_first_step_ppo_is_sampled_reinforce():
     trajectory, evaluation, _ = toy(logits, (1, 1))
     advantage = advantages(trajectory.rewards, trajectory.values, trajectory.live, 0.0, 1.0)
     ppo = losses.ppo(trajectory, evaluation, advantage, 0.2)
-    reinforce = losses.reinforce(trajectory, evaluation, advantage, "sampled")
+    reinforce = losses.reinforce(trajectory, evaluation, advantage)
     gradient = policy_gradient(ppo, logits)
     assert gradient.abs().max() > 0.01
     torch.testing.assert_close(gradient, policy_gradient(reinforce, logits))
@@ -391,20 +392,24 @@ def objective_of(name: str, advantage: Tensor | None = None) -> Terms:
         if name == "ppo":
             return losses.ppo(trajectory, evaluation, given, 0.2)
         if name == "multiset-loss":
-            return losses.multiset_loss(trajectory, evaluation, given)
-        return losses.reinforce(trajectory, evaluation, given, name)
+            return losses.multiset_loss(trajectory, evaluation)
+        if name == "exact":
+            return losses.expected_reward(trajectory, evaluation)
+        if name == "log":
+            return losses.expected_success(trajectory, evaluation)
+        return losses.reinforce(trajectory, evaluation, given)
 
     return loss
 
 
 OBJECTIVES = {name: objective_of(name) for name in ("sampled", "exact", "log", "ppo", "cross-entropy", "multiset-loss")}
-WITH_VALUE = [name for name in OBJECTIVES if name != "cross-entropy"]
+WITH_VALUE = ["sampled", "ppo"]
 
 
 def test_terms_by_hand():
     trajectory, evaluation = two_lanes()
     advantage = trajectory.rewards - trajectory.values
-    terms = losses.reinforce(trajectory, evaluation, advantage, "sampled")
+    terms = losses.reinforce(trajectory, evaluation, advantage)
     # each term: the sum over lane 0, the sum over lane 1, halved
     assert terms["location"].item() == pytest.approx(LN3 * ((0.5 - 0.5) + (-0.5 + 0.5 + 0.0)) / 2)
     assert terms["label"].item() == pytest.approx(LN3 * (0.5 + (0.5 - 1.5)) / 2)
@@ -412,7 +417,7 @@ def test_terms_by_hand():
     squares = (0.25 + 0.25) + (0.25 + 0.25), (0.25 + 0.25 + 0.0) + (0.25 + 2.25 + 0.25)  # the final labels earn 0
     assert terms["value"].item() == pytest.approx(sum(squares) / 2)
     assert terms["entropy"].item() == pytest.approx(-LN3 * ((2 + 1) + (3 + 2)) / 2)
-    exact = losses.reinforce(trajectory, evaluation, advantage, "exact")
+    exact = losses.expected_reward(trajectory, evaluation)
     assert exact["location"].item() == pytest.approx(-(2 / 3 + 3 / 3) / 2)
     assert exact["label"].item() == pytest.approx(-(1 / 3 + 2 / 3) / 2)
 
@@ -420,7 +425,7 @@ def test_terms_by_hand():
 def test_the_entropy_of_a_certain_choice_is_zero_and_of_a_coin_is_ln_2():
     certain, coin = torch.tensor([80.0, 0.0, 0.0]), torch.tensor([0.0, 0.0, -80.0])
     trajectory, evaluation = one_episode(torch.stack([certain, coin]), torch.stack([coin, certain]))
-    terms = losses.reinforce(trajectory, evaluation, torch.zeros(2, 2, 1), "exact")
+    terms = losses.expected_reward(trajectory, evaluation)
     assert terms["entropy"].item() == pytest.approx(-2 * LN2)  # the location at 2, the label at 1; not the final label
 
 
@@ -433,7 +438,7 @@ def test_values_regress_to_the_reward_of_immediate_credit(name: str):
     torch.testing.assert_close(slope, 2 * (0.5 - trajectory.rewards) * counted / 2)
 
 
-@pytest.mark.parametrize("name", ["sampled", "ppo"])
+@pytest.mark.parametrize("name", WITH_VALUE)
 def test_values_regress_to_the_return_if_that_is_the_credit(name: str):
     trajectory, evaluation = two_lanes()
     advantage = advantages(trajectory.rewards, trajectory.values, trajectory.live, 1.0, 1.0)
@@ -501,6 +506,7 @@ def test_nothing_after_the_end_of_an_episode_counts(name: str):
     assert {key: term.item() for key, term in terms.items()} == {key: term.item() for key, term in other_terms.items()}
 
     gradients = torch.autograd.grad(sum(terms.values()), list(evaluation[:3]), allow_unused=True)
+    assert (gradients[2] is None) == (name not in WITH_VALUE)
     for gradient in gradients:
         if gradient is not None:
             after_the_end = gradient[2, 0] if gradient is gradients[1] else gradient[2, :, 0]
@@ -538,7 +544,9 @@ def test_every_term_has_a_weight(name: str):
     known = {"label": 1.0, "location": 2.0, "stop": 3.0, "value": 4.0, "entropy": 5.0}
     terms = OBJECTIVES[name](*two_lanes())
     assert {term: objective._weight(term) for term in terms} == {term: known[term] for term in terms}
-    assert set(terms) == ({"label", "stop"} if name == "cross-entropy" else set(known))
+    without_value = set(known) - {"value"}
+    expected = {"cross-entropy": {"label", "stop"}, "sampled": set(known), "ppo": set(known)}
+    assert set(terms) == expected.get(name, without_value)
     with pytest.raises(KeyError):
         objective._weight("unheard of")
 
@@ -587,9 +595,7 @@ def test_the_multiset_loss_by_hand():
     trajectory, evaluation = three_objects()
     thirds, halves = [1 / 3, 1 / 6, 1 / 2], [1 / 4, 1 / 4, 1 / 2]
     probabilities = torch.tensor([[thirds, halves], [halves, thirds], [thirds, thirds], [halves, halves]])
-    terms = losses.multiset_loss(
-        trajectory, evaluation._replace(label_log_probs=probabilities.log()), torch.zeros(4, 2, 2)
-    )
+    terms = losses.multiset_loss(trajectory, evaluation._replace(label_log_probs=probabilities.log()))
     # lane 0: {0, 0, 1}, then {0, 1}, and stop takes nothing away; lane 1: {1}
     first = 2 / 3 * math.log(3) + 1 / 3 * math.log(6)
     second, third = math.log(4), (math.log(3) + math.log(6)) / 2
@@ -611,7 +617,7 @@ def test_its_targets_are_the_shares_of_what_remains_at_meta_steps_1_to_m(named: 
     trajectory, evaluation = three_objects()
     labels = trajectory.labels.clone()
     labels[:2, 0] = torch.tensor(named)
-    terms = losses.multiset_loss(trajectory._replace(labels=labels), evaluation, torch.zeros(4, 2, 2))
+    terms = losses.multiset_loss(trajectory._replace(labels=labels), evaluation)
     (slope,) = torch.autograd.grad(terms["label"], evaluation.label_log_probs)
     expected = torch.zeros(4, 2, CLASSES + 1)  # nothing for stop, meta-step m + 1, or after the end
     expected[:3, 0, :CLASSES] = torch.tensor(shares)
@@ -619,11 +625,10 @@ def test_its_targets_are_the_shares_of_what_remains_at_meta_steps_1_to_m(named: 
     torch.testing.assert_close(slope, -expected / 2)
 
 
-def test_all_its_other_terms_are_those_of_exact_reinforce():
+def test_all_its_other_terms_are_those_of_the_expected_reward():
     trajectory, evaluation = three_objects()
-    advantage = torch.randn(4, 2, 2)
-    terms = losses.multiset_loss(trajectory, evaluation, advantage)
-    exact = losses.reinforce(trajectory, evaluation, advantage, "exact")
+    terms = losses.multiset_loss(trajectory, evaluation)
+    exact = losses.expected_reward(trajectory, evaluation)
     assert terms.keys() == exact.keys()
     assert terms.pop("label").item() != exact.pop("label").item()
     assert terms == exact
@@ -640,7 +645,7 @@ def test_over_all_orders_the_multiset_loss_is_the_cross_entropy():
         *(part.index_select(axis, lanes) for part, axis in zip(evaluation, (2, 1, 2, 2, 1), strict=True))
     )
     supervised = losses.cross_entropy(trajectory, evaluation)
-    terms = losses.multiset_loss(trajectory, evaluation, torch.zeros(4, 2, len(orders)))
+    terms = losses.multiset_loss(trajectory, evaluation)
     assert supervised["label"] > 1
     torch.testing.assert_close(terms["label"], supervised["label"])
     assert terms["stop"].item() == supervised["stop"].item()

@@ -116,7 +116,7 @@ def test_a_mean_is_given_with_the_sample_deviation(values: list[float], text: st
 def test_a_row_of_several_seeds_by_hand(root: Path):
     assert table(root)[0] == {
         "row": "mnist-multiset",
-        "what": "REINFORCE",
+        "what": "expected success (log)",
         "images": "mnist",
         "seeds": "2",
         "0-1": "0.920 ± 0.028",
@@ -278,7 +278,9 @@ def test_the_figures_show_every_seed(root: Path, monkeypatch: pytest.MonkeyPatch
         curves = [line for line in axes.lines if line.get_linestyle() == "-"]
         assert len(curves) == 3  # two seeds, and one as printed
         assert curves[0].get_color() == curves[1].get_color() != curves[2].get_color()
-        assert [text.get_text() for text in axes.get_legend().get_texts()] == ["REINFORCE", "REINFORCE as printed"]
+        assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+            "expected success (log)", "REINFORCE (sampled) as printed",
+        ]  # fmt: skip
         rows = [row for row in (1, 2, 3, 4) if row % 2 or "val/" not in column]
         assert list(curves[0].get_xdata()) == [20 * row * 50 / 1000 for row in rows]
         height = {
@@ -289,7 +291,7 @@ def test_the_figures_show_every_seed(root: Path, monkeypatch: pytest.MonkeyPatch
         }[column]
         assert list(curves[0].get_ydata()) == pytest.approx(list(map(height, rows)))
     assert [text.get_text() for text in learners.get_legend().get_texts()] == [
-        "our trainer, REINFORCE", "PPO, flat", "SAC, option",
+        "our trainer, expected success (log)", "PPO, flat", "SAC, option",
     ]  # fmt: skip
     ours, _, flat, _, option = learners.lines
     assert list(ours.get_xdata()) == [20 * row * 50 * 3.5 * 4 for row in (1, 3)]  # images, meta-steps, decisions

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from agents import checkpoint
 from agents import evaluation as evaluation_module
 from agents.actor_critic import ActorCritic
 from agents.config import AgentConfig, LearnerConfig
@@ -114,6 +115,12 @@ def test_a_toy_task_is_learnt(tmp_path: Path, variant: str, passes: int):
 META = {"meta_controller.encode", "meta_controller.gru", "meta_controller.attention"}
 CONTROLLER = {"controller.encode", "controller.gru", "controller.label"}
 LOCATION = {"controller.location.0", "controller.location.2", "controller.location_prior"}
+HEADS = dict.fromkeys(VARIANTS, LOCATION) | {
+    "sampled": LOCATION | {"controller.value"},
+    "ppo": LOCATION | {"controller.value"},
+    "cross-entropy": set(),
+}
+"""The heads that each variant trains beside the label's."""
 
 
 def moved_by_an_update(agent: ActorCritic, env, **learner) -> tuple[set[str], dict[str, float]]:
@@ -130,8 +137,7 @@ def test_an_update_moves_every_weight_that_has_an_objective(variant: str, bfloat
     env = make_env(ENV, 16)
     agent = build(env, dataclasses.replace(AGENT, bfloat16=bfloat16, location_prior=1.0))
     moved, log = moved_by_an_update(agent, env, **VARIANTS[variant])
-    heads = set() if variant == "cross-entropy" else LOCATION | {"controller.value"}
-    assert moved == META | CONTROLLER | heads
+    assert moved == META | CONTROLLER | HEADS[variant]
     assert all(np.isfinite(value) for value in log.values())
 
 
@@ -149,9 +155,21 @@ def test_an_update_of_a_control_leaves_alone_what_it_replaces(variant: str, cont
     env = make_env(ENV, 16)
     agent = build(env, dataclasses.replace(AGENT, location_prior=1.0, **control))
     moved, log = moved_by_an_update(agent, env, **VARIANTS[variant])
-    heads = set() if variant == "cross-entropy" else LOCATION | {"controller.value"}
-    assert moved == (META | CONTROLLER | heads) - fixed
+    assert moved == (META | CONTROLLER | HEADS[variant]) - fixed
     assert all(np.isfinite(value) for value in log.values())
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_baseline_is_trained_where_it_is_read_and_nowhere_else(variant: str):
+    env = make_env(ENV, 16)
+    agent = build(env)
+    before = [weight.detach().clone() for weight in agent.controller.value.parameters()]
+    log = Learner(agent, dataclasses.replace(LEARNER, **VARIANTS[variant]), 10).update(env, np.arange(16))
+    is_read = variant in ("sampled", "ppo")
+    for weight, old in zip(agent.controller.value.parameters(), before, strict=True):
+        assert (weight.grad is not None) == is_read
+        assert torch.equal(weight, old) != is_read
+    assert ("loss/value" in log) == is_read
 
 
 def build(env, config: AgentConfig = AGENT, seed: int = 0) -> ActorCritic:
@@ -360,6 +378,30 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     results = resumed.test(24)
     for part in ("test", "blind_guess", "source", "config", "versions"):
         assert results[part] == expected[part]
+
+
+def test_a_run_from_when_every_baseline_was_trained_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Its optimiser has a state for the value head, too."""
+    whole = start(tmp_path / "whole", estimator="log")
+    whole.train()
+    folder = tmp_path / "parts"
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 5)
+        run = start(folder, estimator="log")
+        with pytest.raises(KeyboardInterrupt):
+            run.train()
+    content = checkpoint.read(folder / "checkpoint.pt")
+    state = content["optimiser"]["state"]
+    value_head = [i for i, (name, _) in enumerate(run.agent.named_parameters()) if "controller.value" in name]
+    assert len(value_head) == 2
+    assert not set(value_head) & set(state)
+    for i in value_head:
+        moments = torch.ones_like(list(run.agent.parameters())[i])
+        state[i] = {"step": torch.tensor(4.0), "exp_avg": moments, "exp_avg_sq": moments.clone()}
+    checkpoint.save(folder / "checkpoint.pt", content)
+    resumed = start(folder, resume=True, estimator="log")
+    resumed.train()
+    assert same(weights(resumed), weights(whole))
 
 
 def test_the_time_before_an_interruption_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

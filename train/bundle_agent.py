@@ -18,6 +18,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from agents.reports.tables import method_in_words
 from hsal_env.command_line import run_command
 from hsal_env.config import EnvConfig
 from hsal_env.data.sources import SOURCES
@@ -48,13 +49,14 @@ def card(name: str, content: dict[str, Any], metrics: dict[str, Any], table: str
     if env.glyphs == "paper":
         apart = "The test canvases are made from the same digits as the training canvases."
     size = "" if source.synthetic else f" of {env.min_size_px} to {env.max_size_px} px"
+    method = method_in_words(learner)
     return f"""# {name}
 
 The two-level recurrent attention agent of Welleck et al. (NIPS 2017) as HSAL trains it, for the task
 `{env.task}` with {env.min_objects} to {env.objects_limit} digits{size}.
 
 - Use: `agents.load("{name}")`, or `hsal-evaluate {name}`.
-- Training: `{shlex.join(metrics["command"])}`, {learner["algorithm"]}, seed {content["run"]["seed"]},
+- Training: `{shlex.join(metrics["command"])}`, {method}, seed {content["run"]["seed"]},
   {metrics["train_seconds"] / 60:.1f} minutes on {threads} thread(s), then weights rounded to half precision.
 - Features: activation model `{env.activation}`, whose weights are part of the package; the agent works with no others.
 - Data: canvases composed of {source.licence}. {apart}

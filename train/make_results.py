@@ -74,7 +74,7 @@ LEARNER_COLUMNS = (
     "row", "what", "images", "seeds", "steps", "mean return", "random", "stop at once", "0-1", "macro-F1", "train min", "command",
 )  # fmt: skip
 _LEARNER_CURVES = {  # row: (label, colour, decisions of the native process in a step of the view)
-    "mnist-multiset": ("our trainer, REINFORCE", "#0072B2", 1.0),
+    "mnist-multiset": ("our trainer, expected success (log)", "#0072B2", 1.0),
     "sb3-hsal": ("RecurrentPPO, the paper's agent", "#009E73", 1.0),
     "sb3-maskable-ppo": ("MaskablePPO, flat", "#D55E00", 1.0),
     "sb3-ppo": ("PPO, flat", "#E69F00", 1.0),
@@ -83,8 +83,8 @@ _LEARNER_CURVES = {  # row: (label, colour, decisions of the native process in a
     "sb3-sac": ("SAC, option", "#000000", 4.0),
 }
 _CURVES = {  # row: (label, colour of Okabe and Ito)
-    "mnist-multiset": ("REINFORCE", "#0072B2"),
-    "mnist-multiset-faithful": ("REINFORCE as printed", "#009E73"),
+    "mnist-multiset": ("expected success (log)", "#0072B2"),
+    "mnist-multiset-faithful": ("REINFORCE (sampled) as printed", "#009E73"),
     "mnist-multiset-cross-entropy": ("cross-entropy", "#D55E00"),
 }
 

@@ -1,6 +1,6 @@
-"""Train the paper's agent: REINFORCE (default), PPO, the cross-entropy baseline, or the multiset loss.
+"""Train the paper's agent: by expected success (the default), REINFORCE, PPO, cross-entropy or the multiset loss.
 
-    python train/ppo_or_reinforce.py                               # REINFORCE on MNIST Multiset
+    python train/ppo_or_reinforce.py                               # MNIST Multiset
     python train/ppo_or_reinforce.py --algorithm ppo --seed 1
     python train/ppo_or_reinforce.py --preset faithful             # the agent and its learning as printed
     python train/ppo_or_reinforce.py --source digits               # no network needed

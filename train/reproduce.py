@@ -94,12 +94,12 @@ _CROWDED = f"{_TEN} --min-size-px 12 --num-examples 15000"
 _HOUSE = "--env-id HSAL-HouseNumbersMultiset-v0"
 _SVHN = "--env-id HSAL-SVHNMultiset-v0"
 ROWS = {
-    "mnist-multiset": Row("REINFORCE", "", (0, 1, 2)),
-    "mnist-set": Row("REINFORCE", _SET, (0, 1, 2)),
+    "mnist-multiset": Row("expected success (log)", "", (0, 1, 2)),
+    "mnist-set": Row("expected success (log)", _SET, (0, 1, 2)),
     "mnist-multiset-cross-entropy": Row("cross-entropy, shuffled order", "--algorithm cross-entropy", (0, 1, 2)),
     "mnist-set-cross-entropy": Row("cross-entropy, shuffled order", f"{_SET} --algorithm cross-entropy"),
-    "mnist-multiset-faithful": Row("REINFORCE as printed, on our features", "--preset faithful"),
-    "mnist-set-faithful": Row("REINFORCE as printed, on our features", f"{_SET} --preset faithful"),
+    "mnist-multiset-faithful": Row("REINFORCE (sampled) as printed, on our features", "--preset faithful"),
+    "mnist-set-faithful": Row("REINFORCE (sampled) as printed, on our features", f"{_SET} --preset faithful"),
     "mnist-multiset-faithful-cross-entropy": Row(
         "cross-entropy as printed, on our features", "--preset faithful --algorithm cross-entropy"
     ),
@@ -150,7 +150,7 @@ ROWS = {
     "crowded-14x14": Row("the same, 14x14 cells", f"{_CROWDED} --activation compact-crowded-14x14"),
     "crowded-28x28": Row("the same, 28x28 cells", f"{_CROWDED} --activation compact-crowded-28x28"),
     "house-numbers": Row(
-        "REINFORCE on synthetic house numbers",
+        "expected success (log) on synthetic house numbers",
         f"{_HOUSE} --learning-rate 2e-3 --passes 2",
         (0, 1, 2),
         source="house-numbers",
@@ -169,7 +169,11 @@ ROWS = {
         "svhn",
     ),
     "svhn-multiset": Row(
-        "REINFORCE, ResNet-34 that counts", f"{_SVHN} --canvas-px 224", (0, 1, 2), source="svhn", model="svhn-resnet34"
+        "expected success (log), ResNet-34 that counts",
+        f"{_SVHN} --canvas-px 224",
+        (0, 1, 2),
+        source="svhn",
+        model="svhn-resnet34",
     ),
     "svhn-multiset-cross-entropy": Row(
         "cross-entropy, ResNet-34 that counts",
@@ -179,7 +183,7 @@ ROWS = {
         model="svhn-resnet34",
     ),
     "svhn-multiset-faithful": Row(
-        "REINFORCE and ResNet-34 as printed",
+        "REINFORCE (sampled) and ResNet-34 as printed",
         f"{_SVHN} --canvas-px 224 --preset faithful",
         source="svhn",
         model="svhn-resnet34-faithful",
@@ -191,7 +195,7 @@ ROWS = {
         model="svhn-smoke",
     ),
     "mnist-multiset-resnet34": Row(
-        "REINFORCE and ResNet-34 as printed", "--preset faithful", (0, 1, 2), model="mnist-resnet34-faithful"
+        "REINFORCE (sampled) and ResNet-34 as printed", "--preset faithful", (0, 1, 2), model="mnist-resnet34-faithful"
     ),
     "sb3-ppo": Row("PPO, flat view", "ppo", (0, 1, 2), LEARNERS),
     "sb3-maskable-ppo": Row("PPO with action mask, flat view", "maskable-ppo", (0, 1, 2), LEARNERS),

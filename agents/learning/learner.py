@@ -24,7 +24,7 @@ class Part(NamedTuple):
 
     Attributes:
         trajectory: lanes of this process.
-        advantage: theirs, ``[M, k + 1, B]``.
+        advantage: theirs, ``[M, k + 1, B]``; REINFORCE and PPO alone read it.
         share: the lanes' number over the mean number per process: what makes a mean over processes one over lanes.
     """
 
@@ -67,8 +67,12 @@ class Objective(nn.Module):
         if config.algorithm == "ppo":
             return losses.ppo(trajectory, evaluation, advantage, config.clip_coef)
         if config.algorithm == "multiset-loss":
-            return losses.multiset_loss(trajectory, evaluation, advantage)
-        return losses.reinforce(trajectory, evaluation, advantage, config.estimator)
+            return losses.multiset_loss(trajectory, evaluation)
+        if config.estimator == "exact":
+            return losses.expected_reward(trajectory, evaluation)
+        if config.estimator == "log":
+            return losses.expected_success(trajectory, evaluation)
+        return losses.reinforce(trajectory, evaluation, advantage)
 
     def _weight(self, term: str) -> float:
         config = self.config

@@ -1,7 +1,16 @@
-"""The objectives. Each returns a dict of terms, scalars to be minimised after weighting.
+"""The objectives. Each returns a dict of terms: scalars that are weighted, added up and minimised.
 
 Sums run over the decisions of an episode, means over episodes (the paper's 1/B sum_b). Labels are rewarded at
 meta-steps 1..m; meta-step m + 1, ``final``, carries the cross-entropy to "stop" (L4).
+
+The objectives differ in the reward that they read:
+
+- :func:`reinforce` and :func:`ppo` read what the environment paid for each decision taken: ``trajectory.rewards``, through
+  the advantage. They alone train a value baseline, since they alone read one.
+- :func:`expected_reward`, :func:`expected_success` and :func:`multiset_loss` read what every location and label would earn,
+  ``evaluation.location_rewards`` and ``evaluation.label_rewards``, computed by the environment's own functions.
+  Neither the actions taken nor the rewards paid are in their policy loss. The actions decide what is seen next.
+- :func:`cross_entropy` reads no reward.
 """
 
 from __future__ import annotations
@@ -9,43 +18,59 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from agents.config import Estimator
 from agents.trajectory import Evaluation, Trajectory, taken
 from hsal_env import functional as F
 
 
-def reinforce(
-    trajectory: Trajectory, evaluation: Evaluation, advantage: Tensor, estimator: Estimator
-) -> dict[str, Tensor]:
-    """REINFORCE with a value baseline (paper section 4.2; L1), in three forms.
-
-    - ``"sampled"``, the paper's: ``-log p(a) A``, A detached.
-    - ``"exact"``: ``-sum_a p(a) r(a)``. The reward of every action is known, so the expectation need not be sampled;
-      its gradient is what the sampled form estimates for immediate credit.
-    - ``"log"``: as ``"exact"`` for locations; for labels ``-log sum_a p(a) s(a)``, s = (1 + r) / 2 in {0, 1}, minus the
-      log-probability of a rewarded label. The same optima; its gradient, ``grad E[s] / E[s]``, does not vanish where
-      success is still rare.
+def reinforce(trajectory: Trajectory, evaluation: Evaluation, advantage: Tensor) -> dict[str, Tensor]:
+    """REINFORCE with a value baseline (paper section 4.2; L1): ``-log p(a) A``, A detached.
 
     Args:
         trajectory: the decisions taken.
         evaluation: their scores.
         advantage: ``[M, k + 1, B]``, see :func:`agents.learning.returns.advantages`.
-        estimator: one of the three.
     """
-    if estimator == "sampled":
-        log_probs = taken(trajectory, evaluation)
-        location, label = -log_probs[:, :-1] * advantage[:, :-1], -log_probs[:, -1] * advantage[:, -1]
-    else:
-        location = -(evaluation.location_log_probs.exp() * evaluation.location_rewards).sum(-1)
-        if estimator == "exact":
-            label = -(evaluation.label_log_probs.exp() * evaluation.label_rewards).sum(-1)
-        else:
-            success = ((1 + evaluation.label_rewards) / 2 + 1e-6).log()  # bounded where no label is rewarded
-            label = -(evaluation.label_log_probs + success).logsumexp(-1)
+    log_probs = taken(trajectory, evaluation)
     return {
-        "location": _per_episode(location, trajectory.live[:, None]),
-        "label": _per_episode(label, _named(trajectory)),
-    } | _common(trajectory, evaluation, advantage)
+        **_policy(trajectory, -log_probs[:, :-1] * advantage[:, :-1], -log_probs[:, -1] * advantage[:, -1]),
+        **_common(trajectory, evaluation, advantage),
+    }
+
+
+def expected_reward(trajectory: Trajectory, evaluation: Evaluation) -> dict[str, Tensor]:
+    """Minus the expected reward of every decision, ``-sum_a p(a) r(a)``: the estimator ``"exact"``.
+
+    The reward of every action is known, so the expectation need not be sampled. Its gradient is what :func:`reinforce`
+    estimates with immediate credit (gamma = 0).
+
+    Args:
+        trajectory: the decisions taken.
+        evaluation: the scores of all decisions, and what each would earn.
+    """
+    label = -(evaluation.label_log_probs.exp() * evaluation.label_rewards).sum(-1)
+    return {
+        **_policy(trajectory, _location_reward(evaluation), label),
+        **_common(trajectory, evaluation),
+    }
+
+
+def expected_success(trajectory: Trajectory, evaluation: Evaluation) -> dict[str, Tensor]:
+    """Minus the logarithm of a label's expected success: the estimator ``"log"``. Locations: as :func:`expected_reward`.
+
+    ``-log sum_a p(a) s(a)``, where the success s = (1 + r) / 2 is 1 for a label that would be rewarded and 0 for another: minus
+    the log-probability of naming a rewarded label. It has the optima of the expected reward. Its gradient,
+    ``grad E[s] / E[s]``, does not vanish where success is still rare.
+
+    Args:
+        trajectory: the decisions taken.
+        evaluation: the scores of all decisions, and what each would earn.
+    """
+    success = ((1 + evaluation.label_rewards) / 2 + 1e-6).log()  # bounded where no label is rewarded
+    label = -(evaluation.label_log_probs + success).logsumexp(-1)
+    return {
+        **_policy(trajectory, _location_reward(evaluation), label),
+        **_common(trajectory, evaluation),
+    }
 
 
 def ppo(trajectory: Trajectory, evaluation: Evaluation, advantage: Tensor, clip_coef: float) -> dict[str, Tensor]:
@@ -60,9 +85,9 @@ def ppo(trajectory: Trajectory, evaluation: Evaluation, advantage: Tensor, clip_
     ratio = (taken(trajectory, evaluation) - trajectory.log_probs).exp()
     surrogate = -torch.minimum(ratio * advantage, ratio.clamp(1 - clip_coef, 1 + clip_coef) * advantage)
     return {
-        "location": _per_episode(surrogate[:, :-1], trajectory.live[:, None]),
-        "label": _per_episode(surrogate[:, -1], _named(trajectory)),
-    } | _common(trajectory, evaluation, advantage)
+        **_policy(trajectory, surrogate[:, :-1], surrogate[:, -1]),
+        **_common(trajectory, evaluation, advantage),
+    }
 
 
 def cross_entropy(trajectory: Trajectory, evaluation: Evaluation) -> dict[str, Tensor]:
@@ -76,16 +101,15 @@ def cross_entropy(trajectory: Trajectory, evaluation: Evaluation) -> dict[str, T
     return {"label": _per_episode(label, _named(trajectory)), "stop": _stop(trajectory, evaluation)}
 
 
-def multiset_loss(trajectory: Trajectory, evaluation: Evaluation, advantage: Tensor) -> dict[str, Tensor]:
+def multiset_loss(trajectory: Trajectory, evaluation: Evaluation) -> dict[str, Tensor]:
     """The authors' follow-up (Welleck et al., NeurIPS 2018): cross-entropy to the uniform distribution over A_i.
 
-    ``-sum_c q_c log p_c``, q_c the share of label c in the multiset of labels still remaining; all else as
-    ``reinforce(..., "exact")``.
+    ``-sum_c q_c log p_c``, q_c the share of label c in the multiset of labels still remaining. All other terms are those of
+    :func:`expected_reward`.
 
     Args:
         trajectory: the decisions taken.
-        evaluation: their scores.
-        advantage: as for :func:`reinforce`.
+        evaluation: the scores of all decisions, and what each would earn.
     """
     remaining = [trajectory.example.counts]
     for label in trajectory.labels[:-1]:
@@ -93,8 +117,10 @@ def multiset_loss(trajectory: Trajectory, evaluation: Evaluation, advantage: Ten
     share = torch.stack(remaining).float()
     share = share / share.sum(dim=-1, keepdim=True).clamp(min=1)
     label = -(share * evaluation.label_log_probs[..., :-1]).sum(dim=-1)
-    terms = reinforce(trajectory, evaluation, advantage, "exact")
-    return terms | {"label": _per_episode(label, _named(trajectory))}
+    return {
+        **_policy(trajectory, _location_reward(evaluation), label),
+        **_common(trajectory, evaluation),
+    }
 
 
 def shuffled_labels(counts: Tensor, steps: int, generator: torch.Generator) -> Tensor:
@@ -107,22 +133,36 @@ def shuffled_labels(counts: Tensor, steps: int, generator: torch.Generator) -> T
     return repeated.T.contiguous().to(counts.device)
 
 
-def _common(trajectory: Trajectory, evaluation: Evaluation, advantage: Tensor) -> dict[str, Tensor]:
-    """Stop, value and (negative) entropy terms. The value regresses to A + V, the reward itself if gamma = 0."""
+def _policy(trajectory: Trajectory, location: Tensor, label: Tensor) -> dict[str, Tensor]:
+    """Terms of locations ``[M, k, B]`` and labels ``[M, B]``, where these are rewarded."""
+    return {
+        "location": _per_episode(location, trajectory.live[:, None]),
+        "label": _per_episode(label, _named(trajectory)),
+    }
+
+
+def _location_reward(evaluation: Evaluation) -> Tensor:
+    """Minus the expected reward of locations, ``[M, k, B]``."""
+    return -(evaluation.location_log_probs.exp() * evaluation.location_rewards).sum(-1)
+
+
+def _common(trajectory: Trajectory, evaluation: Evaluation, advantage: Tensor | None = None) -> dict[str, Tensor]:
+    """Stop and (negative) entropy terms; and a value term for objectives that read an advantage.
+
+    The value regresses to A + V: the reward itself if gamma = 0.
+    """
     rewarded = torch.cat(
         [trajectory.live[:, None].expand_as(trajectory.locations), _named(trajectory)[:, None]], dim=1
     )  # [M, k + 1, B]
     entropies = torch.cat(
         [_entropy(evaluation.location_log_probs), _entropy(evaluation.label_log_probs)[:, None]], dim=1
     )
-    error = evaluation.values - (advantage + trajectory.values)
-    return {
-        "stop": _stop(trajectory, evaluation),
-        "value": _per_episode(
-            error.square(), trajectory.live[:, None]
-        ),  # at the last label too: others look ahead to it
-        "entropy": _per_episode(-entropies, rewarded),
-    }
+    terms = {"stop": _stop(trajectory, evaluation)}
+    if advantage is not None:
+        error = evaluation.values - (advantage + trajectory.values)
+        # at the last label too: others look ahead to it
+        terms["value"] = _per_episode(error.square(), trajectory.live[:, None])
+    return terms | {"entropy": _per_episode(-entropies, rewarded)}
 
 
 def _stop(trajectory: Trajectory, evaluation: Evaluation) -> Tensor:

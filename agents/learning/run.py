@@ -25,7 +25,7 @@ from agents.learning.learner import Learner
 from agents.learning.provenance import resources, versions
 from agents.protocol import World, build_agent, find_agent
 from agents.reports.runs import flat
-from agents.reports.tables import comma_separated, format_table, source_in_words
+from agents.reports.tables import comma_separated, format_table, method_in_words, source_in_words
 from agents.tracing import record
 from hsal_env.config import EnvConfig
 from hsal_env.errors import CheckpointError, ConfigError
@@ -133,16 +133,17 @@ class Run:
 
     def train(self, checkpoint_minutes: float = 3.0) -> None:
         """Run the remaining updates, with a progress bar; validate and save after every pass and now and then."""
-        leads, algorithm = self.processes.leads, self.config.learner.algorithm
+        leads, learner = self.processes.leads, self.config.learner
         if leads:
-            tqdm.write(f"{algorithm} on {source_in_words(self.source)}, results go to {self.folder}")
+            method = method_in_words(dataclasses.asdict(learner))
+            tqdm.write(f"{method} on {source_in_words(self.source)}, results go to {self.folder}")
         saved = started = time.perf_counter()
         before = self.train_seconds
         pending: list[dict[str, float]] = []
         with self._writing():
             board = self._board(self.learner.step + 1) if leads else None
         total, done = self.learner.num_updates, self.learner.step
-        bar = tqdm(total=total, initial=done, desc=algorithm, unit="update", disable=not leads)
+        bar = tqdm(total=total, initial=done, desc=learner.algorithm, unit="update", disable=not leads)
         while self.learner.step < total:
             pending.append(self.learner.update(self.env, self._next_batch()))
             bar.update()

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Mapping
 from typing import Any
 
 from hsal_env.data.sources import SOURCES
+
+_FORMS = {"sampled": "REINFORCE (sampled)", "exact": "expected reward (exact)", "log": "expected success (log)"}
 
 
 def source_in_words(source: str) -> str:
     """What tables call the source of images: of what stands in for photographs they say so."""
     return f"synthetic {source}" if SOURCES[source].synthetic else source
+
+
+def method_in_words(learner: Mapping[str, Any]) -> str:
+    """What tables call a way to learn, from the fields of a :class:`agents.config.LearnerConfig`."""
+    algorithm = learner["algorithm"]
+    return _FORMS[learner["estimator"]] if algorithm == "reinforce" else {"ppo": "PPO"}.get(algorithm, algorithm)
 
 
 def format_table(results: dict[str, Any]) -> str:
