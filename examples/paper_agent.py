@@ -202,7 +202,7 @@ def evaluate(agent: Agent, trajectory: Trajectory) -> Evaluation:
         for i, action in enumerate(actions, start=1):
             p, value, controller_state = agent.controller(state._asdict(), controller_state, i)
             scores.append(torch.stack([p.log_prob(action), p.entropy(), value]))  # [3, B]
-            take = dynamics.look if i <= rules.glimpses else dynamics.name
+            take = dynamics.look if i <= rules.glimpses else dynamics.name_object
             state = take(state, action, rules).state
         steps.append((*torch.stack(scores, dim=1), p.logits[:, -1]))  # the last p is over labels; its logits are log p
     return Evaluation(*(torch.stack(rows) for rows in zip(*steps, strict=True)))

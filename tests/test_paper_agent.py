@@ -21,7 +21,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from agents.actor_critic import ActorCritic
 from agents.config import AgentConfig
-from agents.evaluation import evaluate, evaluation_config, make_env
+from agents.evaluation import evaluation_config, make_env, score_agent
 from agents.learning.learner import Learner, Objective, Part
 from agents.learning.returns import advantages
 from agents.protocol import World
@@ -131,7 +131,7 @@ def test_the_test_is_the_librarys(paper: ModuleType, twins, monkeypatch: pytest.
     monkeypatch.setattr(paper, "act", lambda *args, **kwargs: played.append(act(*args, **kwargs)) or played[0])
     scores = paper.test(agent, paper.Args(source="digits", test_episodes=40))
     assert len(played[0].live.sum(dim=0).unique()) > 2  # some say stop early, some not at all
-    table = evaluate(library, evaluation_config(FAITHFUL.env, "test", 40), progress=False)
+    table = score_agent(library, evaluation_config(FAITHFUL.env, "test", 40), progress=False)
     assert scores == {name: table[name] for name in scores}
 
 
