@@ -1,4 +1,7 @@
-"""Agents: what learns. ``protocol`` says what an agent is; ``actor_critic`` is the paper's; ``load`` opens a trained one."""
+"""Agents learn to act in the environments.
+
+``protocol`` says what an agent is, ``actor_critic`` holds the paper's agent, and ``load`` opens a trained one.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ BUNDLED_FOLDER = Path(__file__).with_name("bundled")
 
 
 def bundled() -> list[str]:
-    """Names of the trained agents that come with the package; ``NAME.md`` beside each is its model card.
+    """Names of the trained agents that come with the package. ``NAME.md`` in their folder is the model card of each.
 
     Example:
         >>> bundled()
@@ -24,14 +27,14 @@ def bundled() -> list[str]:
 
 
 def load(name: str | Path, **switches: Any) -> Loaded:
-    """A trained agent: a bundled one by name, or one of yours by the path of its checkpoint.
+    """Load a trained agent: a bundled one by its name, or one of yours by the path of its checkpoint.
 
-    ``agents.load("mnist-multiset").agent`` is in evaluation mode; ``.env`` is the environment it was trained on.
-    ``switches`` replace fields of its :class:`agents.config.AgentConfig`, such as ``location_policy="greedy"``.
+    ``agents.load("mnist-multiset").agent`` is the agent, in evaluation mode. ``.env`` is the environment that it was trained
+    on. ``switches`` replace fields of its :class:`agents.config.AgentConfig`, such as ``location_policy="greedy"``.
 
     Raises:
-        CheckpointError: neither; or the file is damaged or does not fit this version, or the switches.
-        ConfigError: a switch that is unknown or outside its range.
+        CheckpointError: there is no such agent; or the file is damaged; or it does not fit this version or the switches.
+        ConfigError: a switch is unknown or outside its range.
 
     Example:
         >>> trained = load("mnist-multiset")

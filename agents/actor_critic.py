@@ -1,4 +1,4 @@
-"""The paper's agent: meta-controller and controller, joined by the differentiable interface."""
+"""The paper's agent: a meta-controller and a controller, joined by the differentiable interface."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from hsal_env.spaces import attention_action
 
 
 class AgentState(NamedTuple):
-    """Recurrent states of both levels: ``meta_state`` ``[B, 128]``, ``controller_state`` ``[B, 512]``."""
+    """The recurrent states of both levels: ``meta_state`` ``[B, 128]`` and ``controller_state`` ``[B, 512]``."""
 
     meta_state: Tensor
     controller_state: Tensor
@@ -33,11 +33,11 @@ class AgentState(NamedTuple):
 class ActorCritic(nn.Module):
     """The two-level recurrent actor-critic of Welleck et al.
 
-    The meta-controller's attention is deterministic and has no reward of its own: it learns by back-propagation from
-    the label's loss, through P and g_0 (paper, section 4.2: "a path of deterministic nodes").
+    The meta-controller's attention is deterministic and has no reward of its own. It learns by back-propagation from the
+    label's loss, through P and g_0 (paper, section 4.2: "a path of deterministic nodes").
 
     Args:
-        world: the environment it is for.
+        world: what the agent must know of its environment.
         config: sizes and switches.
     """
 
@@ -62,7 +62,10 @@ class ActorCritic(nn.Module):
 
     @contextmanager
     def weights_fixed(self) -> Iterator[None]:
-        """A block of calls of :meth:`act` in which the weights do not change: what depends on them alone is computed once."""
+        """A block of calls of :meth:`act` in which the weights do not change.
+
+        Within it, what depends on the weights alone is computed once.
+        """
         self._folded = self.controller.folded()
         try:
             yield
@@ -70,7 +73,7 @@ class ActorCritic(nn.Module):
             self._folded = None
 
     def initial(self, lanes: int) -> AgentState:
-        """Zeros."""
+        """The states at the start of an episode: zeros."""
         weight = self.controller.label.weight
         return AgentState(
             weight.new_zeros(lanes, self.config.meta_hidden), weight.new_zeros(lanes, self.config.controller_hidden)
@@ -83,13 +86,13 @@ class ActorCritic(nn.Module):
         deterministic: bool = False,
         generator: torch.Generator | None = None,
     ) -> Decision:
-        """One decision per lane. Lanes may be in different phases; each group is decided in a batch.
+        """Make one decision per lane. Lanes may be in different phases: those of one phase are decided in one batch.
 
         Args:
             observation: batched native observation.
             state: from :meth:`initial` or the previous decision.
-            deterministic: take the most probable action (uniform locations are drawn all the same).
-            generator: where samples come from.
+            deterministic: take the most probable action. Uniform locations are drawn even then.
+            generator: draws the samples.
         """
         phases = observation["phase"].unique().tolist()
         if len(phases) == 1:
@@ -145,7 +148,11 @@ class ActorCritic(nn.Module):
         return Decision({name: chosen}, log_prob, self.controller.values(controller_state), state, log_probs)
 
     def attend(self, saliency: Tensor, last_label: Tensor, state: AgentState) -> tuple[Tensor, AgentState]:
-        """The meta-controller's step: raw attention ``[B, 4K]``; a reset controller state (C1) unless it is carried."""
+        """The meta-controller's step.
+
+        Returns:
+            Raw attention ``[B, 4K]``, and the states after it. The controller's state is zero (C1), unless it is carried.
+        """
         rules = self.world.rules
         if self.config.attention_policy == "winner-take-all":
             attention, meta_state = winner_take_all(saliency, rules), state.meta_state
@@ -162,7 +169,7 @@ class ActorCritic(nn.Module):
         controller_state: Tensor | None,
         folded: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """The controller's step over ``seen``: priority, last_label, last_location, glimpse. ``[B, hidden]``."""
+        """The controller's step over priority, last_label, last_location and glimpse: its new state ``[B, hidden]``."""
         with self._precision():
             return self.controller(
                 seen["priority"], seen["last_label"], seen["last_location"], seen["glimpse"], controller_state, folded
@@ -171,11 +178,11 @@ class ActorCritic(nn.Module):
     def evaluate(self, trajectory: Trajectory) -> Evaluation:
         """Run the decision process again with gradient, taking the stored locations and labels.
 
-        Attention is computed anew, so that what the label's loss says of P and g_0 reaches the meta-controller. Lanes
-        whose episode has ended are left out, and score 0.
+        Attention is computed anew, so that the gradient of the label's loss reaches the meta-controller through P and g_0.
+        A lane whose episode has ended is left out: its scores are 0.
         """
         rules = self.world.rules
-        order = trajectory.live.sum(dim=0).argsort(descending=True, stable=True)  # who is live stays in front
+        order = trajectory.live.sum(dim=0).argsort(descending=True, stable=True)  # live lanes stay in front
         taken = trajectory.lanes(order)
         world_state, state = dynamics.initial(taken.example, rules), self.initial(len(order))
         folded = self.controller.folded()
@@ -215,7 +222,10 @@ class ActorCritic(nn.Module):
 
 
 def _assembled(parts: list[Tensor], shape: tuple[int, ...], back: Tensor) -> Tensor:
-    """``[live, ...]`` of each decision to ``shape`` ``[M, ..., B, ...]``: 0 where not live, lanes in the order ``back``."""
+    """Join the ``[live, ...]`` of each decision into ``shape`` ``[M, ..., B, ...]``.
+
+    Lanes that are not live get 0. ``back`` restores the order of the lanes.
+    """
     padded = [torch.cat([part, part.new_zeros(len(back) - len(part), *part.shape[1:])]) for part in parts]
     rows = torch.stack(padded)[:, back].flatten() if parts else back.new_zeros(0, dtype=torch.float32)
     return torch.cat([rows, rows.new_zeros(math.prod(shape) - len(rows))]).view(shape)

@@ -1,6 +1,7 @@
-"""Checkpoints: weights with everything needed to rebuild the agent, its environment and its training.
+"""Checkpoints: weights, with everything needed to rebuild the agent, its environment and its training.
 
-Plain tensors, numbers, texts, lists and dicts, read with ``weights_only=True``: no class path, no code.
+A checkpoint holds plain tensors, numbers, texts, lists and dicts. It holds no code and no class path, and is read with
+``weights_only=True``.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ class Loaded(NamedTuple):
     """A rebuilt agent.
 
     Attributes:
-        agent: in evaluation mode.
-        env: the environment it was trained on.
-        source: what it was trained on: ``"mnist"``, ``"digits"``, ``"house-numbers"``, ``"svhn"`` or ``"custom"``.
+        agent: the agent, in evaluation mode.
+        env: the environment that it was trained on.
+        source: the images that it was trained on: ``"mnist"``, ``"digits"``, ``"house-numbers"``, ``"svhn"`` or ``"custom"``.
     """
 
     agent: Agent
@@ -43,14 +44,19 @@ class Loaded(NamedTuple):
     def env_on(
         self, split: str, source: str | None = None, data_root: str | None = None, images: Any = None, **changes: Any
     ) -> EnvConfig:
-        """``env`` on the images that are there: ``source``, else the agent's own, digits where MNIST cannot be had.
+        """``env`` on images that can be had here.
 
-        Your own ``images`` are taken with as many classes as the agent knows. ``changes`` are of other fields of ``env``.
+        Args:
+            split: ``"train"``, ``"val"`` or ``"test"``.
+            source: of the images. None: those that the agent was trained on, or ``"digits"`` where MNIST cannot be had.
+            data_root: folder of the data.
+            images: your own images. They are taken with as many classes as the agent knows.
+            changes: other fields of ``env`` to replace.
 
         Raises:
-            ConfigError: digits for an agent of another number of classes; what of ``env`` stays does not suit the source; or
-                see :func:`hsal_env.data.load_glyphs`.
-            DataError: see there.
+            ConfigError: the agent knows another number of classes than the source has; the fields of ``env`` do not suit the
+                source; or see :func:`hsal_env.data.load_glyphs`.
+            DataError: see :func:`hsal_env.data.load_glyphs`.
         """
         classes = self.env.num_classes or NUM_CLASSES
         wished = source or ("auto" if self.source == "mnist" else self.source)
@@ -77,7 +83,7 @@ def describe(name: str, agent: Agent, config: AgentConfig, env: EnvConfig, sourc
         "format": FORMAT,
         "agent": name,
         "agent_config": dataclasses.asdict(config),
-        # where the data lie is a fact of the machine, not of the agent
+        # the folder of the data belongs to the machine, not to the agent
         "env": {key: value for key, value in env.plain().items() if key != "data_root"},
         "world": {**world._asdict(), "rules": dataclasses.asdict(world.rules), "map_size": list(world.map_size)},
         "source": source,
@@ -87,9 +93,9 @@ def describe(name: str, agent: Agent, config: AgentConfig, env: EnvConfig, sourc
 
 
 def perception(env: EnvConfig) -> str:
-    """A fingerprint of the activation model: an agent is worth nothing on the features of another one.
+    """A fingerprint of the activation model. An agent can work only on the features that it was trained on.
 
-    Of its weights, and of those arguments of its architecture that the weights do not show and that are not the defaults.
+    It covers the weights, and the arguments of the architecture that differ from their defaults.
     """
     model = activation_model(env.activation)
     defaults = inspect.signature(type(model)).parameters
@@ -109,7 +115,7 @@ def _perception_of(path: Path, env: EnvConfig) -> str:
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
-    """Write atomically: an interrupted or failed write leaves the previous file as it was.
+    """Write a checkpoint. An interrupted or failed write leaves the previous file as it was.
 
     Raises:
         CheckpointError: the file cannot be written.
@@ -123,7 +129,7 @@ def read(path: Path) -> dict[str, Any]:
     """Read a checkpoint's content.
 
     Raises:
-        CheckpointError: missing, cut off, damaged, or not one of ours.
+        CheckpointError: the file is missing, cut off, damaged, or no checkpoint of HSAL.
     """
     path = Path(path)
     if not path.is_file():
@@ -143,22 +149,22 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def load(path: Path, **switches: Any) -> Loaded:
-    """Rebuild the agent of a checkpoint, with other ``switches`` of :class:`AgentConfig` if you like.
+    """Rebuild the agent of a checkpoint. ``switches`` replace fields of its :class:`AgentConfig`.
 
     Raises:
         CheckpointError: see :func:`read`; or its agent is not installed; or its configuration or weights do not fit this
             version's agent or the switches; or the activation model has other weights now.
-        ConfigError: an unknown switch, or a value outside its range.
+        ConfigError: a switch is unknown or outside its range.
     """
     content = read(path)
     known = [field.name for field in dataclasses.fields(AgentConfig)]
     if unknown := sorted(set(switches) - set(known)):
         raise ConfigError(f"Unknown switches {', '.join(unknown)}. Known ones: {', '.join(known)}.")
-    _ = AgentConfig(**switches)  # says what is out of range
+    _ = AgentConfig(**switches)  # raises if a value is outside its range
     try:
         find_agent(content["agent"])
     except (TypeError, ConfigError) as error:
-        raise CheckpointError(f"{path} holds an agent that cannot be had here: {error}") from error
+        raise CheckpointError(f"{path} holds an agent that is not available here: {error}") from error
     try:
         config = AgentConfig(**{**content["agent_config"], **switches})
         env = EnvConfig.from_kwargs(content["env"])
@@ -182,7 +188,7 @@ def restore(agent: Agent, weights: dict[str, torch.Tensor], path: Path) -> None:
     """Load weights into an agent.
 
     Raises:
-        CheckpointError: names or shapes differ.
+        CheckpointError: names or shapes of the weights differ from the agent's.
     """
     try:
         agent.load_state_dict(weights)

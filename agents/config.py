@@ -1,4 +1,7 @@
-"""Sizes and switches of the paper's agent, and how it learns. No torch here, so that ``--help`` is quick."""
+"""Sizes and switches of the paper's agent, and settings of its learning.
+
+This module does not import torch, so that ``--help`` is quick.
+"""
 
 from __future__ import annotations
 
@@ -16,22 +19,27 @@ Estimator = Literal["sampled", "exact", "log"]
 
 @dataclass(frozen=True)
 class AgentConfig:
-    """Hyper-parameters of :class:`agents.actor_critic.ActorCritic`. Defaults are the paper's; C names our readings.
+    """Hyper-parameters of :class:`agents.actor_critic.ActorCritic`.
+
+    Defaults are the paper's. C1 to C6 are our readings of it, see docs/decisions.md.
 
     Attributes:
         meta_hidden: size of the meta-controller's encoding and recurrent state (C6).
         controller_hidden: size of the controller's encoding and recurrent state (C6).
         location_hidden: hidden units of the location head (C3).
-        controller_state: ``"reset"``: zero at every meta-step; ``"carry"``: through the episode (C1).
-        detach_location_head: location and value heads read the detached hidden state (C4).
-        location_prior: the location scores are ``MLP(h) + w P``, P detached, where w is learned from this value on; 0: as
-            printed, without that term.
-        attention_init: ``"default"``: the layer's usual weights; ``"grid"``: the centres of the K Gaussians, a square
-            number, start on a square grid over the map, and the layer's weights four times as large, so that they soon differ.
-        attention_policy: ``"learned"``, or ``"winner-take-all"``, a control: all Gaussians on the most salient cell.
-        location_policy: ``"learned"``; or a control: ``"greedy"``, the cell of highest priority, or ``"uniform"``.
-        bfloat16: multiply matrices in bfloat16 where the device has a unit for it (an accelerator, or a CPU with AMX); the
-            recurrent state and everything else stay float32.
+        controller_state: ``"reset"``: the controller's state is set to zero at every meta-step. ``"carry"``: it is kept
+            through the episode (C1).
+        detach_location_head: the location head and the value head send no gradient into the controller's state (C4).
+        location_prior: first value of the learned weight w in the location scores ``MLP(h) + w P``. P gets no gradient from
+            them. 0: the scores are ``MLP(h)``, as printed.
+        attention_init: ``"default"``: the attention layer starts with torch's usual weights. ``"grid"``: the centres of the K
+            Gaussians start on a square grid over the map, so K must be a square number. The layer's weights start four times
+            as large, so that the masks of different images soon differ.
+        attention_policy: ``"learned"``, or ``"winner-take-all"``: a control that puts all Gaussians on the most salient cell.
+        location_policy: ``"learned"``, or one of two controls: ``"greedy"`` looks at the cell of highest priority,
+            ``"uniform"`` at any cell.
+        bfloat16: multiply matrices in bfloat16 where the device has a unit for it (an accelerator, or a CPU with AMX). All
+            else stays float32, the recurrent state too.
     """
 
     meta_hidden: int = 128
@@ -55,44 +63,44 @@ class AgentConfig:
 
 
 def grid_side(components: int) -> int:
-    """Rows and columns of ``attention_init="grid"``.
+    """Rows and columns of the grid of ``attention_init="grid"``.
 
     Raises:
-        ConfigError: the number of components is no square.
+        ConfigError: the number of components is not a square number.
     """
     side = math.isqrt(components)
     if side**2 != components:
         raise ConfigError(
             f"attention_init='grid' needs a square number of components; got {components}. "
-            "Pass another, or attention_init='default'."
+            "Pass a square number of components, or attention_init='default'."
         )
     return side
 
 
 @dataclass(frozen=True)
 class LearnerConfig:
-    """How an agent learns. Defaults are the paper's where it says; L7 leaves the rest to us.
+    """How an agent learns. Defaults are the paper's where it gives a value, and ours elsewhere (L7, see docs/decisions.md).
 
     Attributes:
-        algorithm: ``"reinforce"``, ``"ppo"``, ``"cross-entropy"`` (the paper's baseline, L6) or ``"multiset-loss"`` (the
-            authors' follow-up, a supervised rival).
-        estimator: form of the algorithm ``"reinforce"``. ``"sampled"``: REINFORCE itself, from the rewards that the environment
-            pays. ``"exact"``: the expected reward of every decision. ``"log"``: the logarithm of a label's expected success.
-            See :mod:`agents.learning.losses`.
+        algorithm: ``"reinforce"``, ``"ppo"``, ``"cross-entropy"`` (the paper's baseline, L6) or ``"multiset-loss"`` (a
+            supervised rival from the authors' later paper).
+        estimator: what the algorithm ``"reinforce"`` maximises. ``"sampled"``: REINFORCE with the rewards that the
+            environment pays. ``"exact"``: the expected reward of every decision. ``"log"``: for labels, the logarithm of the
+            expected success. See :mod:`agents.learning.losses`.
         batch_size: images in a roll-out.
         passes: passes over the training images.
-        learning_rate: Adam's, at its peak.
-        warmup: share of all updates during which the learning rate rises linearly; it then falls as a cosine to 0.
+        learning_rate: peak of Adam's learning rate.
+        warmup: share of all updates during which the learning rate rises linearly. After that it falls as a cosine to 0.
         ent_coef: weight of the entropy bonus.
-        vf_coef: weight of the value loss, which REINFORCE itself and PPO have.
+        vf_coef: weight of the value loss, which the estimator ``"sampled"`` and PPO have.
         stop_coef: weight of the stop loss.
-        location_coef: weight of the glimpse locations' loss.
-        gamma: discount; 0 is the paper's immediate credit (L2).
+        location_coef: weight of the loss of glimpse locations.
+        gamma: discount. 0 is the paper's immediate credit (L2).
         gae_lambda: lambda of the advantage estimate, see :func:`agents.learning.returns.advantages`.
         clip_coef: PPO's clipping range.
         update_epochs: PPO's epochs over a roll-out.
         num_minibatches: PPO's minibatches in an epoch.
-        max_grad_norm: clip the gradient to this norm.
+        max_grad_norm: the gradient is clipped to this norm.
     """
 
     algorithm: Algorithm = "reinforce"

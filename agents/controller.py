@@ -1,4 +1,4 @@
-"""The controller: priority map and glimpses to locations and a label (paper section 3, "Controller")."""
+"""The controller turns the priority map and glimpses into locations and a label (paper section 3, "Controller")."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from agents.encoding import EncodedGRU, one_hot_or_zeros
 class Controller(EncodedGRU):
     """``x_i = [P_t, y_{t-1}, a_{i-1}, g_{i-1}]``, ``e_i = W_encode x_i``, ``h_i = GRU(e_i, h_{i-1})``, and three heads.
 
-    Location scores are ``MLP(h_i)``, or ``MLP(h_i) + w P_t`` with a learned w: the priority map proposes, the MLP disposes.
+    Location scores are ``MLP(h_i)``, or ``MLP(h_i) + w P_t`` with a learned w. In the second form the agent looks at peaks of
+    the priority map from the start, and the MLP learns where else to look.
 
     Args:
         cells: H W.
@@ -21,8 +22,8 @@ class Controller(EncodedGRU):
         channels: D.
         hidden: size of encoding and state.
         location_hidden: hidden units of the location head.
-        detach: location and value heads read the detached state (C4).
-        location_prior: where w starts; 0: no such term.
+        detach: the location head and the value head read the detached state (C4).
+        location_prior: first value of w. 0: the term with P is left out.
         location_policy: ``"learned"``, ``"greedy"`` (always the peak of P) or ``"uniform"``.
     """
 
@@ -54,14 +55,14 @@ class Controller(EncodedGRU):
         state: Tensor | None,
         folded: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """One step: the new state ``[B, hidden]``.
+        """Take one step and return the new state ``[B, hidden]``.
 
         Args:
             priority: P_t ``[B, H, W]``.
-            last_label: ``[B]``; C + 1 = none.
-            last_location: ``[B]``; H W = none.
+            last_label: ``[B]``. C + 1 means none.
+            last_location: ``[B]``. H W means none.
             glimpse: g_{i-1} ``[B, D]``.
-            state: h_{i-1} ``[B, hidden]``; None: zeros.
+            state: h_{i-1} ``[B, hidden]``. None means zeros.
             folded: what :meth:`~agents.encoding.EncodedGRU.folded` returned.
         """
         x = torch.cat(

@@ -1,4 +1,4 @@
-"""Small pieces that both levels use."""
+"""What both levels share: one-hot inputs, and an encoder with a recurrent cell."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from torch.nn.functional import linear, one_hot
 
 
 def one_hot_or_zeros(index: Tensor, size: int) -> Tensor:
-    """One-hot float ``[B, size]`` of ``index`` ``[B]``, zeros where it equals ``size`` ("none")."""
+    """``index`` ``[B]`` as one-hot float ``[B, size]``. Where it equals ``size``, which means none, all are zeros."""
     return one_hot(index, size + 1)[:, :-1].float()
 
 
 class EncodedGRU(nn.Module):
     """``e = W_encode x``, ``h = GRU(e, h_before)``: an encoder without a nonlinearity, then a recurrent cell.
 
-    Encoder and input product are two linear maps in a row. Where one pair of weights meets many inputs they are multiplied
-    first (:meth:`folded`), which halves the work: the same function, up to rounding.
+    The encoder and the GRU's input product are two linear maps in a row. Where the same weights meet many inputs, the two
+    matrices are multiplied first (:meth:`folded`). This halves the work and computes the same function, up to rounding.
 
     Args:
         inputs: size of x.
@@ -35,12 +35,12 @@ class EncodedGRU(nn.Module):
             return weight_ih @ self.encode.weight, weight_ih @ self.encode.bias + bias_ih
 
     def step(self, x: Tensor, state: Tensor | None, folded: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """The new state, float32 ``[B, hidden]`` also where its products are computed in bfloat16.
+        """Take one step and return the new state ``[B, hidden]``. It is float32, even if products are computed in bfloat16.
 
         Args:
             x: ``[B, inputs]``.
-            state: ``[B, hidden]``; None: zeros, whose product is spared.
-            folded: what :meth:`folded` returned.
+            state: ``[B, hidden]``. None means zeros, and saves their product.
+            folded: what :meth:`folded` returned. None: both matrices are applied.
         """
         gru = self.gru
         given = linear(x, *folded) if folded else linear(self.encode(x), gru.weight_ih, gru.bias_ih)

@@ -1,4 +1,7 @@
-"""How good an agent is on held-out canvases: greedy, until it says stop, at most max_objects + 1 labels."""
+"""Tests of an agent on held-out canvases.
+
+The agent takes its most probable actions until it says stop. It may name at most max_objects + 1 labels.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ _LANES = 500
 
 
 def make_env(config: EnvConfig, lanes: int, device: str = "cpu") -> HSALVectorEnv:
-    """The environment for :func:`agents.trajectory.collect`: native, tensors, no auto-reset, no images."""
+    """The environment for :func:`agents.trajectory.collect`: the native view as tensors, without auto-reset and images."""
     plain = dataclasses.replace(config, action_mode="native", include_image=False)
     return HSALVectorEnv(
         lanes, output="torch", device=device, autoreset_mode=AutoresetMode.DISABLED, **dataclasses.asdict(plain)
@@ -29,7 +32,7 @@ def make_env(config: EnvConfig, lanes: int, device: str = "cpu") -> HSALVectorEn
 
 
 def evaluation_config(config: EnvConfig, split: str, episodes: int, seed: int = 0) -> EnvConfig:
-    """The environment that an agent trained on ``config`` is tested on: free protocol, canvases of ``split``."""
+    """The environment to test an agent on that was trained on ``config``: canvases of ``split``, free protocol."""
     return dataclasses.replace(
         config,
         split=cast(CustomSplit, split),
@@ -45,9 +48,11 @@ def score_agent(agent: Actor, config: EnvConfig, device: str = "cpu", progress: 
     """Test an agent on every canvas of ``config``.
 
     Returns:
-        The scores of :func:`hsal_env.multiset.scores`; ``attn_saliency``, the mean raw saliency at its glimpses, and
-        ``attn_saliency_ratio``, the same over that of uniformly drawn glimpses (S3; None without glimpses);
-        ``by_count``: episodes, exact_match and macro_f1 by number of objects.
+        The scores of :func:`hsal_env.multiset.scores`, and
+
+        - ``attn_saliency``: the mean raw saliency at the agent's glimpses; None without glimpses;
+        - ``attn_saliency_ratio``: that mean divided by the one of uniformly drawn glimpses (S3); None without glimpses;
+        - ``by_count``: what :func:`scores_by_count` returns.
     """
     lanes = min(_LANES, config.size)
     generator = torch.Generator(device).manual_seed(config.seed)  # for agents that draw even when greedy
@@ -71,7 +76,7 @@ def score_agent(agent: Actor, config: EnvConfig, device: str = "cpu", progress: 
 
 
 def scores_by_count(named: np.ndarray, counts: np.ndarray) -> dict[str, dict[str, float]]:
-    """Episodes, exact_match and macro_f1 by number of objects; counts ``[B, C]`` named and true."""
+    """``episodes``, ``exact_match`` and ``macro_f1`` for each number of objects, from the counts named and true ``[B, C]``."""
     sizes = counts.sum(1)
     by_count = {}
     for size in np.unique(sizes).tolist():
@@ -83,7 +88,7 @@ def scores_by_count(named: np.ndarray, counts: np.ndarray) -> dict[str, dict[str
 
 
 def blind_guess(train: EnvConfig, test: EnvConfig) -> dict[str, float]:
-    """Scores of always naming the multiset that is most frequent among 10,000 training canvases."""
+    """Scores of a guess without looking: always the multiset that is most frequent among 10,000 training canvases."""
     from hsal_env.multiset import label_counts
     from hsal_env.perception.examples import Examples
 

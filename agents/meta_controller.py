@@ -1,4 +1,4 @@
-"""The meta-controller: saliency map to attention (paper section 3, "Meta-Controller")."""
+"""The meta-controller turns the saliency map into attention (paper section 3, "Meta-Controller")."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ class MetaController(EncodedGRU):
         labels: C + 1.
         components: K.
         hidden: size of encoding and state.
-        grid: start with the raw centres on a square grid, ``sigmoid(.) = (i + 1/2) / sqrt(K)``, and larger weights.
+        grid: the raw centres start on a square grid, ``sigmoid(.) = (i + 1/2) / sqrt(K)``, and the weights four times as
+            large.
 
     Raises:
-        ConfigError: ``grid`` with a K that is no square.
+        ConfigError: ``grid`` is set and K is not a square number.
     """
 
     def __init__(self, cells: int, labels: int, components: int, hidden: int, grid: bool) -> None:
@@ -37,11 +38,11 @@ class MetaController(EncodedGRU):
                 self.attention.bias[2 * components :] = torch.cat([centre.repeat_interleave(side), centre.repeat(side)])
 
     def forward(self, saliency: Tensor, last_label: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """One step.
+        """Take one step.
 
         Args:
             saliency: S_t ``[B, H, W]``.
-            last_label: ``[B]``; C + 1 = none yet, encoded as zeros (C2).
+            last_label: ``[B]``. C + 1 means none yet, and is encoded as zeros (C2).
             state: h_{t-1} ``[B, hidden]``.
 
         Returns:

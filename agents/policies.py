@@ -1,4 +1,7 @@
-"""Bundled agents as given policies, by name: ``policy="agents.policies:mnist_multiset"`` (see :mod:`hsal_env.policies`)."""
+"""Bundled agents as given policies.
+
+An environment takes them by name: ``policy="agents.policies:mnist_multiset"``. See :mod:`hsal_env.policies`.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,10 @@ from agents.protocol import Agent
 
 
 def mnist_multiset() -> Agent:
-    """The bundled agent ``mnist-multiset``: masks of 49 Gaussians, features ``compact``."""
+    """The bundled agent ``mnist-multiset``. Its masks have 49 Gaussians, and its features are ``compact``."""
     return load("mnist-multiset").agent
 
 
 def greedy_mnist_multiset() -> Agent:
-    """The same, but its glimpses go to the peak of P."""
+    """The same agent, but its glimpses go to the peak of P."""
     return load("mnist-multiset", location_policy="greedy").agent

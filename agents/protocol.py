@@ -33,7 +33,7 @@ RecurrentState: TypeAlias = Any
 
 
 class World(NamedTuple):
-    """What an agent must know of an environment to be built for it.
+    """What an agent must know about an environment to be built for it.
 
     Attributes:
         rules: the rules of the decision process.
@@ -49,7 +49,7 @@ class World(NamedTuple):
 
     @classmethod
     def of(cls, examples: Examples) -> World:
-        """The world of an environment, which has these ``examples``."""
+        """The world of the environment that has these ``examples``."""
         config = examples.config
         return cls(config.rules, examples.map_size, examples.channels, config.classes)
 
@@ -58,11 +58,12 @@ class Decision(NamedTuple):
     """What ``act`` returns for B lanes.
 
     Attributes:
-        action: batched native action; parts that the phase does not read may be left out.
-        log_prob: of the location or label ``[B]``; 0 for attention, which is deterministic.
-        value: state-value estimate ``[B]``; 0 for attention.
+        action: batched native action. Parts that the phase does not read may be left out.
+        log_prob: ``[B]``: log-probability of the location or label; 0 for attention, which is deterministic.
+        value: ``[B]``: estimate of the state's value; 0 for attention.
         state: the recurrent state to pass to the next call.
-        log_probs: of every location or label ``[B, n]``, for traces, where all lanes are in one phase; None: not said.
+        log_probs: ``[B, n]``: log-probabilities of all locations or labels, if all lanes are in one phase. Traces show them.
+            None: the agent does not tell.
     """
 
     action: dict[str, Tensor]
@@ -97,8 +98,8 @@ class Actor(Protocol):
 class Agent(Actor, Protocol):
     """The contract: an ``nn.Module`` that can play and score. ``Agent(world, config)`` builds one.
 
-    ``config`` is an :class:`agents.config.AgentConfig`, the settings of HSAL's own agent. Another agent may read the
-    settings that it shares, or none. The members below ``evaluate`` are ``nn.Module``'s.
+    ``config`` is an :class:`agents.config.AgentConfig`, the settings of HSAL's own agent. Another agent reads those that it
+    shares, or none. The members after ``evaluate`` are those of ``nn.Module`` that our commands use.
     """
 
     def evaluate(self, trajectory: Trajectory) -> Evaluation:
@@ -117,7 +118,7 @@ class Agent(Actor, Protocol):
 
 @runtime_checkable
 class FixesWeights(Protocol):
-    """What an agent may have beside the contract."""
+    """An addition to the contract that an agent may have."""
 
     def weights_fixed(self) -> AbstractContextManager[None]:
         """A block of calls of ``act`` in which the weights do not change."""
@@ -128,7 +129,7 @@ def find_agent(name: str) -> Callable[[World, AgentConfig], Agent]:
     """The agent class registered under ``name`` in the entry-point group ``hsal.agents``, or ``package.module:Name``.
 
     Raises:
-        ConfigError: nothing of that name is installed, or it cannot be imported, or it lacks a method.
+        ConfigError: nothing of that name is installed, it cannot be imported, or it lacks a method.
     """
     found = find_object(name, "agent", {"hsal": "agents.actor_critic:ActorCritic"}, ENTRY_POINTS)
     missing = [method for method in ("initial", "act", "evaluate") if not callable(getattr(found, method, None))]
@@ -138,10 +139,10 @@ def find_agent(name: str) -> Callable[[World, AgentConfig], Agent]:
 
 
 def build_agent(name: str, world: World, config: AgentConfig) -> Agent:
-    """``find_agent(name)(world, config)``.
+    """Build the agent ``find_agent(name)(world, config)``.
 
     Raises:
-        ConfigError: see :func:`find_agent`; or it is no ``nn.Module``.
+        ConfigError: see :func:`find_agent`; or the agent is not an ``nn.Module``.
     """
     agent = find_agent(name)(world, config)
     if not isinstance(agent, nn.Module):

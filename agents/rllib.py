@@ -1,11 +1,12 @@
-"""Ray's RLlib: the environments under its names, the two levels as two agents, and PPO's configuration for both.
+"""Ray's RLlib: registered environments, the two levels as two agents, and configurations of PPO for both.
 
     register_envs()
     PPOConfig().environment("HSAL-MNISTMultiset-v0", env_config={"action_mode": "flat"})    # also on remote workers
     PPOConfig().environment(HSALMultiAgentEnv, env_config={"env_id": "HSAL-MNISTMultiset-v0"})
-    ppo_config("HSAL-MNISTMultiset-v0", "multi-agent").build_algo().train()                  # all that RLlib must be told
+    ppo_config("HSAL-MNISTMultiset-v0", "multi-agent").build_algo().train()                  # with all settings that it needs
 
-The only module that imports ray. Every machine of a cluster needs HSAL installed, and finds or downloads the data itself.
+No other module of HSAL imports ray. HSAL must be installed on every machine of a cluster, and each finds or downloads the data
+itself.
 """
 
 from __future__ import annotations
@@ -49,20 +50,20 @@ from hsal_env.spaces import FlatView, NativeView
 
 META_CONTROLLER, CONTROLLER = "meta_controller", "controller"
 MULTI_AGENT = "multi-agent"
-"""The view of :class:`HSALMultiAgentEnv`, beside the values of ``action_mode``."""
+"""Name of the view of :class:`HSALMultiAgentEnv`. The other views are the values of ``action_mode``."""
 
 _OBSERVED = {
     META_CONTROLLER: ("saliency", "last_label", "image", "volume"),
     CONTROLLER: ("priority", "glimpse", "last_location", "last_label", "phase", "action_mask", "image", "volume"),
 }
-_MASKED_LOGIT = -1e9  # no probability, and still a finite entropy
+_MASKED_LOGIT = -1e9  # the probability is 0, and the entropy finite
 
 
 class _TwoLevelView(FlatView):
-    """The flat view, but a Dict with ``attention`` is read as the native view reads it. Both rules stay where they are."""
+    """The flat view, which also takes a Dict with ``attention`` as the native view does."""
 
     def attention_space(self) -> spaces.Box:
-        """What the meta-controller chooses from."""
+        """The action space of the meta-controller."""
         return self._attention_space()
 
     def step(self, state: State, action: Any) -> Outcome:
@@ -71,11 +72,11 @@ class _TwoLevelView(FlatView):
 
 
 class HSALMultiAgentEnv(MultiAgentEnv):
-    """The two levels as two agents that take turns: an RLlib ``MultiAgentEnv`` over the single environment.
+    """An RLlib ``MultiAgentEnv`` in which the two levels of the single environment are two agents that take turns.
 
     ## Description
     In every meta-step the agent ``"meta_controller"`` acts once, then ``"controller"`` k + 1 times: k locations and a label.
-    Only the agent whose turn it is observes. The decision process is :class:`hsal_env.env.HSALEnv`'s.
+    Only the agent whose turn it is gets an observation. The decision process is that of :class:`hsal_env.env.HSALEnv`.
 
     ## Action space
     | agent | space | meaning |
@@ -84,38 +85,38 @@ class HSALMultiAgentEnv(MultiAgentEnv):
     | ``controller`` | ``Discrete(H W + C + 1)`` | cells, then labels, then stop, as in the flat view |
 
     ## Observation space
-    A ``Dict`` each. The keys are those of the flat view: maps are vectors.
+    Each agent has a ``Dict``. The keys are those of the flat view, in which maps are vectors.
 
     | agent | keys |
     |---|---|
     | ``meta_controller`` | ``saliency``, ``last_label`` |
     | ``controller`` | ``priority``, ``glimpse``, ``last_location``, ``last_label``, ``phase``, ``action_mask`` |
 
-    With ``include_image=True`` or ``include_volume=True`` both also see ``image`` or ``volume``.
+    With ``include_image=True`` or ``include_volume=True`` both agents also get ``image`` or ``volume``.
 
     ## Rewards
-    The controller earns what the single environment pays for its decision: P_t at a location, the label's reward, -1 for a
-    forbidden action, which changes nothing. Its rewards sum to the single environment's return. The meta-controller earns,
-    for each of its decisions, the sum of all that the meta-step paid, when it ends. This is ours: the paper pays the
-    meta-controller nothing and lets it learn through the label's loss. Summed over both agents, an episode's return is
-    therefore twice the single environment's.
+    The controller earns what the single environment pays for its decision: P_t at a location, the label's reward, or -1 for a
+    forbidden action, which changes nothing. The sum of its rewards is the single environment's return. The meta-controller
+    earns, at the end of each meta-step, the sum of all that the meta-step paid. The paper differs here: it pays the
+    meta-controller nothing and lets it learn through the label's loss. So the return of an episode, summed over both agents, is
+    twice that of the single environment.
 
     ## Starting state
-    As in the single environment, ``reset(options={"index": i})`` included. The meta-controller begins.
+    As in the single environment; ``reset(options={"index": i})`` picks a canvas. The meta-controller begins.
 
     ## Episode end
-    As in the single environment, for both agents at once. Both then get a last observation, and the meta-controller what the
-    last meta-step paid, also if it was cut off.
+    As in the single environment, and for both agents at once. Both then get a last observation. The meta-controller earns what
+    the last meta-step paid, even if that was cut off.
 
     ## Information
-    The single environment's, for every agent that observes.
+    That of the single environment, for every agent that gets an observation.
 
     ## Arguments
     One dict, as RLlib passes it: ``env_id`` (default ``"HSAL-MNISTMultiset-v0"``), ``render_mode``, and every field of
-    :class:`hsal_env.config.EnvConfig` but ``action_mode``.
+    :class:`hsal_env.config.EnvConfig` except ``action_mode``.
 
     Raises:
-        ConfigError: an unknown id or argument, a value outside its range, or an ``action_mode``.
+        ConfigError: an id or argument is unknown, a value is outside its range, or ``action_mode`` is given.
         DataError: the data are missing or damaged.
     """
 
@@ -151,7 +152,7 @@ class HSALMultiAgentEnv(MultiAgentEnv):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Start an episode; the meta-controller observes.
+        """Start an episode. The meta-controller gets the observation.
 
         Raises:
             ConfigError, DataError: see :meth:`hsal_env.env.HSALEnv.reset`.
@@ -166,8 +167,8 @@ class HSALMultiAgentEnv(MultiAgentEnv):
         """Make one decision, that of the agent whose turn it is.
 
         Raises:
-            ResetNeeded: before the first reset, or after the end of an episode.
-            ActionError: another agent's action, or one outside its space.
+            ResetNeeded: no episode has begun, or the last one has ended.
+            ActionError: the action is of another agent, or outside the action space.
         """
         if self._turn is None:
             raise ResetNeeded("The episode has ended or not begun; call reset() before step().")
@@ -211,9 +212,9 @@ class HSALMultiAgentEnv(MultiAgentEnv):
 
 
 def register_envs() -> None:
-    """Tell RLlib the ids; it then makes them on any worker, as vector environments where it asks for lanes.
+    """Register our ids with RLlib. It can then make the environments on any worker, also as vector environments.
 
-    ``env_config`` holds the keyword arguments of ``gymnasium.make``. RLlib has no Dict actions: it must name an
+    ``env_config`` holds the keyword arguments of ``gymnasium.make``. RLlib has no Dict actions, so ``env_config`` must name an
     ``action_mode`` other than ``"native"``, unless the id has one.
     """
     for env_id in (*ENVIRONMENTS, *VIEW_ENVIRONMENTS):
@@ -221,14 +222,15 @@ def register_envs() -> None:
 
 
 def _make_env(env_id: str, config: dict[str, Any]) -> Any:
-    """Unpickled by name, so that a worker imports this module, and with it the ids."""
+    """Make an environment. A worker unpickles this function by name, so it imports this module and knows the ids."""
     return (gym.make_vec if "num_envs" in config else gym.make)(env_id, **config)
 
 
 class MaskedPPOModule(DefaultPPOTorchRLModule):
-    """RLlib's networks for PPO; where actions are Discrete, those that ``action_mask`` forbids get no probability.
+    """RLlib's networks for PPO. Discrete actions that ``action_mask`` forbids get no probability.
 
-    Expects observations flattened by RLlib's ``FlattenObservations``, in which ``action_mask``, first by name, comes first.
+    It expects observations that RLlib's ``FlattenObservations`` has flattened. They begin with ``action_mask``, the first key in
+    alphabetical order.
     """
 
     def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
@@ -254,19 +256,21 @@ def ppo_config(
     seed: int | None = 0,
     **training: Any,
 ) -> PPOConfig:
-    """PPO on the new API stack: flattened observations, action mask, and in the multi-agent view one policy a level.
+    """A configuration of PPO on RLlib's new API stack, with flattened observations and action masks.
+
+    In the multi-agent view each level has a policy of its own.
 
     Args:
         env_id: a registered id.
         view: ``"multi-agent"``, or an ``action_mode`` other than ``"native"``.
         env_config: further arguments of the environment.
-        num_env_runners: processes that play; 0: this one does.
-        num_envs: environments that each of them plays at once.
-        seed: of weights, samples and lanes; None: none.
-        training: over the defaults here, arguments of ``PPOConfig.training``.
+        num_env_runners: number of processes that play. 0: this process plays.
+        num_envs: number of environments that each of them plays at once.
+        seed: seed of weights, samples and lanes, or None.
+        training: arguments of ``PPOConfig.training``, which replace the defaults here.
 
     Raises:
-        ConfigError: an unknown id, or the native view.
+        ConfigError: the id is unknown, or the view is the native one.
     """
     if view == "native":
         raise ConfigError("RLlib has no Dict actions; expected a view other than native, such as flat or multi-agent.")
@@ -313,11 +317,12 @@ def _own_policy(agent: str, episode: Any = None, **_: Any) -> str:
 
 @contextmanager
 def session(address: str | None = None, num_cpus: int = 2) -> Iterator[None]:
-    """Ray, shut down in the end: the cluster at ``address`` (``"auto"``: the one of this machine), or a small one of its own.
+    """A block with a connection to Ray, which is shut down at the end.
 
     Args:
-        address: of a running cluster, as ``ray start --head`` prints it; None: start one here.
-        num_cpus: processes that the one started here may run at once.
+        address: of a running cluster, as ``ray start --head`` prints it. ``"auto"``: that of this machine's cluster. None: a
+            small cluster is started here.
+        num_cpus: number of processes that a cluster started here may run at once.
 
     Raises:
         ConfigError: no cluster answers at the address.
@@ -341,11 +346,11 @@ def session(address: str | None = None, num_cpus: int = 2) -> Iterator[None]:
 
 
 def train_once(algorithm: Any) -> dict[str, float]:
-    """One iteration of sampling and learning.
+    """Run one iteration of sampling and learning.
 
     Returns:
-        ``steps`` of the environment so far; ``mean_return`` (the single environment's) and ``mean_length`` of the last 100
-        episodes, NaN before the first has ended.
+        ``steps``, the steps of the environment so far; ``mean_return`` (of the single environment) and ``mean_length`` of the
+        last 100 episodes. The means are NaN before the first episode has ended.
     """
     played = algorithm.train()[ENV_RUNNER_RESULTS]
     by_agent = played.get("agent_episode_returns_mean", {})  # of several agents
@@ -357,11 +362,11 @@ def train_once(algorithm: Any) -> dict[str, float]:
 
 
 Choose = Callable[[Any, dict[str, Any]], Any]
-"""An agent's name and its observation to its action."""
+"""A function of an agent's name and its observation that returns its action."""
 
 
 def make_env(env_id: str, view: str, env_config: dict[str, Any]) -> MultiAgentEnv:
-    """The environment as :func:`score` plays it: with one agent, named 0, where the view is of a single agent."""
+    """The environment as :func:`score` plays it. In a view of a single agent, the agent's name is 0."""
     if view == MULTI_AGENT:
         return HSALMultiAgentEnv({**env_config, "env_id": env_id})
     alone = make_multi_agent(lambda _: gym.make(env_id, **{**env_config, "action_mode": view}))
@@ -369,20 +374,20 @@ def make_env(env_id: str, view: str, env_config: dict[str, Any]) -> MultiAgentEn
 
 
 def at_random(env: MultiAgentEnv, seed: int) -> Choose:
-    """Uniform actions, of those that the mask allows where there is one."""
+    """Play uniformly drawn actions. If the view has an action mask, only actions that it allows."""
     for agent in env.possible_agents:
         env.get_action_space(agent).seed(seed)
     return lambda agent, seen: env.get_action_space(agent).sample(seen.get("action_mask"))
 
 
 def stopping(env: MultiAgentEnv) -> Choose:
-    """In the flat view: the first cell, until a label is asked for; then stop."""
+    """In the flat view, look at the first cell until a label may be named, and then say stop."""
     stop = int(env.get_action_space(0).n) - 1
     return lambda _, seen: stop if seen["action_mask"][stop] else 0
 
 
 def greedy(algorithm: Any, env: MultiAgentEnv) -> Choose:
-    """The most probable actions of a trained algorithm."""
+    """Play the most probable actions of a trained algorithm."""
 
     def choose(agent: Any, seen: dict[str, Any]) -> Any:
         module = algorithm.get_module(agent if isinstance(agent, str) else DEFAULT_MODULE_ID)
@@ -400,8 +405,8 @@ def score(env: MultiAgentEnv, choose: Choose, episodes: int) -> dict[str, Any]:
     """Play canvases 0 to ``episodes - 1``, once each.
 
     Returns:
-        ``mean_return`` (the single environment's: of the two agents, the controller's), ``mean_length`` in decisions, the
-        scores of :func:`hsal_env.multiset.scores`, and ``by_count`` as in :func:`agents.evaluation.score_agent`.
+        ``mean_return`` (of the single environment, which is the controller's); ``mean_length`` in decisions; the scores of
+        :func:`hsal_env.multiset.scores`; and ``by_count``, see :func:`agents.evaluation.scores_by_count`.
     """
     earning = env.possible_agents[-1]
     total, steps = 0.0, 0

@@ -1,4 +1,4 @@
-"""Draws that do not depend on how lanes are shared among processes."""
+"""Samples that are the same however many processes share the lanes."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import Tensor
 class SharedGenerator(torch.Generator):
     """The generator of a process that plays some of a batch's lanes.
 
-    It draws numbers of this process's own. :func:`sample` draws for the whole batch from ``everyone``, the same in every
-    process, and keeps this process's.
+    It gives this process random numbers of its own. :func:`sample` does not use these: it draws for the whole batch from
+    ``everyone`` and keeps the samples of this process's lanes.
 
     Attributes:
-        everyone: a generator in the same state in every process.
+        everyone: a generator that is in the same state in every process.
         lanes: this process's lanes of the batch.
-        total: lanes of the batch.
+        total: number of lanes in the batch.
     """
 
     everyone: torch.Generator
@@ -26,7 +26,7 @@ class SharedGenerator(torch.Generator):
     def seeded(
         cls, device: torch.device, everyone: torch.Generator, own_seed: int, lanes: slice, total: int
     ) -> SharedGenerator:
-        """One that shares the draws of ``everyone``, and has a seed of its own for other draws."""
+        """Make one that shares the samples of ``everyone`` and draws all else from a seed of its own."""
         generator = cls(device)
         generator.manual_seed(own_seed)
         generator.everyone, generator.lanes, generator.total = everyone, lanes, total
@@ -34,10 +34,11 @@ class SharedGenerator(torch.Generator):
 
 
 def sample(probabilities: Tensor, generator: torch.Generator | None) -> Tensor:
-    """One action per lane: probabilities ``[B, C]`` to int64 ``[B]``.
+    """Draw one action per lane: probabilities ``[B, C]`` to int64 ``[B]``.
 
-    The first of C arrivals with rates p is the c-th with probability p_c, so ``argmax(p / q)``, q exponential, is a draw. One
-    process draws to the bit what several draw together; unlike ``multinomial``, nothing waits for an accelerator.
+    If C events arrive at rates p, the c-th is the first with probability p_c. So ``argmax(p / q)`` is a sample, where the q are
+    drawn from the exponential distribution. Several processes together draw what one process draws, to the bit. Unlike
+    ``multinomial``, this never waits for an accelerator.
 
     Example:
         >>> sample(torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]), torch.Generator().manual_seed(0))

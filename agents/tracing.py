@@ -1,4 +1,4 @@
-"""Record episodes of an agent: everything it saw, did and said, decision by decision."""
+"""Records episodes of an agent: everything that it saw, did and said, decision by decision."""
 
 from __future__ import annotations
 
@@ -40,17 +40,18 @@ def record(
     """Play one episode on each canvas and trace it.
 
     Args:
-        agent: who plays; on the CPU.
-        env: an environment (single or vector, wrapped or not), whose canvases and rules are taken, or an :class:`EnvConfig`.
-        index: which canvas, or several.
-        deterministic: take the most probable actions.
-        seed: of the samples, otherwise.
+        agent: the agent that plays, on the CPU.
+        env: an environment (single or vector, wrapped or not) or an :class:`EnvConfig`. Its canvases and rules are used; the
+            environment itself is not stepped.
+        index: number of a canvas, or several of them.
+        deterministic: take the most probable actions. Otherwise actions are sampled.
+        seed: seed of the samples.
 
     Returns:
-        A trace; a list of them for several canvases.
+        A trace; for several canvases a list of traces.
 
     Raises:
-        ConfigError: an environment that is not HSAL's.
+        ConfigError: the environment is not one of HSAL's.
         DataError: an index is outside the split.
 
     Example:
@@ -97,7 +98,7 @@ def _config_of(env: object) -> EnvConfig:
 
 
 def _named(state: RecurrentState) -> dict[str, Tensor]:
-    """The parts ``[B, ...]`` of an agent's recurrent state: by their names, or as ``state``, ``state_0``, ..."""
+    """The parts ``[B, ...]`` of an agent's recurrent state, by name. Parts without a name are ``state``, ``state_0``, ..."""
     if isinstance(state, Tensor):
         return {"state": state}
     numbered = {f"state_{i}": part for i, part in enumerate(state)}

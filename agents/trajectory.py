@@ -1,7 +1,7 @@
-"""Trajectories: what passes between a roll-out and an update.
+"""Trajectories: the decisions of a roll-out, stored for an update.
 
-All lanes run from reset and in step, so the layout is by meta-step: M meta-steps, B lanes, k glimpses. The activation
-volume is kept once per lane, not once per step.
+All lanes begin together, so decisions are stored by meta-step: M meta-steps, k glimpses, B lanes. The activation volume is
+stored once per lane.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 
 class Trajectory(NamedTuple):
-    """Decisions of B lanes.
+    """The decisions of B lanes.
 
     Attributes:
         example: volume, raw saliency, counts and index of each lane.
         locations: int64 ``[M, k, B]``.
         labels: int64 ``[M, B]``.
-        rewards: ``[M, k + 1, B]``, of the k locations and the label.
-        log_probs: ``[M, k + 1, B]``, under the policy that decided.
-        values: ``[M, k + 1, B]``, its state-value estimates.
+        rewards: ``[M, k + 1, B]``: what the environment paid for the k locations and the label.
+        log_probs: ``[M, k + 1, B]``: their log-probabilities under the policy that took them.
+        values: ``[M, k + 1, B]``: the state values that this policy estimated.
         live: bool ``[M, B]``: the lane's episode had not ended before this meta-step.
     """
 
@@ -43,24 +43,24 @@ class Trajectory(NamedTuple):
 
     @property
     def final(self) -> Tensor:
-        """bool ``[M, B]``: meta-step m + 1 of a lane of m objects, the one that should stop."""
+        """bool ``[M, B]``: whether this is meta-step m + 1 of a lane of m objects, at which the agent should stop."""
         return torch.arange(len(self.labels), device=self.labels.device)[:, None] == self.example.counts.sum(dim=1)
 
     def lanes(self, chosen: Tensor) -> Trajectory:
-        """The part of the lanes ``chosen`` (indices)."""
+        """The trajectory of the lanes with the indices ``chosen``."""
         example = Example(*(part[chosen] for part in self.example))
         return Trajectory(example, *(part[..., chosen] for part in self[1:]))
 
 
 class Evaluation(NamedTuple):
-    """What ``agent.evaluate(trajectory)`` returns, with gradient. Where a lane is not live, anything finite.
+    """What ``agent.evaluate(trajectory)`` returns, with gradient. Where a lane is not live, any finite numbers will do.
 
     Attributes:
         location_log_probs: ``[M, k, B, H W]``.
         label_log_probs: ``[M, B, C + 1]``.
         values: ``[M, k + 1, B]``.
-        location_rewards: what each location would have earned, ``[M, k, B, H W]``, detached.
-        label_rewards: what each label would have earned, ``[M, B, C + 1]``.
+        location_rewards: ``[M, k, B, H W]``: what each location would earn, without gradient.
+        label_rewards: ``[M, B, C + 1]``: what each label would earn.
     """
 
     location_log_probs: Tensor
@@ -75,9 +75,9 @@ class Rollout(NamedTuple):
 
     Attributes:
         trajectory: the decisions.
-        predicted: counts named in each lane, int64 ``[B, C]``.
-        looks: raw saliency at glimpses, and at uniformly drawn ones, summed over the episode ``[B, 2]``.
-        glimpses: how many glimpses that was ``[B]``.
+        predicted: int64 ``[B, C]``: how often each label was named in each lane.
+        looks: ``[B, 2]``: sums over the episode of the raw saliency at its glimpses, and at uniformly drawn ones.
+        glimpses: ``[B]``: number of glimpses in these sums.
     """
 
     trajectory: Trajectory
@@ -98,12 +98,12 @@ def collect(
     """Run one episode per lane, on the canvases ``indices`` ``[B]``.
 
     Args:
-        env: native view, ``output="torch"``, auto-reset disabled.
-        agent: who plays; on the environment's device.
-        indices: which canvases.
+        env: in the native view, with ``output="torch"`` and auto-reset disabled.
+        agent: the agent that plays, on the environment's device.
+        indices: numbers of the canvases.
         deterministic: take the most probable actions.
-        generator: where samples come from.
-        forced_labels: int64 ``[M, B]``, taken in place of the agent's labels.
+        generator: draws the samples.
+        forced_labels: int64 ``[M, B]``: labels to take in place of the agent's.
     """
     observation, _ = env.reset(options={"index": indices})
     agent_state = agent.initial(env.num_envs)
@@ -143,7 +143,7 @@ def collect(
 
 
 def _keep(ended: Tensor, old: State, new: State) -> State:
-    """The states in which episodes ended: only the two tallies that matter."""
+    """``new``, but with the counts and sums of ``old`` in lanes that have ended."""
     return new._replace(
         predicted=torch.where(ended[:, None], old.predicted, new.predicted),
         looks=torch.where(ended[:, None], old.looks, new.looks),
@@ -151,7 +151,7 @@ def _keep(ended: Tensor, old: State, new: State) -> State:
 
 
 def taken(trajectory: Trajectory, evaluation: Evaluation) -> Tensor:
-    """log-probabilities of the decisions taken, ``[M, k + 1, B]``."""
+    """Log-probabilities of the decisions taken, ``[M, k + 1, B]``."""
     location = evaluation.location_log_probs.gather(-1, trajectory.locations[..., None]).squeeze(-1)
     label = evaluation.label_log_probs.gather(-1, trajectory.labels[..., None]).squeeze(-1)
     return torch.cat([location, label[:, None]], dim=1)

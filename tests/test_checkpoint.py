@@ -270,7 +270,7 @@ def test_an_agent_that_is_not_installed_is_named(tmp_path: Path, content: dict[s
     checkpoint.save(tmp_path / "x.pt", {**content, "agent": name})
     with pytest.raises(CheckpointError, match=message) as caught:
         checkpoint.load(tmp_path / "x.pt")
-    assert f"{tmp_path / 'x.pt'} holds an agent that cannot be had here: " in str(caught.value)
+    assert f"{tmp_path / 'x.pt'} holds an agent that is not available here: " in str(caught.value)
 
 
 def wider(model: dict[str, torch.Tensor]) -> None:

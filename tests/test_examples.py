@@ -129,7 +129,7 @@ def test_where_the_package_is_not_installed_its_checkpoint_says_which_agent_it_l
 ):
     monkeypatch.setattr(plugins, "entry_points", lambda group: [])
     with pytest.raises(
-        CheckpointError, match=r"an agent that cannot be had here: Unknown agent 'ram'\. .* installed\?"
+        CheckpointError, match=r"an agent that is not available here: Unknown agent 'ram'\. .* installed\?"
     ):
         agents.load(trained / "checkpoint.pt")
 

@@ -2,11 +2,12 @@
 
     python train/rllib_agents.py                                        # flat view, action mask
     python train/rllib_agents.py --view multi-agent                     # a policy for each of the two levels
-    python train/rllib_agents.py --num-env-runners 2                    # two processes that play
+    python train/rllib_agents.py --num-env-runners 2                    # two processes play
     python train/rllib_agents.py --num-env-runners 32 --address auto    # the same on the cluster that this machine is part of
 
-The output folder receives checkpoint/ (RLlib's format), progress.csv (a row per iteration) and metrics.json (test, and beside it
-a random policy on the same view and one that says stop at once). Needs ray: pip install "hsal[rllib]".
+The output folder receives checkpoint/ (in RLlib's format), progress.csv (a row per iteration) and metrics.json (test scores). For
+comparison, metrics.json also has the scores of a random policy on the same view and of one that says stop at once. This command
+needs ray: pip install "hsal[rllib]".
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ VIEWS: dict[str, dict[str, Any]] = {
     "controller": {"components": 49, **_POLICY},
     "macro": {},
 }
-"""What to train on, and the arguments of the environment that it needs."""
+"""The views to train on, with the arguments that each needs of the environment."""
 
 
 @dataclass(frozen=True)
@@ -46,38 +47,38 @@ class Args:
     view: str = "flat"
     """flat, multi-agent (a policy for each level), option, controller or macro"""
     env_id: str = "HSAL-MNISTMultiset-v0"
-    """the task"""
+    """id of the task"""
     address: str | None = None
-    """a Ray cluster's address, or auto for the one that this machine is part of; default: a small one of its own"""
+    """address of a Ray cluster, or auto for the cluster of this machine; default: a small cluster is started here"""
     iterations: int = 50
-    """of sampling and learning"""
+    """number of iterations of sampling and learning"""
     num_env_runners: int = 0
-    """processes that play; 0: the learner plays itself"""
+    """number of processes that play; 0: the learner plays itself"""
     num_envs: int = 16
-    """environments that each of them plays at once"""
+    """number of environments that each process plays at once"""
     train_batch_size: int = 4_096
-    """steps in an iteration, over all of them"""
+    """steps in an iteration, summed over all environments"""
     minibatch_size: int = 512
-    """steps in a gradient step"""
+    """steps in a minibatch of a gradient step"""
     seed: int = 0
     """seed of weights, samples and environments"""
     source: str | None = None
-    """auto, mnist, digits, house-numbers or svhn; default: the id's"""
+    """source of the images: auto, mnist, digits, house-numbers or svhn; default: that of the id"""
     data_root: str | None = None
-    """where the data lie, on every machine"""
+    """folder of the data, on every machine"""
     num_examples: int | None = None
-    """training canvases"""
+    """number of training canvases"""
     test_episodes: int = 500
-    """test canvases"""
+    """number of test canvases"""
     output_dir: Path | None = None
-    """where results go; default: runs/ENV-rllib-VIEW-SEED-TIME"""
+    """folder for the results; default: runs/ENV-rllib-VIEW-SEED-TIME"""
 
 
 def check(args: Args) -> None:
-    """Say what is wrong with the flags.
+    """Check the flags.
 
     Raises:
-        ConfigError: an unknown view or id, or a number outside its range.
+        ConfigError: a view or id is unknown, or a number is outside its range.
     """
     if args.view not in VIEWS or args.env_id not in ENVIRONMENTS:
         raise ConfigError(
@@ -91,11 +92,11 @@ def check(args: Args) -> None:
 
 
 def main(args: Args) -> None:
-    """Train, test, write.
+    """Train, test, and write the results.
 
     Raises:
-        ConfigError: see :func:`check`; no cluster at the address, or ray is not installed.
-        CheckpointError: the folder holds a run, or cannot be written.
+        ConfigError: see :func:`check`; or no cluster answers at the address; or ray is not installed.
+        CheckpointError: the folder already holds a run, or cannot be written.
     """
     check(args)
     try:
@@ -118,9 +119,11 @@ def main(args: Args) -> None:
 
     results: dict[str, Any] = {}
     with rllib.session(args.address, num_cpus=max(2, args.num_env_runners + 1)):
-        write_text(folder / "progress.csv", "")  # what cannot be written is said before minutes of work
+        write_text(folder / "progress.csv", "")  # raises before minutes of work if it cannot be written
         started = time.perf_counter()
-        rllib.make_env(args.env_id, args.view, training).close()  # encodes the canvases once, for all that play here
+        rllib.make_env(
+            args.env_id, args.view, training
+        ).close()  # computes the features once, for all processes of this machine
         test = rllib.make_env(args.env_id, args.view, {**VIEWS[args.view], **held_out})
         flat = rllib.make_env(args.env_id, "flat", held_out)
         results["feature_seconds"] = time.perf_counter() - started

@@ -1,12 +1,12 @@
-"""Train an algorithm of Stable-Baselines3 on its view of the environment, or the paper's agent by SB3's own loop.
+"""Train an algorithm of Stable-Baselines3 on a view that suits it, or the paper's agent by SB3's own loop.
 
     python train/sb3_agents.py maskable-ppo                     # flat view, action mask
     python train/sb3_agents.py ppo                              # flat view; a forbidden action earns -1
     python train/sb3_agents.py sac                              # option view: the bundled controller glimpses and names
     python train/sb3_agents.py hsal                             # the paper's agent as a policy of RecurrentPPO
 
-The output folder receives model.zip (SB3's format), progress.csv (validation while training) and metrics.json (test, and beside
-it a random policy on the same view and one that says stop at once).
+The output folder receives model.zip (in SB3's format), progress.csv (validation scores) and metrics.json (test scores). For
+comparison, metrics.json also has the scores of a random policy on the same view and of one that says stop at once.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class Setup(NamedTuple):
     """How an algorithm is used here.
 
     Attributes:
-        name: its class in stable_baselines3 or sb3_contrib.
-        view: what it acts on.
-        kwargs: of its constructor, over SB3's defaults.
-        num_envs: lanes.
+        name: name of its class in stable_baselines3 or sb3_contrib.
+        view: the ``action_mode`` that it acts on.
+        kwargs: arguments of its constructor, which replace SB3's defaults.
+        num_envs: number of lanes.
         env: arguments of the environment.
     """
 
@@ -78,7 +78,7 @@ SETUPS = {
     "ppo-option": Setup(
         "PPO",
         "option",
-        # noise as wide as the Box, SB3's default, would hide what a mask is worth
+        # SB3's default noise is as wide as the Box: rewards would hardly depend on the mask
         {
             **_PPO,
             "learning_rate": 3e-4,
@@ -114,37 +114,37 @@ class Args:
     """Train an algorithm of Stable-Baselines3."""
 
     algorithm: Annotated[str, tyro.conf.Positional]
-    """ppo, a2c, dqn, maskable-ppo, recurrent-ppo (on the flat view), ppo-macro, ppo-option, ppo-controller, sac, td3 (on the
-    option view), or hsal, the paper's agent"""
+    """ppo, a2c, dqn, maskable-ppo or recurrent-ppo (on the flat view), ppo-macro, ppo-option, ppo-controller, sac or td3 (on the
+    option view), or hsal (the paper's agent)"""
     env_id: str = "HSAL-MNISTMultiset-v0"
-    """the task"""
+    """id of the task"""
     timesteps: int = 500_000
-    """steps of its view, over all lanes"""
+    """steps of the view, summed over all lanes"""
     num_envs: int | None = None
-    """lanes; default: what suits the algorithm"""
+    """number of lanes; default: what suits the algorithm"""
     seed: int = 0
     """seed of weights, samples and lanes"""
     source: str | None = None
-    """auto, mnist, digits, house-numbers or svhn; default: the id's"""
+    """source of the images: auto, mnist, digits, house-numbers or svhn; default: that of the id"""
     data_root: str | None = None
-    """where the data lie"""
+    """folder of the data"""
     num_examples: int | None = None
-    """training canvases"""
+    """number of training canvases"""
     val_episodes: int = 500
-    """validation canvases"""
+    """number of validation canvases"""
     val_every: int = 50_000
     """steps between two validations"""
     test_episodes: int = 2_000
-    """test canvases"""
+    """number of test canvases"""
     output_dir: Path | None = None
-    """where results go; default: runs/ENV-ALGORITHM-SEED-TIME"""
+    """folder for the results; default: runs/ENV-ALGORITHM-SEED-TIME"""
 
 
 def check(args: Args) -> None:
-    """Say what is wrong with the flags.
+    """Check the flags.
 
     Raises:
-        ConfigError: an unknown algorithm or id, or a number outside its range.
+        ConfigError: an algorithm or id is unknown, or a number is outside its range.
     """
     tasks = [env_id for env_id in ENVIRONMENTS if env_id != "HSAL-Custom-v0"]  # for images of your own use agents.sb3
     for what, value, names in (
@@ -163,11 +163,11 @@ def check(args: Args) -> None:
 
 
 def main(args: Args) -> None:
-    """Train, validate as it goes, test, write.
+    """Train with validation, test, and write the results.
 
     Raises:
         ConfigError: see :func:`check`; or sb3-contrib is not installed.
-        CheckpointError: the folder holds a run, or cannot be written.
+        CheckpointError: the folder already holds a run, or cannot be written.
     """
     check(args)
 
@@ -178,7 +178,7 @@ def main(args: Args) -> None:
     from agents.sb3.vec_env import HSALVecEnv, monitored
 
     setup = SETUPS[args.algorithm]
-    playing.find_algorithm(setup.name)  # what is not installed is said before minutes of work
+    playing.find_algorithm(setup.name)  # raises before minutes of work if it is not installed
     name = f"{args.env_id}-{args.algorithm}-{args.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = args.output_dir or Path("runs") / name
     if (folder / "metrics.json").exists():
@@ -190,7 +190,7 @@ def main(args: Args) -> None:
         EnvConfig.from_kwargs({**fixed, "split": split, "num_examples": wanted}).size
         for split, wanted in (("val", args.val_episodes), ("test", args.test_episodes))
     )
-    write_text(folder / "progress.csv", "")  # what is wrong, or cannot be written, is said before minutes of work
+    write_text(folder / "progress.csv", "")  # raises before minutes of work if it cannot be written
     started = time.perf_counter()
     num_envs = setup.num_envs if args.num_envs is None else args.num_envs
     env = monitored(args.env_id, num_envs, **task, num_examples=args.num_examples)

@@ -1,1 +1,1 @@
-"""How agents learn: losses, returns, one update, a whole run, several processes."""
+"""How agents learn: losses, advantages, one update, a whole run, and runs of several processes."""

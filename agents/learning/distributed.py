@@ -1,9 +1,9 @@
-"""Data-parallel training: what the processes of one run, started by torchrun, do together.
+"""Data-parallel training: several processes share the batches of one run.
 
 ``torchrun --nproc-per-node N`` starts N processes and tells each its ``RANK``, ``LOCAL_RANK`` and ``WORLD_SIZE``. Process r
-plays and scores lanes r B/N to (r + 1) B/N of every batch B, DistributedDataParallel averages the gradients, and process 0,
-the leader, alone validates, tests, speaks and writes. Without torchrun a process is the leader of itself, and nothing of
-torch.distributed is touched.
+plays and scores lanes r B/N to (r + 1) B/N of every batch of B lanes. DistributedDataParallel averages the gradients. Process 0
+leads: it alone validates, tests, prints and writes. Without torchrun there is one process, which leads, and
+torch.distributed is not used.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from hsal_env.errors import ConfigError, ProcessError
 
 _Value = TypeVar("_Value")
 
-# The others wait while one computes features or tests. A dead process is torchrun's to notice, not the clock's.
+# Processes wait while one of them computes features or tests. If one dies, torchrun notices it, so the limit need not be short.
 _PATIENCE = timedelta(days=1)
 
 
@@ -36,9 +36,9 @@ class Processes:
     """Which of the run's processes this is.
 
     Attributes:
-        rank: r in 0..N - 1; 0 leads.
-        count: N.
-        local_rank: its number on this machine; the accelerator it takes.
+        rank: r in 0..N - 1. Process 0 leads.
+        count: N, the number of processes.
+        local_rank: number of this process on its machine, and of the accelerator that it takes.
     """
 
     rank: int = 0
@@ -47,10 +47,10 @@ class Processes:
 
     @classmethod
     def of_environment(cls) -> Processes:
-        """What torchrun says, or a process on its own.
+        """The process that torchrun's environment variables describe. Without them: the only process.
 
         Raises:
-            ConfigError: ``WORLD_SIZE`` is set, but not the rest.
+            ConfigError: ``WORLD_SIZE`` is set, but ``RANK`` or ``LOCAL_RANK`` is not.
         """
         if int(os.environ.get("WORLD_SIZE", 1)) == 1:
             return cls()
@@ -64,7 +64,7 @@ class Processes:
 
     @property
     def leads(self) -> bool:
-        """Whether this one validates, tests, speaks and writes."""
+        """Whether this process validates, tests, prints and writes."""
         return self.rank == 0
 
     def lanes(self, batch_size: int) -> slice:
@@ -82,10 +82,10 @@ class Processes:
         return slice(self.rank * share, (self.rank + 1) * share)
 
     def device(self, name: str) -> str:
-        """``name``, with ``"auto"`` resolved; of several accelerators, the process's own.
+        """The device that ``name`` means: ``"auto"`` is resolved, and ``"cuda"`` becomes the process's own accelerator.
 
         Raises:
-            ConfigError: it is not there.
+            ConfigError: there is no such device.
         """
         if name == "auto":
             name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -100,7 +100,7 @@ class Processes:
     def parallel(self, module: nn.Module) -> nn.Module:
         """``module`` with gradients averaged over the processes.
 
-        ``module`` returns a loss and whatever is detached.
+        ``module`` must return a loss, and anything else without gradient.
         """
         return module if self.count == 1 else DistributedDataParallel(_EveryParameter(module))
 
@@ -113,7 +113,7 @@ class Processes:
         return values
 
     def from_leader(self, function: Callable[[], _Value]) -> _Value:
-        """The value of ``function``, which the leader calls and every process receives."""
+        """Call ``function`` in the leading process and return its value in every process."""
         if self.count == 1:
             return function()
         values: list[Any] = [function() if self.leads else None]
@@ -122,7 +122,7 @@ class Processes:
 
     @contextmanager
     def one_per_machine_first(self) -> Iterator[None]:
-        """Local process 0 runs the block before the others on its machine, who find what it left on disk."""
+        """On every machine local process 0 runs the block first. The others run it after that, and find its files on disk."""
         if self.local_rank:
             self._barrier()
         with self.tidy():
@@ -132,7 +132,7 @@ class Processes:
 
     @contextmanager
     def tidy(self) -> Iterator[None]:
-        """Remove temporary files when ended: torchrun ends the rest by SIGTERM when one of them has died."""
+        """A block that removes its temporary files if torchrun ends this process, which it does after another one died."""
         if self.count == 1:
             yield
             return
@@ -152,14 +152,16 @@ ALONE = Processes()
 
 @contextmanager
 def joined(device: str) -> Iterator[Processes]:
-    """Join the run's other processes for a block. Wrapped modules must be out of reach when it ends.
+    """Connect this process to the run's others for the length of a block.
+
+    No module that :meth:`Processes.parallel` wrapped may be referenced after the block.
 
     Args:
-        device: ``"cpu"`` (they talk through gloo), ``"cuda"`` (nccl) or ``"auto"``.
+        device: ``"cpu"`` (the processes communicate by gloo), ``"cuda"`` (by nccl) or ``"auto"``.
 
     Raises:
         ConfigError: see :meth:`Processes.of_environment` and :meth:`Processes.device`.
-        ProcessError: another process ended before its time.
+        ProcessError: another process ended early.
     """
     processes = Processes.of_environment()
     if processes.count == 1:
@@ -174,22 +176,22 @@ def joined(device: str) -> Iterator[Processes]:
         yield processes
         dist.barrier()
     except RuntimeError as error:
-        if not isinstance(error, dist.DistError) and "gloo" not in str(error):  # gloo raises no kind of its own
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):  # gloo has no error class of its own
             raise
         reason = str(error).split(". ")[0]
-        reason = reason.partition("] ")[2] or reason  # without the line of its source
+        reason = reason.partition("] ")[2] or reason  # without the place in gloo's source
         raise ProcessError(
             f"The processes lost one another ({reason}). torchrun's summary names the one that ended first. "
             "Continue with --resume and the same --output-dir."
         ) from error
-    gc.collect()  # a DistributedDataParallel that outlives its group aborts the process now and then
+    gc.collect()  # a DistributedDataParallel that outlives its process group sometimes aborts the process
     dist.destroy_process_group()
 
 
 class _EveryParameter(nn.Module):
-    """Adds to the loss nothing, of every parameter: DistributedDataParallel waits for the gradient of each.
+    """Adds 0 times every parameter to the loss, because DistributedDataParallel waits for a gradient of each parameter.
 
-    ``find_unused_parameters`` does so too, and warns where an agent leaves none unused.
+    Its option ``find_unused_parameters`` would do, too, but warns if no parameter is unused.
     """
 
     def __init__(self, module: nn.Module) -> None:

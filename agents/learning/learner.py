@@ -1,4 +1,4 @@
-"""One update of an agent from one batch of images: roll out, score, step the optimiser."""
+"""One update of an agent from one batch of images: a roll-out, its scores, and gradient steps."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ from hsal_env.vector_env import HSALVectorEnv
 
 
 class Part(NamedTuple):
-    """What one gradient step learns from.
+    """The decisions that one gradient step learns from.
 
     Attributes:
-        trajectory: lanes of this process.
-        advantage: theirs, ``[M, k + 1, B]``; REINFORCE and PPO alone read it.
-        share: the lanes' number over the mean number per process: what makes a mean over processes one over lanes.
+        trajectory: the decisions in lanes of this process.
+        advantage: ``[M, k + 1, B]``: their advantages. Only REINFORCE and PPO read them.
+        share: number of these lanes, divided by the mean number of lanes per process. Every loss is a mean over this process's
+            lanes; weighted by ``share``, the mean over processes is the mean over all lanes.
     """
 
     trajectory: Trajectory
@@ -34,16 +35,16 @@ class Part(NamedTuple):
 
 
 def weights_cast_once(device: torch.device) -> torch.autocast:
-    """Keep bfloat16 copies of weights for the whole block: autocast drops them where its outermost block ends."""
+    """A block in which autocast keeps its bfloat16 copies of weights. It drops them where its outermost block ends."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=False)
 
 
 class Objective(nn.Module):
-    """The loss of an agent on a part of a roll-out, a module so that processes can share its gradients.
+    """The loss of an agent on a part of a roll-out. It is a module, so that processes can average its gradients.
 
     Args:
-        agent: who learns.
-        config: how to learn.
+        agent: the agent that learns.
+        config: settings of its learning.
     """
 
     def __init__(self, agent: Agent, config: LearnerConfig) -> None:
@@ -51,7 +52,7 @@ class Objective(nn.Module):
         self.agent, self.config = agent, config
 
     def forward(self, part: Part) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss, and its terms before weighting, detached."""
+        """The loss, and its terms before weighting, without gradient."""
         with weights_cast_once(part.advantage.device):
             evaluation = self.agent.evaluate(part.trajectory)
         terms = {
@@ -86,20 +87,21 @@ class Objective(nn.Module):
 
 
 class Learner:
-    """Holds the optimiser; everything random is derived from (seed, step), so that resuming changes nothing.
+    """Updates an agent, and holds its optimiser.
 
-    Several processes draw together what one draws, and average their gradients: every one is left with the same weights, those
-    that one process would have, up to rounding.
+    Every random number depends on the seed and the step alone, so a resumed run equals an uninterrupted one. Several processes
+    draw the samples that one process would draw, and average their gradients. So they all have the same weights, which are
+    those of one process up to rounding.
 
     Args:
-        agent: who learns.
-        config: how to learn.
+        agent: the agent that learns.
+        config: settings of its learning.
         num_updates: length of the learning-rate schedule.
-        seed: of samples and shuffles.
-        processes: who share the batch.
+        seed: seed of samples and shuffles.
+        processes: the processes that share the batch.
 
     Raises:
-        ConfigError: they cannot share it equally.
+        ConfigError: the processes cannot share the batch equally.
     """
 
     def __init__(
@@ -113,11 +115,14 @@ class Learner:
         self.step = 0
 
     def update(self, env: HSALVectorEnv, indices: np.ndarray) -> dict[str, float]:
-        """Roll out on the canvases ``indices`` and learn from it. Returns what to log, see ``docs/learning/runs.md``.
+        """Roll out on the canvases ``indices`` and learn from it.
 
         Args:
-            env: with as many lanes as are this process's share.
-            indices: of the whole batch ``[B]``.
+            env: with as many lanes as this process has of the batch.
+            indices: ``[B]``, of the whole batch.
+
+        Returns:
+            The numbers to log; docs/learning/runs.md explains them.
         """
         config = self.config
         device = env.simulation.device
@@ -145,23 +150,26 @@ class Learner:
         return self._log(rollout, terms, float(grad_norm), learning_rate)
 
     def _generators(self, device: torch.device) -> tuple[torch.Generator, torch.Generator]:
-        """For actions, and for shuffles."""
+        """Two generators: for actions, and for shuffles."""
         entropy = self.seed * 1_000_003 + self.step
         sampling = torch.Generator(device).manual_seed(entropy)
-        shuffling = torch.Generator().manual_seed(entropy + (1 << 62))  # another stream
+        shuffling = torch.Generator().manual_seed(entropy + (1 << 62))  # a seed that no step uses for actions
         if self.processes.count > 1:
             own = entropy + (self.processes.rank + 1 << 53)
             sampling = SharedGenerator.seeded(device, sampling, own, self.lanes, self.config.batch_size)
         return sampling, shuffling
 
     def _of_all(self, own: Tensor) -> Tensor:
-        """``[B / N, ...]`` of each process's lanes to ``[B, ...]`` of all."""
+        """Collect ``[B / N, ...]`` of each process's lanes into ``[B, ...]`` of all lanes."""
         everyone = own.new_zeros(len(own) * self.processes.count, *own.shape[1:])
         everyone[self.processes.lanes(len(everyone))] = own
         return self.processes.total(everyone)
 
     def _minibatches(self, rollout: Rollout, generator: torch.Generator) -> list[Part]:
-        """This process's part of every gradient step. All processes make as many; what each adds is a matter of chance."""
+        """This process's part of every gradient step.
+
+        All processes take the same number of steps. How many lanes of a minibatch are a process's own is random.
+        """
         config, trajectory = self.config, rollout.trajectory
         advantage = advantages(trajectory.rewards, trajectory.values, trajectory.live, config.gamma, config.gae_lambda)
         if config.algorithm != "ppo":
@@ -175,7 +183,7 @@ class Learner:
                 chosen = minibatch[(first <= minibatch) & (minibatch < first + lanes)] - first
                 share = len(chosen) * processes.count / len(minibatch)
                 if not share:
-                    chosen = torch.zeros(1, dtype=torch.int64)  # any lane, and its gradient counts for nothing
+                    chosen = torch.zeros(1, dtype=torch.int64)  # any lane: the loss is multiplied by a share of 0
                 chosen = chosen.to(advantage.device)
                 parts.append(Part(trajectory.lanes(chosen), advantage[..., chosen], share))
         return parts

@@ -1,7 +1,7 @@
 """The objectives. Each returns a dict of terms: scalars that are weighted, added up and minimised.
 
-Sums run over the decisions of an episode, means over episodes (the paper's 1/B sum_b). Labels are rewarded at
-meta-steps 1..m; meta-step m + 1, ``final``, carries the cross-entropy to "stop" (L4).
+A term is the sum over the decisions of an episode, and the mean over episodes (the paper's 1/B sum_b). Labels are rewarded at
+meta-steps 1..m. Meta-step m + 1, ``final``, has the cross-entropy to "stop" instead (L4).
 
 The objectives differ in the reward that they read:
 
@@ -91,21 +91,21 @@ def ppo(trajectory: Trajectory, evaluation: Evaluation, advantage: Tensor, clip_
 
 
 def cross_entropy(trajectory: Trajectory, evaluation: Evaluation) -> dict[str, Tensor]:
-    """The paper's baseline: ``-log p(y_t)`` for labels in a fixed, freshly shuffled order; glimpses earn nothing (L6).
+    """The paper's baseline: ``-log p(y_t)``, where the labels y are in a freshly shuffled order. Glimpses earn nothing (L6).
 
     Args:
-        trajectory: collected with that order forced, see :func:`shuffled_labels`.
-        evaluation: its scores.
+        trajectory: decisions with the labels forced to that order, see :func:`shuffled_labels`.
+        evaluation: their scores.
     """
     label = -evaluation.label_log_probs.gather(-1, trajectory.labels[..., None]).squeeze(-1)
     return {"label": _per_episode(label, _named(trajectory)), "stop": _stop(trajectory, evaluation)}
 
 
 def multiset_loss(trajectory: Trajectory, evaluation: Evaluation) -> dict[str, Tensor]:
-    """The authors' follow-up (Welleck et al., NeurIPS 2018): cross-entropy to the uniform distribution over A_i.
+    """The loss of the authors' later paper (Welleck et al., NeurIPS 2018): cross-entropy to the labels that remain.
 
-    ``-sum_c q_c log p_c``, q_c the share of label c in the multiset of labels still remaining. All other terms are those of
-    :func:`expected_reward`.
+    ``-sum_c q_c log p_c``, where q_c is the share of label c in the multiset of labels not named yet. All other terms are those
+    of :func:`expected_reward`.
 
     Args:
         trajectory: the decisions taken.
@@ -124,7 +124,7 @@ def multiset_loss(trajectory: Trajectory, evaluation: Evaluation) -> dict[str, T
 
 
 def shuffled_labels(counts: Tensor, steps: int, generator: torch.Generator) -> Tensor:
-    """Each lane's labels in random order, then stop. ``[B, C]`` counts to ``[steps, B]``."""
+    """Each lane's labels in random order, and after them stop: counts ``[B, C]`` to labels ``[steps, B]``."""
     lanes, classes = counts.shape
     repeated = torch.full((lanes, steps), classes)
     for lane, row in enumerate(counts.cpu()):
@@ -160,7 +160,7 @@ def _common(trajectory: Trajectory, evaluation: Evaluation, advantage: Tensor | 
     terms = {"stop": _stop(trajectory, evaluation)}
     if advantage is not None:
         error = evaluation.values - (advantage + trajectory.values)
-        # at the last label too: others look ahead to it
+        # the last label has a value too: with gamma > 0, earlier decisions read it
         terms["value"] = _per_episode(error.square(), trajectory.live[:, None])
     return terms | {"entropy": _per_episode(-entropies, rewarded)}
 

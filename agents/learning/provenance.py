@@ -1,4 +1,4 @@
-"""What a result depends on beside its settings: versions of packages, time and memory, the command that was typed."""
+"""What metrics.json tells beside settings and scores: versions of packages, time and memory, the command that was typed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PACKAGES = ("torch", "numpy", "gymnasium", "stable-baselines3", "torchvision", 
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, HSAL and the packages that numbers may depend on."""
+    """Versions of Python, of HSAL, and of the packages that results may depend on."""
     found = {"python": platform.python_version(), "hsal": hsal_env.__version__}
     for package in _PACKAGES:
         try:
@@ -24,10 +24,10 @@ def versions() -> dict[str, str]:
 
 
 def resources(before: float = 0.0) -> dict[str, float | None]:
-    """Processor seconds, all threads, and peak memory in MiB (None where it cannot be asked), of this process.
+    """Processor seconds of all threads of this process, and its peak memory in MiB (None where the system does not tell).
 
     Args:
-        before: processor seconds of earlier processes of the same run.
+        before: processor seconds that earlier processes of the same run have used; they are added.
     """
     cpu_seconds = before + time.process_time()
     try:
@@ -40,7 +40,7 @@ def resources(before: float = 0.0) -> dict[str, float | None]:
 
 
 def without_paths(argv: list[str]) -> list[str]:
-    """The command line less ``--resume`` and where files lie on this machine, for metrics.json."""
+    """The command line for metrics.json: without ``--resume``, and without the paths of this machine."""
     argv = [arg for arg in argv if arg != "--resume"]
     places = ("--output-dir", "--output_dir", "--data-root", "--data_root", "--images")
     after = [False, *(arg in places for arg in argv)]

@@ -1,4 +1,4 @@
-"""Credit: from rewards to advantages (decision L2)."""
+"""Credit for decisions: advantages from rewards (decision L2)."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from torch import Tensor
 
 
 def advantages(rewards: Tensor, values: Tensor, live: Tensor, gamma: float, gae_lambda: float) -> Tensor:
-    """Generalised advantage estimates ``A_n = sum_j (gamma lambda)**j delta_{n+j}``, over the decisions of both kinds.
+    """Generalised advantage estimates ``A_n = sum_j (gamma lambda)**j delta_{n+j}``, over locations and labels in order.
 
-    ``delta_n = r_n + gamma V_{n+1} - V_n``, with V = 0 after the end. gamma = 0 is the paper's immediate credit
-    ``R - V``; lambda = 1 is the discounted return minus V.
+    ``delta_n = r_n + gamma V_{n+1} - V_n``, with V = 0 after the end. gamma = 0 gives the paper's immediate credit ``R - V``.
+    lambda = 1 gives the discounted return minus V.
 
     Args:
         rewards: ``[M, k + 1, B]``.
         values: ``[M, k + 1, B]``.
         live: bool ``[M, B]``.
         gamma: discount in [0, 1].
-        gae_lambda: in [0, 1].
+        gae_lambda: lambda in [0, 1].
 
     Returns:
-        ``[M, k + 1, B]``, zeros where not live.
+        ``[M, k + 1, B]``, with zeros where not live.
 
     Example:
         >>> rewards = torch.tensor([1.0, 0.0, -1.0]).view(1, 3, 1)  # one meta-step: two glimpses and a label

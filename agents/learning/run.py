@@ -1,4 +1,4 @@
-"""A training run: passes over the images, a folder of results, and the way back after an interruption."""
+"""A training run: passes over the images, a folder of results, and how to continue after an interruption."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class RunConfig:
         device: ``"cpu"``, ``"cuda"`` or ``"auto"``.
         val_episodes: number of validation canvases.
         log_every: number of updates between two rows of progress.csv.
-        command: what was typed, for metrics.json.
+        command: the command that was typed, for metrics.json.
 
     Raises:
         ConfigError: a number outside its range.
@@ -79,14 +79,14 @@ class Run:
     """One training run in one folder.
 
     Args:
-        config: its settings.
+        config: settings of the run.
         resume: continue from the folder's checkpoint.
-        processes: who share its batches, see :func:`agents.learning.distributed.joined`.
+        processes: the processes that share its batches, see :func:`agents.learning.distributed.joined`.
 
     Raises:
-        ConfigError: an unknown agent, a device that is not there, fewer images than a batch, a batch that the processes
-            cannot share equally, processes of different runs, or images or models that a checkpoint cannot hold
-            (:meth:`EnvConfig.plain`).
+        ConfigError: the agent is unknown; the device is not there; there are fewer images than a batch has; the processes
+            cannot share a batch equally, or have different settings; or the images or models cannot be stored in a
+            checkpoint (:meth:`EnvConfig.plain`).
         CheckpointError: the folder cannot be written, already holds a checkpoint (without ``resume``), holds none (with
             it), or holds one of another configuration.
     """
@@ -132,7 +132,10 @@ class Run:
         self.feature_seconds = time.perf_counter() - start
 
     def train(self, checkpoint_minutes: float = 3.0) -> None:
-        """Run the remaining updates, with a progress bar; validate and save after every pass and now and then."""
+        """Run the remaining updates, with a progress bar.
+
+        After every pass the agent is validated. It is saved then, and every ``checkpoint_minutes``.
+        """
         leads, learner = self.processes.leads, self.config.learner
         if leads:
             method = method_in_words(dataclasses.asdict(learner))
@@ -156,7 +159,7 @@ class Run:
             own = torch.tensor(time.process_time(), dtype=torch.float64, device=self.device)
             self.cpu_seconds_of_others = float(self.processes.total(own) - own)
             if board is None:
-                continue  # the leader does the rest
+                continue  # the leading process does the rest
             if pass_ends:
                 row |= self._validate()
                 exact, f1 = row["val/exact_match"], row["val/macro_f1"]
@@ -176,9 +179,9 @@ class Run:
             board.close()
 
     def test(self, episodes: int) -> dict[str, Any]:
-        """Test on held-out canvases. For the leading process alone.
+        """Test the agent on held-out canvases. Only the leading process may call this.
 
-        Prints the table; writes metrics.json, episodes.png, and to TensorBoard the settings beside the test scores.
+        It prints the table, writes metrics.json and episodes.png, and gives TensorBoard the settings and test scores.
 
         Raises:
             CheckpointError: a file cannot be written.
@@ -204,13 +207,13 @@ class Run:
             write_text(self.folder / "metrics.json", json.dumps(results, indent=2) + "\n")
         with self._writing():
             save_picture(picture, self.folder / "episodes.png")
-        last = self.learner.num_updates + 1  # after all that is logged while training: a repeated test takes its place
+        last = self.learner.num_updates + 1  # after the steps of training; a second test replaces the first
         scores = {f"test/{name}": results["test"][name] for name in _TESTED}
         with self._writing(), self._board(last) as board:
             board.add_hparams(
                 flat(results["config"]),
                 {name: value for name, value in scores.items() if value is not None},
-                run_name=".",  # in this folder: its own would be another run to TensorBoard
+                run_name=".",  # in this folder; TensorBoard would take another folder for another run
                 global_step=last,
             )
         tqdm.write(f"Results are in {self.folder}")
@@ -245,11 +248,11 @@ class Run:
         return {f"val/{name}": scores[name] for name in ("exact_match", "macro_f1")}
 
     def _board(self, first_step: int) -> SummaryWriter:
-        """TensorBoard forgets what an earlier process logged from ``first_step`` on."""
+        """A writer for TensorBoard. What an earlier process logged from ``first_step`` on is dropped."""
         return SummaryWriter(str(self.folder / "tensorboard"), purge_step=first_step)
 
     def _picture(self, config: EnvConfig, episodes: int) -> np.ndarray:
-        """Of the first canvases. Numbers are drawn from generators of their own alone, so training is the same without it."""
+        """A picture of the first canvases. It draws from a generator of its own, so it does not change training."""
         agent = self.agent if self.device == "cpu" else copy.deepcopy(self.agent).to("cpu")
         training = agent.training
         picture = draw_traces(record(agent.eval(), config, np.arange(min(episodes, config.size))))
@@ -290,7 +293,7 @@ class Run:
         self.train_seconds, self.cpu_seconds = content["train_seconds"], content["cpu_seconds"]
 
     def _identity(self) -> dict[str, Any]:
-        """What must be equal for a run to be continued."""
+        """What must be equal for a run to be continued, and in all its processes."""
         env = self.config.env
         own = {} if env.images is None else {"images": env.data.digest}
         return {**self._settings(), "source": self.source, "perception": checkpoint.perception(env), **own}
@@ -314,5 +317,5 @@ class Run:
 
 
 def _different(one: dict[str, Any], other: dict[str, Any]) -> str:
-    """The names under which two runs differ."""
+    """Names of the entries in which two runs differ."""
     return ", ".join(sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key)))

@@ -1,4 +1,4 @@
-"""Stable-Baselines3: the batched environment as its VecEnv, the paper's agent as its policy, any agent as its model.
+"""Stable-Baselines3: the batched environment as a VecEnv, the paper's agent as a policy, any agent of ours as a model.
 
     env = HSALVecEnv("HSAL-MNISTMultiset-v0", num_envs=64, features="store")
     MaskablePPO("MultiInputPolicy", env).learn(100_000)                   # any algorithm of SB3, on the flat view
@@ -7,7 +7,7 @@
     RecurrentPPO(HSALPolicy, env, gamma=0.0).learn(1_000_000)             # the paper's agent, trained by SB3's own loop
     evaluate_policy(SB3Agent(agents.load("mnist-multiset").agent), env)   # a trained agent under SB3's tools
 
-The only package that imports SB3. ``HSALPolicy`` alone needs sb3-contrib.
+No other package of HSAL imports SB3. Only ``HSALPolicy`` needs sb3-contrib.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 __all__ = ["HSALPolicy", "HSALVecEnv", "SB3Agent"]
 
-_OF_POLICY = ("HSALPolicy", "_any_rate")  # SB3 models saved by version 0.1 name both here
+_OF_POLICY = ("HSALPolicy", "_any_rate")  # SB3 models that version 0.1 saved look for both in this module
 
 
 def __getattr__(name: str) -> Any:
-    """Import the policy when it is asked for: its base class is sb3-contrib's.
+    """Import the policy only when it is asked for, because its base class is in sb3-contrib.
 
     Raises:
-        AttributeError: no such name.
+        AttributeError: there is no such name.
         ImportError: sb3-contrib is not installed.
     """
     if name not in _OF_POLICY:

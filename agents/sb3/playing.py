@@ -1,4 +1,4 @@
-"""Agents and models of Stable-Baselines3 at play: ours under its tools, and its models tested on ours."""
+"""Our agents under the tools of Stable-Baselines3, and tests of its models on our environments."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class _ActorOfWorld(Actor, Protocol):
 
 
 class SB3Agent:
-    """Any agent of ours with SB3's ``predict``, for ``evaluate_policy``, callbacks and recorders, on the packed view.
+    """An agent of ours on the packed view, with SB3's method ``predict``: for ``evaluate_policy``, callbacks and recorders.
 
     Args:
-        agent: who plays, with the ``world`` that it was built for. This must be the environment's.
+        agent: the agent. It must have an attribute ``world``, which must be the world of the environment.
 
     Raises:
-        ConfigError: it lacks a method, or ``world``.
+        ConfigError: the agent lacks a method, or ``world``.
     """
 
     def __init__(self, agent: Actor) -> None:
@@ -52,10 +52,13 @@ class SB3Agent:
         episode_start: np.ndarray | None = None,
         deterministic: bool = False,
     ) -> tuple[np.ndarray, RecurrentState]:
-        """Packed actions ``[N, 4K + 2]`` (of a single observation: ``[4K + 2]``) and the state to pass to the next call.
+        """Choose packed actions ``[N, 4K + 2]``, or ``[4K + 2]`` for a single observation.
+
+        Returns:
+            The actions, and the state to pass to the next call.
 
         Raises:
-            ConfigError: an observation of another view, or of another environment than the agent's.
+            ConfigError: the observation is of another view, or of another environment than the agent's.
         """
         if not {"phase", "saliency", "priority", "volume"} <= set(observation) or "action_mask" in observation:
             raise ConfigError(
@@ -93,15 +96,15 @@ class SB3Agent:
 
 
 Predict = Callable[..., tuple[np.ndarray, Any]]
-"""``predict(observation, state, episode_start)`` to actions and state, as SB3's models have it."""
+"""``predict(observation, state, episode_start)`` returns actions and a state, as SB3's models do."""
 
 
 def score(predict: Predict, env: HSALVecEnv, episodes: int) -> dict[str, Any]:
     """Play canvases 0 to ``episodes - 1``, once each.
 
     Returns:
-        ``mean_return``, ``mean_length``, the scores of :func:`hsal_env.multiset.scores`, and ``by_count`` as in
-        :func:`agents.evaluation.score_agent`.
+        ``mean_return``; ``mean_length`` in steps of the view; the scores of :func:`hsal_env.multiset.scores`; and
+        ``by_count``, see :func:`agents.evaluation.scores_by_count`.
     """
     returns, lengths = np.zeros(episodes), np.zeros(episodes)
     classes = env.env.simulation.config.classes
@@ -111,7 +114,7 @@ def score(predict: Predict, env: HSALVecEnv, episodes: int) -> dict[str, Any]:
         env.set_options([{"index": index} for index in lanes])
         observation, starts = env.reset(), np.ones(env.num_envs, bool)
         state: Any = None
-        playing = np.append(True, lanes[1:] > lanes[:-1])  # the last canvas once, too
+        playing = np.append(True, lanes[1:] > lanes[:-1])  # the last canvas fills the lanes left over; it counts once
         while playing.any():
             actions, state = predict(observation, state, starts)
             env.step_async(actions)
@@ -133,7 +136,7 @@ def find_algorithm(name: str) -> Any:
     """An algorithm's class in stable_baselines3 or sb3_contrib.
 
     Raises:
-        ConfigError: it is sb3-contrib's, which is not installed.
+        ConfigError: the algorithm is in sb3-contrib, which is not installed.
     """
     if hasattr(stable_baselines3, name):
         return getattr(stable_baselines3, name)
@@ -144,13 +147,13 @@ def find_algorithm(name: str) -> Any:
 
 
 def make_model(name: str, env: VecEnv, seed: int, kwargs: dict[str, Any], policy: Any = None) -> Any:
-    """A model of the algorithm ``name``, with ``policy`` or SB3's own for Dict observations."""
+    """Make a model of the algorithm ``name``. Without ``policy`` it gets SB3's own policy for Dict observations."""
     policy = policy or ("MultiInputLstmPolicy" if name == "RecurrentPPO" else "MultiInputPolicy")
     return find_algorithm(name)(policy, env, seed=seed, **deepcopy(kwargs))  # A2C writes into its policy_kwargs
 
 
 def greedy(model: Any, env: HSALVecEnv) -> Predict:
-    """A model's most probable actions, masked where it can be."""
+    """Play a model's most probable actions. If it takes an action mask, it gets one."""
     if "action_masks" in inspect.signature(model.predict).parameters:
         return lambda seen, state, starts: model.predict(
             seen, state, starts, deterministic=True, action_masks=np.stack(env.env_method("action_masks"))
@@ -159,7 +162,7 @@ def greedy(model: Any, env: HSALVecEnv) -> Predict:
 
 
 def at_random(env: HSALVecEnv, seed: int) -> Predict:
-    """Uniform actions, of those that the mask allows where there is one."""
+    """Play uniformly drawn actions. If the view has an action mask, only actions that it allows."""
     rng = np.random.default_rng(seed)
     batch: spaces.Space[Any] = env.env.action_space
     batch.seed(seed)
@@ -173,7 +176,7 @@ def at_random(env: HSALVecEnv, seed: int) -> Predict:
 
 
 def stopping(env: HSALVecEnv) -> Predict:
-    """In the flat view: the first cell, until a label is asked for; then stop."""
+    """In the flat view, look at the first cell until a label may be named, and then say stop."""
     stop = int(env.action_space.n) - 1  # type: ignore[attr-defined]
 
     def predict(seen: dict[str, np.ndarray], state: Any, starts: np.ndarray) -> tuple[np.ndarray, Any]:

@@ -21,7 +21,7 @@ from hsal_env.spaces import attention_action
 
 
 class _StateSize(nn.Module):
-    """Stands where ``RecurrentPPO`` looks for an LSTM, to learn the size of the state."""
+    """Takes the place of the LSTM that ``RecurrentPPO`` asks for the size of the state."""
 
     num_layers = 1
 
@@ -31,7 +31,13 @@ class _StateSize(nn.Module):
 
 
 class _Placed(NamedTuple):
-    """The masks of the running meta-steps, with gradient: priority ``[N, H, W]``, g_0 ``[N, D]``; known ``[N]``."""
+    """What the masks of the current meta-steps give, with gradient.
+
+    Attributes:
+        priority: ``[N, H, W]``.
+        glimpse: g_0 ``[N, D]``.
+        known: bool ``[N]``: whether this update has computed the lane's mask.
+    """
 
     priority: Tensor
     glimpse: Tensor
@@ -39,7 +45,7 @@ class _Placed(NamedTuple):
 
 
 class _Choice(NamedTuple):
-    """A location or a label of every lane, its log-probability, and the entropy of what it was drawn from. ``[N]`` each."""
+    """A location or label of each lane, its log-probability, and the entropy of the distribution; ``[N]`` each."""
 
     chosen: Tensor
     log_prob: Tensor
@@ -67,23 +73,25 @@ class _Step(NamedTuple):
 
 
 class HSALPolicy(RecurrentActorCriticPolicy):
-    """The paper's agent as a policy of sb3-contrib's ``RecurrentPPO``; the view is ``packed``.
+    """The paper's agent as a policy of sb3-contrib's ``RecurrentPPO``, on the packed view.
 
-    Both GRU states travel where SB3 keeps its LSTM's. Attention is deterministic, with log-probability 0: it learns
-    through P and g_0, which an update computes anew from the stored saliency and volume, as in
-    :meth:`agents.actor_critic.ActorCritic.evaluate`. At phase 0, where our agent has no baseline, the value is linear in
-    the meta-controller's state. ``policy.agent`` is an :class:`ActorCritic` that our own commands can evaluate and save.
+    SB3 keeps the states of both GRUs where it would keep those of an LSTM. Attention is deterministic, and its log-probability
+    is 0. It learns through P and g_0: an update computes them anew from the stored saliency and volume, as
+    :meth:`agents.actor_critic.ActorCritic.evaluate` does. PPO wants a value at phase 0, too, where our agent has none: there it
+    is linear in the meta-controller's state. ``policy.agent`` is an :class:`ActorCritic`, which our own commands can test and
+    save.
 
     Args:
         observation_space: of the packed view, with ``volume``.
         action_space: of the packed view.
-        lr_schedule: SB3's.
-        config: sizes and switches of the agent; default: the best preset's prior, and its grid where K is a square.
-        rules: of the environment, where they are not the defaults for its k and K: ``HSALVecEnv(...).world.rules``.
-        map_size: (H, W), where the map is not square.
+        lr_schedule: SB3's schedule of the learning rate.
+        config: sizes and switches of the agent. Default: those of the preset ``best``, without its grid if K is not a square
+            number.
+        rules: the rules of the environment, ``HSALVecEnv(...).world.rules``. Default: the default rules with its k and K.
+        map_size: (H, W). Default: a square map.
 
     Raises:
-        ConfigError: spaces of another view, or (at the first update) rules other than the environment's.
+        ConfigError: the spaces are of another view; or (at the first update) the rules are not the environment's.
     """
 
     def __init__(
@@ -139,7 +147,11 @@ class HSALPolicy(RecurrentActorCriticPolicy):
     def forward(  # type: ignore[override]
         self, obs: Any, lstm_states: RNNStates, episode_starts: Tensor, deterministic: bool = False
     ) -> tuple[Tensor, Tensor, Tensor, RNNStates]:
-        """One decision of every lane: packed actions ``[N, 4K + 2]``, values, log-probabilities, and the states after it."""
+        """Make one decision per lane.
+
+        Returns:
+            Packed actions ``[N, 4K + 2]``, values, log-probabilities, and the states after them.
+        """
         step = self._step(obs, lstm_states.pi[0][0], episode_starts, deterministic)
         states = (step.hidden[None], torch.zeros_like(step.hidden)[None])
         return step.action, step.value, step.log_prob, RNNStates(states, states)
@@ -147,7 +159,11 @@ class HSALPolicy(RecurrentActorCriticPolicy):
     def evaluate_actions(  # type: ignore[override]
         self, obs: Any, actions: Tensor, lstm_states: RNNStates, episode_starts: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Values, log-probabilities and entropies of stored decisions, flat over sequences of equal length, with gradient."""
+        """Score stored decisions of sequences of equal length, with gradient.
+
+        Returns:
+            Values, log-probabilities and entropies, flat over sequences and steps.
+        """
         hidden = lstm_states.pi[0][0]
         sequences = len(hidden)
 
@@ -191,16 +207,16 @@ class HSALPolicy(RecurrentActorCriticPolicy):
         taken: Tensor | None = None,
         placed: _Placed | None = None,
     ) -> _Step:
-        """A step of N lanes, each in a phase of its own.
+        """One step of N lanes, which may be in different phases.
 
         Args:
-            obs: of the packed view.
+            obs: observation of the packed view.
             hidden: both states ``[N, meta + controller]``.
-            episode_starts: 1 where an episode begins ``[N]``.
+            episode_starts: ``[N]``, 1 where an episode begins.
             deterministic: take the most probable actions.
-            taken: the stored actions ``[N, 4K + 2]`` in an update; None in a roll-out.
-            placed: the masks of the running meta-steps in an update; None at its first step. A roll-out takes the observed
-                P and glimpse instead.
+            taken: in an update, the stored actions ``[N, 4K + 2]``. None in a roll-out.
+            placed: in an update, the masks of the current meta-steps; None at its first step. A roll-out reads the observed P
+                and glimpse instead.
         """
         phase = obs["phase"].reshape(len(hidden), -1)[:, 0].long()
         attends, names = phase == 0, phase == self.rules.glimpses + 1
@@ -239,13 +255,13 @@ class HSALPolicy(RecurrentActorCriticPolicy):
         )
 
     def _place(self, raw: Tensor, obs: dict[str, Tensor], saliency: Tensor, attends: Tensor) -> _Placed:
-        """The interface of :func:`hsal_env.dynamics.attend`, on stored observations."""
+        """What :func:`hsal_env.dynamics.attend` computes from a mask, here from a stored observation."""
         volume = obs["volume"].unflatten(1, (-1, *self.map_size))
         _, priority, glimpse = dynamics.interface(raw, saliency, volume, self.rules)
         return _Placed(priority, glimpse, attends)
 
     def _with_gradient(self, seen: dict[str, Tensor], placed: _Placed, phase: Tensor) -> dict[str, Tensor]:
-        """``seen`` with P and, at phase 1, g_0 of the masks that this update placed."""
+        """``seen``, but with P and, at phase 1, g_0 of the masks that this update has computed."""
         known = placed.known & (phase > 0)
         if not self._checked:
             apart = ((placed.priority - seen["priority"]).detach().abs().amax(dim=(1, 2)) * known).amax().item()
@@ -262,7 +278,7 @@ class HSALPolicy(RecurrentActorCriticPolicy):
         }
 
     def get_distribution(self, *_: Any) -> Any:
-        """Not there: attention is deterministic, and location and label have a distribution each.
+        """Not available: attention is deterministic, and locations and labels have a distribution each.
 
         Raises:
             ConfigError: always.
@@ -285,7 +301,7 @@ class HSALPolicy(RecurrentActorCriticPolicy):
 
 
 def _choose(log_probs: Tensor, stored: Tensor | None, deterministic: bool) -> _Choice:
-    """The stored choice where there is one, else the most probable or a sampled one; ``log_probs`` ``[N, n]``."""
+    """The stored choices, or else the most probable or sampled ones. ``log_probs`` is ``[N, n]``."""
     if stored is not None:
         index = stored.long().clamp(0, log_probs.shape[1] - 1)
     elif deterministic:
@@ -297,5 +313,5 @@ def _choose(log_probs: Tensor, stored: Tensor | None, deterministic: bool) -> _C
 
 
 def _any_rate(progress: float) -> float:
-    """A loaded policy's learning rate, until SB3 sets it."""
+    """The learning rate of a loaded policy, until SB3 sets it."""
     return 0.0

@@ -17,20 +17,20 @@ from hsal_env.vector_env import HSALVectorEnv
 
 
 class HSALVecEnv(VecEnv):
-    """The native vector environment as a Stable-Baselines3 ``VecEnv``: N lanes in one batch, so SB3 runs at batched speed.
+    """Our vector environment as a Stable-Baselines3 ``VecEnv``. N lanes are stepped in one batch, so SB3 runs at batched speed.
 
-    Lanes begin anew in the step in which they end; that step's info holds ``terminal_observation``,
+    A lane begins a new episode in the step in which the old one ends. The info of that step holds ``terminal_observation``,
     ``TimeLimit.truncated``, and ``is_success`` (the exact match). ``set_options({"index": i})`` picks a canvas for the next
     ``reset``.
 
     Args:
         env_id: a registered id.
         num_envs: N.
-        kwargs: arguments of the environment; ``action_mode`` is ``"flat"`` where neither they nor the id name another.
+        kwargs: arguments of the environment. ``action_mode`` is ``"flat"``, unless they or the id name another.
 
     Raises:
-        ConfigError: no registered id; the native view, whose Dict actions SB3 does not have; or ``output``, ``device`` or
-            ``autoreset_mode``.
+        ConfigError: the id is not registered; ``action_mode`` is ``"native"``, whose Dict actions SB3 does not have; or
+            ``output``, ``device`` or ``autoreset_mode`` is given.
     """
 
     def __init__(self, env_id: str, num_envs: int = 1, **kwargs: Any) -> None:
@@ -54,11 +54,11 @@ class HSALVecEnv(VecEnv):
 
     @property
     def world(self) -> World:
-        """What an agent must know to be built for this environment."""
+        """What an agent must know about this environment to be built for it."""
         return World.of(self.env.simulation.examples)
 
     def reset(self) -> dict[str, np.ndarray]:
-        """Start an episode in every lane, with the seeds and options that were set."""
+        """Start an episode in every lane, with the seeds and options that were set before."""
         chosen = [options.get("index") for options in self._options]
         if any(set(options) - {"index"} for options in self._options) or (None in chosen and set(chosen) != {None}):
             raise ConfigError(f"Expected the option index for every lane, or no option; got {self._options}.")
@@ -71,7 +71,7 @@ class HSALVecEnv(VecEnv):
         return observations
 
     def step_async(self, actions: np.ndarray) -> None:
-        """Keep the actions."""
+        """Keep the actions until :meth:`step_wait`."""
         self._actions = actions
 
     def step_wait(self) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, list[dict[str, Any]]]:
@@ -99,10 +99,10 @@ class HSALVecEnv(VecEnv):
         self.env.close()
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        """The vector environment's attribute, once per lane.
+        """An attribute of the vector environment, once per lane.
 
         Raises:
-            AttributeError: it has none of that name; ``action_masks`` is there in views with a mask alone.
+            AttributeError: there is no such attribute. Only views with a mask have ``action_masks``.
         """
         if attr_name == "action_masks" and "action_mask" not in self.env.single_observation_space.spaces:  # type: ignore[attr-defined]
             raise AttributeError("This view has no action mask.")
@@ -112,17 +112,17 @@ class HSALVecEnv(VecEnv):
         """Set an attribute of the vector environment.
 
         Raises:
-            ConfigError: not for all lanes: they are one environment.
+            ConfigError: ``indices`` are not all lanes. The lanes are one environment.
         """
         if len(list(self._get_indices(indices))) != self.num_envs:
             raise ConfigError("The lanes of HSALVecEnv are one environment; set attributes for all of them.")
         setattr(self.env, attr_name, value)
 
     def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
-        """Call a method of the vector environment that answers for every lane, such as ``action_masks`` or ``render``.
+        """Call a method of the vector environment that returns one value per lane, such as ``action_masks`` or ``render``.
 
         Raises:
-            ConfigError: its answer is not one per lane.
+            ConfigError: the method returns something else.
         """
         answer = getattr(self.env, method_name)(*args, **kwargs)
         if not isinstance(answer, np.ndarray | tuple | list) or len(answer) != self.num_envs:
@@ -132,14 +132,14 @@ class HSALVecEnv(VecEnv):
         return [answer[lane] for lane in self._get_indices(indices)]
 
     def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
-        """Never: wrap with VecEnv wrappers, such as ``VecMonitor``."""
+        """False for every lane. Wrappers of VecEnv, such as ``VecMonitor``, wrap all lanes together."""
         return [False for _ in self._get_indices(indices)]
 
     def get_images(self) -> list[np.ndarray | None]:
-        """A picture of every lane; None without a render mode."""
+        """A picture of every lane, or None without a render mode."""
         return list(self.env.render() or [None] * self.num_envs)
 
 
 def monitored(env_id: str, num_envs: int, **kwargs: Any) -> VecMonitor:
-    """:class:`HSALVecEnv` that tells SB3's logger returns and lengths."""
+    """:class:`HSALVecEnv` in a ``VecMonitor``, which reports returns and lengths to SB3's logger."""
     return VecMonitor(HSALVecEnv(env_id, num_envs, **kwargs))
