@@ -96,5 +96,10 @@ def test_an_agent_that_sees_by_what_is_not_bundled_is_not_bundled(
     content = checkpoint.read(trained / "checkpoint.pt")
     content["env"]["activation"] = activation
     checkpoint.save(tmp_path / "run" / "checkpoint.pt", content)
-    command.fails(BUNDLE, "run --name x --output-dir out", "error: Bundled agents see by", f"this one by {activation}")
+    command.fails(
+        BUNDLE,
+        "run --name x --output-dir out",
+        "error: Expected an agent that uses a bundled",
+        f"one that uses {activation}",
+    )
     assert not (tmp_path / "out").exists()

@@ -733,11 +733,15 @@ def test_a_folder_is_trained_on_and_its_agent_tested(command, custom_folder, tmp
     command.fails(
         EVALUATE, ["run/checkpoint.pt", "--source", "digits"], "error: The agent names 5 labels, digits has 10"
     )
-    command.fails(ANALYSE, ["run/checkpoint.pt", "--episodes", 4], "error: Errors are broken down by the boxes")
+    command.fails(
+        ANALYSE,
+        ["run/checkpoint.pt", "--episodes", 4],
+        "error: Expected images whose objects have known boxes; got images of your own",
+    )
     command.fails(
         BUNDLE,
         ["run", "--name", "x"],
-        "error: Bundled agents are trained on mnist or digits or house-numbers; this one on 'custom'",
+        "error: Expected an agent that was trained on mnist or digits or house-numbers; got one trained on 'custom'",
     )
 
 

@@ -215,16 +215,16 @@ def test_more_labels_than_in_training_can_be_right(play):
     ("changed", "said"),
     [
         ({"agent": "nobody"}, "Expected agent to be one of mnist-multiset, "),
-        ({"agent": ["mnist-set"]}, "Expected agent to be one of"),
+        ({"agent": ["mnist-set"]}, "Expected agent as text or None; got ['mnist-set']"),
         ({"agent": "/etc/passwd"}, "Expected agent to be one of"),
         ({"glimpses": 5}, "Expected glimpses as a whole number from 0 to 4; got 5"),
         ({"glimpses": -1}, "got -1"),
         ({"glimpses": True}, "got True"),
         ({"glimpses": "2"}, "got '2'"),
-        ({"update": "gone"}, "Expected update to be one of paper, peak, none; got 'gone'"),
+        ({"update": "gone"}, "Expected update to be one of paper, peak, none, None; got 'gone'"),
         ({"saliency": "os:system"}, "Expected saliency to be one of sum-of-squares, sum-of-magnitudes"),
         ({"saliency": []}, "Expected saliency"),
-        ({"deterministic": 1}, "Expected deterministic as true or false; got 1"),
+        ({"deterministic": 1}, "Expected deterministic as True or False; got 1"),
         ({"seed": 2**32}, "Expected seed as a whole number from 0 to 2**32 - 1; got 4294967296"),
         ({"labels": "12"}, "Expected labels as a list of whole numbers, or null; got '12'"),
         ({"labels": [1, 10]}, "Expected at most 10 labels, whole numbers from 0 to 9; got 10"),
@@ -248,7 +248,7 @@ def test_what_is_no_json_is_refused(client):
 
 
 def test_an_agent_that_hides_its_rules_is_refused():
-    with pytest.raises(ConfigError, match="has no attribute world"):
+    with pytest.raises(ConfigError, match="Expected an agent whose attribute world holds its rules; got one without"):
         demo.with_rules_of(object(), EnvConfig())
 
 
@@ -386,7 +386,7 @@ PNG = file_of(Image.new("L", (100, 100)))
         (PNG[:-30], "not an image that can be read"),
         (file_of(Image.new("L", (9, 9)), "GIF"), "not an image that can be read"),
         (file_of(Image.new("1", (5001, 5000))), "The image is too large: 5001x5000 px; at most 25,000,000 pixels"),
-        (PNG + bytes(demo.MOST_UPLOAD_BYTES), "too large: at most 5,242,880 bytes"),
+        (PNG + bytes(demo.MOST_UPLOAD_BYTES), "The request is too large. Expected at most 5,242,880 bytes"),
     ],
     ids=["empty", "text", "cut", "gif", "pixels", "bytes"],
 )
@@ -425,7 +425,7 @@ def test_errors_are_json_and_tell_nothing_of_the_machine(player, canvas, monkeyp
 
     monkeypatch.setattr(player, "play", fail)
     answer = client.post("/api/play", json=wish(canvas[0]))
-    assert (answer.status_code, answer.json) == (500, {"error": "The server failed at this. Its terminal says why."})
+    assert (answer.status_code, answer.json) == (500, {"error": "The server failed. Its terminal shows why."})
     assert "/home/me/secret" in caplog.text
 
 

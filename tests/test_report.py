@@ -325,9 +325,7 @@ def test_an_unfinished_run_is_a_clear_error(tmp_path: Path, trained: Path):
     ],
 )
 def test_a_damaged_metrics_file_is_a_clear_error(tmp_path: Path, content: str):
-    with pytest.raises(
-        DataError, match=r"metrics.json is damaged, or not written by a command of ours: .* leave it out"
-    ):
+    with pytest.raises(DataError, match=r"metrics.json is damaged, or no command of HSAL wrote it: .* leave it out"):
         gather([str(write_run(tmp_path / "x", content))])
 
 
@@ -340,8 +338,8 @@ def test_a_metrics_file_that_is_no_text_is_a_clear_error(tmp_path: Path):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("", "neither a column update nor one steps"),
-        ("a,b\n1,2\n", "neither a column update nor one steps"),
+        ("", "it has neither a column update nor a column steps"),
+        ("a,b\n1,2\n", "it has neither a column update nor a column steps"),
         ("update,b\n1,two\n", "could not convert string to float: 'two'"),
         ("update,b\n1,2\n2\n", "another length"),
         ("update,b\n1,2\n2,3,4\n", "another length"),
@@ -349,7 +347,7 @@ def test_a_metrics_file_that_is_no_text_is_a_clear_error(tmp_path: Path):
     ],
 )
 def test_a_damaged_progress_file_is_a_clear_error(tmp_path: Path, content: str, said: str):
-    with pytest.raises(DataError, match=rf"progress.csv is damaged: .*{said}.* Delete it, and"):
+    with pytest.raises(DataError, match=rf"progress.csv is damaged: .*{said}.* Delete it to get"):
         gather([str(write_run(tmp_path / "x", metrics(), content))])
 
 
@@ -371,9 +369,9 @@ def test_a_damaged_checkpoint_is_a_clear_error(tmp_path: Path):
 @pytest.mark.parametrize(
     ("runs", "flags", "said"),
     [
-        ((), {}, "Expected at least one run; name folders or bundled agents, see --help."),
+        ((), {}, "Expected at least one run; got none. Name folders or bundled agents, see --help."),
         (("mnist-set",), {"episodes": -1}, "Expected --episodes of at least 0; got -1."),
-        (("mnist-set",), {"episodes": 0}, r"mnist-set \(bundled\): .*expected --episodes above 0"),
+        (("mnist-set",), {"episodes": 0}, r"mnist-set \(bundled\): expected --episodes above 0; got 0"),
         (("mnist-set",), {"episodes": 5, "split": "most"}, "most"),
     ],
 )

@@ -117,10 +117,10 @@ def test_a_run_on_other_data_stays_out_of_the_results(command: Command, started:
     folder = tmp_path / "runs" / "mnist-set" / "seed-0"
     folder.mkdir(parents=True)
     (folder / "metrics.json").write_text(fake("old", "metrics.json", "digits"))
-    command.fails(REPRODUCE, "mnist-set --seeds 0", "was run on digits, which is not the row's data")
+    command.fails(REPRODUCE, "mnist-set --seeds 0", "to be a run on mnist; got digits. It is not copied to ")
     for damaged in ("{", "[]", "{}"):
         (folder / "metrics.json").write_text(damaged)
-        command.fails(REPRODUCE, "mnist-set --seeds 0", "metrics.json is damaged", "delete it and run this again")
+        command.fails(REPRODUCE, "mnist-set --seeds 0", "metrics.json is damaged", "Delete it and run this again")
     assert not (tmp_path / "results").exists()
 
 

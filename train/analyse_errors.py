@@ -2,8 +2,8 @@
 
     python train/analyse_errors.py mnist-multiset --output-dir errors
 
-Writes errors.json, errors.md and errors.png. agents/reports/mistakes.py says what the kinds of wrong episodes are. Worst are
-the episodes with most labels too many or missing, then those most sure of themselves.
+It writes errors.json, errors.md and errors.png. agents/reports/mistakes.py defines the kinds of wrong episodes. The worst
+episodes are those with most labels missing or too many; among equals, those whose wrong label was most probable.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import tyro
@@ -19,6 +19,9 @@ from tqdm import tqdm
 
 from hsal_env.command_line import run_command
 from hsal_env.errors import ConfigError
+
+if TYPE_CHECKING:
+    from agents.reports.mistakes import Breakdown
 
 _PICTURED = 20
 _BATCH = 500
@@ -31,19 +34,19 @@ class Args:
     agent: Annotated[str, tyro.conf.Positional]
     """a bundled agent's name, or the path of a checkpoint.pt"""
     split: str = "val"
-    """train, val or test; look at test errors only when nothing is chosen by them any more"""
+    """train, val or test; look at test errors only after all choices are made"""
     episodes: int = 5_000
-    """how many, if the split holds so many"""
+    """number of episodes; the split may hold fewer"""
     source: str | None = None
-    """auto, mnist, digits, house-numbers or svhn; default: as for hsal-evaluate"""
+    """auto, mnist, digits, house-numbers or svhn; default: the source of the agent's training (digits where MNIST is missing)"""
     data_root: str | None = None
-    """where the data lie"""
+    """folder of the data sets"""
     output_dir: Path = Path("errors")
-    """where errors.json, errors.md and errors.png go"""
+    """folder for errors.json, errors.md and errors.png"""
 
 
-def markdown(found: dict[str, Any], head: str) -> str:
-    """The tables for people."""
+def markdown(found: Breakdown, head: str) -> str:
+    """The tables as Markdown."""
     lines = [f"# {head}", ""]
     for name, part in found.items():
         if isinstance(part, dict) and part and isinstance(next(iter(part.values())), dict):
@@ -59,7 +62,7 @@ def markdown(found: dict[str, Any], head: str) -> str:
 
 
 def main(args: Args) -> None:
-    """Run the agent, sort its episodes, write.
+    """Record the agent's episodes, sort them, and write the tables and the picture.
 
     Raises:
         ConfigError: fewer than one episode, or an agent trained on images of your own.
@@ -81,8 +84,8 @@ def main(args: Args) -> None:
     env = loaded.env_on(args.split, args.source, args.data_root)
     if not SOURCES[env.source].boxes:
         raise ConfigError(
-            "Errors are broken down by the boxes of the objects, which are unknown of images of your own. Look at "
-            "hsal-evaluate --picture, or pass --source digits for an agent of ten classes."
+            "Expected images whose objects have known boxes; got images of your own. Use hsal-evaluate --picture, or pass "
+            "--source digits for an agent of ten classes."
         )
     config = evaluation_config(env, args.split, args.episodes)
     episodes = []

@@ -2,8 +2,8 @@
 
     python train/bundle_agent.py runs/mnist-multiset/seed-0 --name mnist-multiset
 
-Writes agents/bundled/NAME.pt, the weights in half precision without the optimiser, and NAME.md, the card, from the run's
-checkpoint.pt and metrics.json. The table in the card is measured anew, on the half-precision agent.
+It reads the run's checkpoint.pt and metrics.json. It writes agents/bundled/NAME.pt, which holds the weights in half precision
+and no optimiser, and the card NAME.md. The table in the card is a new test of the half-precision agent.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ class Args:
     """Bundle a trained agent."""
 
     run: Annotated[Path, tyro.conf.Positional]
-    """folder with checkpoint.pt and metrics.json"""
+    """folder of the run, which holds checkpoint.pt and metrics.json"""
     name: str
-    """what agents.load will call it"""
+    """name of the agent for agents.load"""
     output_dir: Path = Path("agents/bundled")
-    """where NAME.pt and NAME.md go"""
+    """folder for NAME.pt and NAME.md"""
     data_root: str | None = None
-    """where the data lie"""
+    """folder of the data sets"""
     episodes: int = 10_000
-    """test canvases"""
+    """number of test canvases"""
 
 
 def card(name: str, content: dict[str, Any], metrics: dict[str, Any], table: str) -> str:
@@ -71,12 +71,12 @@ Greedy, one trained seed:
 
 
 def main(args: Args) -> None:
-    """Round, test, write.
+    """Round the weights, test the agent, and write agent and card.
 
     Raises:
-        ConfigError: fewer than one episode, or an agent trained on other images than digits, or on features of a model that is
-            not bundled.
-        CheckpointError: the run is not whole, or the folder cannot be written.
+        ConfigError: fewer than one episode, an agent that was trained on other images than digits, or an activation model
+            that is not bundled.
+        CheckpointError: the run is not finished, or the folder cannot be written.
     """
     import torch
 
@@ -91,10 +91,12 @@ def main(args: Args) -> None:
     content = checkpoint.read(args.run / "checkpoint.pt")
     if SOURCES[content["source"]].limits is None:
         trained_on = " or ".join(name for name, source in SOURCES.items() if source.limits)
-        raise ConfigError(f"Bundled agents are trained on {trained_on}; this one on {content['source']!r}.")
+        raise ConfigError(
+            f"Expected an agent that was trained on {trained_on}; got one trained on {content['source']!r}."
+        )
     if content["env"]["activation"] not in BUNDLED:
         raise ConfigError(
-            f"Bundled agents see by an activation model of the package, {', '.join(BUNDLED)}; this one by "
+            f"Expected an agent that uses a bundled activation model, {', '.join(BUNDLED)}; got one that uses "
             f"{content['env']['activation']}."
         )
     try:

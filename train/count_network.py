@@ -1,10 +1,10 @@
-"""A rival without attention: a supervised network that reads the ten counts off the activation volume at once.
+"""A rival without attention: a supervised network that predicts the ten counts from the activation volume at once.
 
     python train/count_network.py                  # three layers over the whole volume
     python train/count_network.py --head columns   # three layers over each column, the same for all, summed over cells
 
-The heads are described at :class:`agents.supervised.count_network.CountNetwork`. It sees the same features and canvases as
-the agents, ten times unless told otherwise, and writes the same metrics.json.
+:class:`agents.supervised.count_network.CountNetwork` describes the heads. The network reads the same features and canvases as
+the agents, by default in ten passes. The command writes the same metrics.json.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ class Args:
     """Train and test a count network."""
 
     env_id: str = "HSAL-MNISTMultiset-v0"
-    """whose canvases"""
+    """environment whose canvases it learns from"""
     head: Head = "volume"
-    """what the network reads at once: the volume, or one column"""
+    """input of the network: the whole volume, or each column alone"""
     activation: str | None = None
-    """activation model; default: the environment's"""
+    """activation model; default: the environment's own"""
     hidden: int = 512
-    """units of both hidden layers"""
+    """units in each of the two hidden layers"""
     passes: int = 10
     """passes over the training canvases"""
     batch_size: int = 256
@@ -50,22 +50,22 @@ class Args:
     learning_rate: float = 1e-3
     """peak of the one-cycle schedule (Adam)"""
     num_examples: int = 60_000
-    """training canvases, if there are so many"""
+    """number of training canvases; there may be fewer"""
     test_episodes: int = 10_000
-    """test canvases"""
+    """number of test canvases"""
     seed: int = 0
-    """seed of weights and order"""
+    """seed of the weights and of the order of canvases"""
     data_root: str | None = None
-    """where the data lie"""
+    """folder of the data sets"""
     output_dir: Path = Path("runs/count-network")
-    """where metrics.json goes"""
+    """folder for metrics.json"""
 
 
 def task(args: Args) -> EnvConfig:
-    """The environment whose training canvases are learned from.
+    """The environment whose training canvases the network learns from.
 
     Raises:
-        ConfigError: an unknown id, a number that is too small, or fewer images than a batch has.
+        ConfigError: an unknown id, a number that is too small, or fewer images than one batch.
     """
     if args.env_id not in ENVIRONMENTS:
         raise ConfigError(f"Unknown env id {args.env_id!r}. Expected one of {', '.join(ENVIRONMENTS)}.")
@@ -91,7 +91,7 @@ def task(args: Args) -> EnvConfig:
 
 
 def main(args: Args) -> None:
-    """Train, test, print and write.
+    """Train the network, test it, print the table, and write metrics.json.
 
     Raises:
         ConfigError: see :func:`task`.
@@ -148,7 +148,7 @@ def main(args: Args) -> None:
 
 
 def train(net: CountNetwork, examples: Examples, args: Args) -> None:
-    """Adam on whole batches, in another order every pass, under a one-cycle schedule."""
+    """Train with Adam and a one-cycle schedule, on whole batches, in a new order in every pass."""
     import torch
     from tqdm import tqdm
 
@@ -167,13 +167,13 @@ def train(net: CountNetwork, examples: Examples, args: Args) -> None:
 
 
 def predict(net: CountNetwork, examples: Examples) -> tuple[np.ndarray, np.ndarray]:
-    """Counts told and true, ``[N, C]`` each."""
-    told, true = [], []
+    """The predicted and the true counts, ``[N, C]`` each."""
+    predicted, true = [], []
     for start in range(0, len(examples), 500):
         example, _ = examples.load(np.arange(start, min(start + 500, len(examples))))
-        told.append(net.predict(example.volume).numpy())
+        predicted.append(net.predict(example.volume).numpy())
         true.append(example.counts.numpy())
-    return np.concatenate(told), np.concatenate(true)
+    return np.concatenate(predicted), np.concatenate(true)
 
 
 def cli() -> None:

@@ -26,31 +26,31 @@ class Args:
     agent: Annotated[str, tyro.conf.Positional]
     """a bundled agent's name, or the path of a checkpoint.pt"""
     split: str = "test"
-    """train, val or test; of your own images also all"""
+    """train, val or test; for your own images also all"""
     seed: int = 0
-    """which canvases"""
+    """seed of the canvases"""
     episodes: int = 10_000
-    """how many"""
+    """number of canvases"""
     source: str | None = None
-    """auto, mnist, digits, house-numbers or svhn; default: that of the training, digits for MNIST where it cannot be had"""
+    """auto, mnist, digits, house-numbers or svhn; default: the source of the agent's training (digits where MNIST is missing)"""
     data_root: str | None = None
-    """where the data lie"""
+    """folder of the data sets"""
     images: str | None = None
-    """folder of your own images and labels.csv; default: of an agent trained on such, that folder"""
+    """folder of your own images and labels.csv; default: the folder that the agent was trained on, if it was trained on one"""
     min_objects: int | None = None
-    """fewest objects in an image; default: as the agent was trained on"""
+    """fewest objects in an image; default: as in the agent's training"""
     max_objects: int | None = None
-    """most objects in an image"""
+    """most objects in an image; default: as in the agent's training"""
     max_size_px: int | None = None
-    """largest digit"""
+    """height of the largest digit in px; default: as in the agent's training"""
     json: Path | None = None
-    """also write the table here"""
+    """file for the table as JSON"""
     picture: Path | None = None
-    """also draw the first three episodes here, as PNG"""
+    """PNG file for a picture of the first three episodes"""
 
 
 def main(args: Args) -> None:
-    """Load, test, print, and write."""
+    """Load the agent, test it, print the table, and write the files that were asked for."""
     from agents import bundled, load
     from agents.evaluation import evaluation_config, score_agent
     from agents.learning.provenance import versions

@@ -1,4 +1,4 @@
-"""Draw two digits on the page to play with, press Go, and take its picture.
+"""Draw two digits on the demo page, press Go, and take a picture of the page.
 
 python train/make_demo_picture.py --output docs/demo.png  # needs the extra browser and Debian's chromium
 """
@@ -19,18 +19,23 @@ ZERO = [(74 + 10 * math.sin(n * math.pi / 12), 73 - 16 * math.cos(n * math.pi / 
 
 @dataclass(frozen=True)
 class Args:
-    """Draw two digits on the page to play with, press Go, and take its picture."""
+    """Draw two digits on the demo page, press Go, and take a picture of the page."""
 
     output: Path = Path("docs/demo.png")
-    """where the picture goes"""
+    """file of the picture"""
     chromium: str = "/usr/bin/chromium"
-    """the browser"""
+    """path of the browser"""
     width_px: int = 1200
-    """of the page"""
+    """width of the page"""
 
 
 def main(args: Args) -> None:
-    """Serve, draw, look, save."""
+    """Serve the page, draw on it in a browser, and save a screenshot.
+
+    Raises:
+        ConfigError: Playwright, Flask or the browser is missing.
+        CheckpointError: the picture cannot be written.
+    """
     try:
         from playwright.sync_api import Error, sync_playwright
 

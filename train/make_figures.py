@@ -1,10 +1,10 @@
-"""Draw an agent's episodes, in the manner of the paper's figures 2 and 12, and animate them.
+"""Draw an agent's episodes like the paper's figures 2 and 12, and animate them.
 
     python train/make_figures.py mnist-multiset                      # figures/episodes.png and figures/episodes.gif
     python train/make_figures.py runs/x/checkpoint.pt --index 4 17 --format pdf mp4 npz
     python train/make_figures.py mnist-multiset --index 0 2 248 --output-dir docs    # the README's
 
-Formats: png, pdf (a page per episode), gif, mp4; and npz, csv, parquet: the traces themselves (docs/traces.md).
+The formats png, pdf (one page per episode), gif and mp4 hold pictures. npz, csv and parquet hold the traces (docs/traces.md).
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ class Args:
     agent: Annotated[str, tyro.conf.Positional]
     """a bundled agent's name, or the path of a checkpoint.pt"""
     output_dir: Path = Path("figures")
-    """where episodes.png, ... go"""
+    """folder for episodes.png and the other files"""
     format: tuple[Literal["png", "pdf", "gif", "mp4", "npz", "csv", "parquet"], ...] = ("png", "gif")
-    """which files to write"""
+    """formats of the files"""
     index: tuple[int, ...] = (0, 1, 2)
-    """which canvases of the split"""
+    """indices of the canvases in the split"""
     split: str = "test"
-    """train, val or test; of your own images also all"""
+    """train, val or test; for your own images also all"""
     seed: int = 0
-    """which canvases the split holds"""
+    """seed of the split's canvases"""
     source: str | None = None
-    """auto, mnist, digits, house-numbers or svhn; default: that of the training, digits for MNIST where it cannot be had"""
+    """auto, mnist, digits, house-numbers or svhn; default: the source of the agent's training (digits where MNIST is missing)"""
     data_root: str | None = None
-    """where the data lie"""
+    """folder of the data sets"""
     images: str | None = None
-    """folder of your own images and labels.csv; default: of an agent trained on such, that folder"""
+    """folder of your own images and labels.csv; default: the folder that the agent was trained on, if it was trained on one"""
 
 
 def main(args: Args) -> None:
-    """Record, draw, write.
+    """Record the episodes and write them in every format.
 
     Raises:
-        ConfigError: no canvas is asked for, or a format that needs what is not installed.
-        DataError: an index outside the split.
-        CheckpointError: no such agent, or the folder cannot be written.
+        ConfigError: no canvas or no format was named, or a format needs a package that is not installed.
+        DataError: an index lies outside the split.
+        CheckpointError: there is no such agent, or the folder cannot be written.
     """
     import dataclasses
 

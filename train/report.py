@@ -4,8 +4,8 @@
     python train/report.py results/mnist-multiset results/mnist-multiset-faithful --output compared.html
     python train/report.py mnist-multiset --episodes 200  # a bundled agent
 
-Runs that differ by their seed alone share a row. Where a row has an agent, the page also holds a breakdown of its errors, its
-scan paths, and its best, typical and worst episodes.
+Runs that differ only by their seed share a row. If a row has an agent, the page also shows its errors, its scan paths, and its
+best, typical and worst episodes.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ class Args:
     """Write a report on training runs."""
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """folders of runs, folders with seed-N in them, or bundled agents' names"""
+    """folders of runs, folders that hold seed-N, or names of bundled agents"""
     output: Path = Path("report.html")
-    """the page"""
+    """file of the page"""
     episodes: int = 1_000
-    """canvases that each row's first agent plays for the page; 0: none"""
+    """canvases that the first agent of each row plays for the page; 0: none"""
     split: str = "val"
-    """split to play; test only after all choices are made"""
+    """split of these canvases; use test only after all choices are made"""
     source: str | None = None
-    """auto, mnist, digits, house-numbers or svhn; default: as for hsal-evaluate"""
+    """auto, mnist, digits, house-numbers or svhn; default: the source of the agent's training (digits where MNIST is missing)"""
     data_root: str | None = None
-    """where the data lie"""
+    """folder of the data sets"""
 
 
 def main(args: Args) -> None:
-    """Read, play, write.
+    """Read the runs, let their agents play, and write the page.
 
     Raises:
-        ConfigError: no run, fewer than no episodes, or a bundled agent and no episodes.
+        ConfigError: no run, a negative number of episodes, or a bundled agent and no episodes.
         DataError: see :func:`agents.reports.runs.gather`.
         CheckpointError: a damaged checkpoint, or the page cannot be written.
     """
@@ -59,7 +59,7 @@ def main(args: Args) -> None:
     from hsal_env.storage.files import write_text
 
     if not args.runs:
-        raise ConfigError("Expected at least one run; name folders or bundled agents, see --help.")
+        raise ConfigError("Expected at least one run; got none. Name folders or bundled agents, see --help.")
     if args.episodes < 0:
         raise ConfigError(f"Expected --episodes of at least 0; got {args.episodes}.")
     groups = group(gather(args.runs))
@@ -68,7 +68,7 @@ def main(args: Args) -> None:
         with_agent = [run for run in runs if run.checkpoint]
         traces: list[Trace] = []
         if not args.episodes and not runs[0].metrics:
-            raise ConfigError(f"{name}: the scores of a bundled agent are found here; expected --episodes above 0.")
+            raise ConfigError(f"{name}: expected --episodes above 0; got 0. The report itself tests a bundled agent.")
         if with_agent and args.episodes:
             first = with_agent[0]
             loaded = checkpoint.load(Path(str(first.checkpoint)))
@@ -81,7 +81,7 @@ def main(args: Args) -> None:
 
 
 def play(loaded: Loaded, args: Args, name: str) -> list[Trace]:
-    """Record episodes, with a progress bar."""
+    """Record an agent's episodes, with a progress bar."""
     import numpy as np
     from tqdm import tqdm
 
@@ -93,7 +93,7 @@ def play(loaded: Loaded, args: Args, name: str) -> list[Trace]:
     with tqdm(total=config.size, desc=f"record, {name}", unit="episode") as bar:
         for start in range(0, config.size, _BATCH):
             found = record(loaded.agent, config, np.arange(start, min(start + _BATCH, config.size)))
-            traces += [trace._replace(states={}) for trace in found]  # by far the largest part, and not shown
+            traces += [trace._replace(states={}) for trace in found]  # the page does not need them, and they are large
             bar.update(len(found))
     return traces
 

@@ -2,13 +2,12 @@
 
     python train/reproduce.py --list
     python train/reproduce.py mnist-multiset                 # all seeds of the row
-    python train/reproduce.py mnist-multiset --seeds 3 4     # others
+    python train/reproduce.py mnist-multiset --seeds 3 4     # other seeds
+    python train/reproduce.py svhn-multiset                  # trains its activation model first; needs SVHN
 
-    python train/reproduce.py svhn-multiset                  # trains its activation model first, where SVHN can be had
-
-Every seed is a command of its own; its run goes to runs/ROW/seed-N (an interrupted one is resumed there, a finished one is
-left as it is), its metrics.json and progress.csv to results/ROW/seed-N. An activation model that does not come with the package
-is trained before, once for all rows that have it, to runs/models.
+Each seed runs one command, whose run goes to runs/ROW/seed-N. An interrupted run is resumed, and a finished one is left as it
+is. The run's metrics.json and progress.csv are copied to results/ROW/seed-N. Some rows need an activation model that the package
+does not hold. It is trained first, into runs/models, once for all rows that use it.
 """
 
 from __future__ import annotations
@@ -33,19 +32,19 @@ _ROOT = Path(__file__).resolve().parents[1]
 
 _EVALUATE = "evaluate_agent.py"
 LEARNERS = "sb3_agents.py"
-"""The script of the rows of other learners, which have a table of their own."""
+"""The script of the rows of other learners. These rows have their own table."""
 
 
 class Row(NamedTuple):
-    """A row of the table.
+    """A row of the results table.
 
     Attributes:
-        what: a few words for people.
-        flags: of every seed.
-        seeds: of the runs that the command makes; the table is made from those that results/ holds.
-        script: in train/.
-        source: what its images must be: where MNIST cannot be had, commands go on with digits.
-        model: the key in :data:`MODELS` of the activation model that is trained for it.
+        what: a short description.
+        flags: the flags of its command, the same for every seed.
+        seeds: the seeds that the command runs. The table shows the seeds that results/ holds.
+        script: the name of its script in train/.
+        source: the source that its images must come from. Without MNIST a script goes on with digits.
+        model: the key in :data:`MODELS` of the activation model that must be trained first; None: the row needs none.
     """
 
     what: str
@@ -56,19 +55,19 @@ class Row(NamedTuple):
     model: str | None = None
 
     def command(self, seed: int, runs_dir: Path = Path("runs")) -> list[str]:
-        """Without the interpreter and without where its output goes."""
+        """The command for one seed, without the interpreter and without the folder of its output."""
         seeded = [] if self.script == _EVALUATE else ["--seed", str(seed)]
         activation = ["--activation", str(model_file(self.model, runs_dir))] if self.model else []
         return [f"train/{self.script}", *shlex.split(self.flags), *activation, *seeded]
 
 
 def model_file(name: str, runs_dir: Path = Path("runs")) -> Path:
-    """Where the model of that name in :data:`MODELS` is."""
+    """The file of a model of :data:`MODELS`."""
     return runs_dir / "models" / f"{name}.pt"
 
 
 def model_command(name: str, runs_dir: Path = Path("runs")) -> list[str]:
-    """What trains it, without the interpreter."""
+    """The command that trains a model of :data:`MODELS`, without the interpreter."""
     return ["train/pretrain_perception.py", *shlex.split(MODELS[name]), "--output", str(model_file(name, runs_dir))]
 
 
@@ -85,7 +84,7 @@ MODELS = {
         "--objects svhn --init compact-house-numbers --num-canvases 230 --batch-size 23 --passes 20 --learning-rate 1e-3"
     ),
 }
-"""Activation models that do not come with the package: flags of pretrain_perception.py."""
+"""Activation models that the package does not hold, and the flags of pretrain_perception.py that train them."""
 
 
 _TEN = "--env-id HSAL-MNISTMultiset10-v0"
@@ -218,23 +217,24 @@ class Args:
     """Run a row of the results table again."""
 
     row: Annotated[str | None, tyro.conf.Positional] = None
-    """its name"""
+    """name of the row"""
     list: bool = False
     """print the rows and their commands"""
     seeds: tuple[int, ...] = ()
-    """default: those of the table"""
+    """seeds to run; default: the seeds of the table"""
     runs_dir: Path = Path("runs")
-    """where runs go"""
+    """folder for runs"""
     results_dir: Path = Path("results")
-    """where metrics.json and progress.csv go"""
+    """folder for metrics.json and progress.csv"""
 
 
 def main(args: Args) -> None:
-    """Run.
+    """List the rows, or run one.
 
     Raises:
-        ConfigError: no such row, seeds of a bundled agent, a command failed, or it ran on other data than the row's.
-        CheckpointError: a damaged metrics.json, or the results folder cannot be written.
+        ConfigError: there is no such row, seeds were given for a bundled agent, a command failed, or it ran on other data
+            than the row's.
+        CheckpointError: a metrics.json is damaged, or the results folder cannot be written.
     """
     if args.list:
         for name, row in ROWS.items():
@@ -245,11 +245,11 @@ def main(args: Args) -> None:
     if args.row not in ROWS:
         raise ConfigError(f"Unknown row {args.row!r}. Expected one of {', '.join(ROWS)}.")
     if args.seeds and ROWS[args.row].script == _EVALUATE:
-        raise ConfigError(f"{args.row} tests a bundled agent, which has one seed; leave out --seeds.")
+        raise ConfigError(f"{args.row} tests a bundled agent, which has only one seed. Leave out --seeds.")
     row, runs_dir = (
         ROWS[args.row],
         Path(os.path.relpath(args.runs_dir, _ROOT)),
-    )  # no path of a machine in what runs record
+    )  # relative, because runs record their commands
     if row.model and not (_ROOT / model_file(row.model, runs_dir)).with_suffix(".json").exists():  # written last
         run(model_command(row.model, runs_dir))
     for seed in args.seeds or row.seeds:
@@ -264,12 +264,12 @@ def main(args: Args) -> None:
             source = json.loads((folder / "metrics.json").read_text())["source"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
-                f"{folder / 'metrics.json'} is damaged ({error!r}); delete it and run this again."
+                f"{folder / 'metrics.json'} is damaged ({error!r}). Delete it and run this again."
             ) from error
         if source != row.source:
             raise ConfigError(
-                f"{folder} was run on {source}, which is not the row's data; it stays out of {args.results_dir}. "
-                "Set HSAL_DATA to a folder with MNIST, delete the run, and run this again."
+                f"Expected {folder} to be a run on {row.source}; got {source}. It is not copied to {args.results_dir}. Set "
+                "HSAL_DATA to a folder that holds the data, delete the run, and run this again."
             )
         for name in ("metrics.json", "progress.csv"):
             if (folder / name).exists():
@@ -284,7 +284,7 @@ def run(command: list[str]) -> None:
     """
     if subprocess.run([sys.executable, *command], cwd=_ROOT, check=False).returncode:
         raise ConfigError(
-            f"The command failed, see its message above; run this again to go on: python {shlex.join(command)}"
+            f"The command failed; its message is above. Run this again to go on: python {shlex.join(command)}"
         )
 
 

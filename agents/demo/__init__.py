@@ -1,1 +1,1 @@
-"""The page to play with: one player, and the server that shows it."""
+"""The demo page: a player that runs agents, and the server that shows what they do."""

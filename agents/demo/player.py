@@ -1,6 +1,6 @@
-"""What the page to play with shows: an agent on one image, under rules and saliency of one's choice.
+"""What the demo page shows: an agent plays one image, under rules and a saliency model that the user chooses.
 
-No web library here: :mod:`agents.demo.server` serves it, ``python train/demo.py`` starts it.
+This module needs no web library. :mod:`agents.demo.server` serves the page, and ``hsal-demo`` starts the server.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -26,6 +26,7 @@ from hsal_env.data.custom import LabelledImages
 from hsal_env.data.glyphs import NUM_CLASSES
 from hsal_env.data.sources import SOURCES
 from hsal_env.errors import CheckpointError, ConfigError, DataError
+from hsal_env.fields import check_fields
 from hsal_env.perception.examples import Examples
 from hsal_env.perception.registry import SALIENCY_MODELS
 from hsal_env.trace import Trace
@@ -35,48 +36,46 @@ MOST_UPLOAD_BYTES = 5 * 2**20
 MOST_UPLOAD_PIXELS = 25_000_000  # a small file can hold a huge image
 MOST_LABELS = 10
 MOST_GLIMPSES = 4
-UPDATES = {
-    "paper": "glimpsed cells become 0, M is subtracted",
-    "peak": "glimpsed cells become 0, M / max M is subtracted",
+Update = Literal["paper", "peak", "none"]
+UPDATES: dict[Update, str] = {
+    "paper": "glimpsed cells become 0, and M is subtracted",
+    "peak": "glimpsed cells become 0, and M / max M is subtracted",
     "none": "S stays as it is",
 }
 SALIENCY = {name: model.words for name, model in SALIENCY_MODELS.items() if "boxes" not in model.build.reads}
-"""By name: what the model is in words. Those of true objects are left out: of an uploaded image nobody knows them."""
+"""Each saliency model's name and description. Models that read true boxes are left out: an uploaded image has none."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How an image is to be looked at.
+    """How an agent plays an image.
 
     Attributes:
-        agent: one of the player's agents; None: the chosen one.
-        glimpses: k, 0 to 4; None: as the agent was trained.
-        update: of the saliency map, a key of :data:`UPDATES`; None: as the agent was trained.
-        saliency: a key of :data:`SALIENCY`; None: as the agent was trained.
-        deterministic: the most probable actions; else they are drawn.
-        seed: of the draws, 0 to 2**32 - 1.
+        agent: one of the player's agents; None: the player's default agent.
+        glimpses: k, 0 to 4; None: as in the agent's training.
+        update: how the saliency map changes after a label, a key of :data:`UPDATES`; None: as in the agent's training.
+        saliency: a key of :data:`SALIENCY`; None: as in the agent's training.
+        deterministic: whether the agent takes the most probable actions; otherwise it draws them.
+        seed: seed of the draws, 0 to 2**32 - 1.
 
     Raises:
-        ConfigError: a value of another kind or outside its range.
+        ConfigError: a value of another type or outside its range.
     """
 
     agent: str | None = None
     glimpses: int | None = None
-    update: str | None = None
+    update: Update | None = None
     saliency: str | None = None
     deterministic: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.glimpses is not None and not _whole(self.glimpses, MOST_GLIMPSES):
+        check_fields(self)
+        if self.glimpses is not None and not 0 <= self.glimpses <= MOST_GLIMPSES:
             raise ConfigError(f"Expected glimpses as a whole number from 0 to {MOST_GLIMPSES}; got {self.glimpses!r}.")
-        for name, known in (("update", UPDATES), ("saliency", SALIENCY)):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, str) or value not in known):
-                raise ConfigError(f"Expected {name} to be one of {', '.join(known)}; got {value!r}.")
-        if not isinstance(self.deterministic, bool):
-            raise ConfigError(f"Expected deterministic as true or false; got {self.deterministic!r}.")
-        if not _whole(self.seed, 2**32 - 1):
+        if self.saliency is not None and self.saliency not in SALIENCY:
+            raise ConfigError(f"Expected saliency to be one of {', '.join(SALIENCY)}; got {self.saliency!r}.")
+        if not 0 <= self.seed < 2**32:
             raise ConfigError(f"Expected seed as a whole number from 0 to 2**32 - 1; got {self.seed!r}.")
 
 
@@ -95,13 +94,13 @@ class LabelledCanvas(NamedTuple):
 
 
 class Player:
-    """Runs agents on single images; may be called from several threads.
+    """Runs agents on single images. Several threads may call it.
 
     Args:
-        chosen: the agent that plays where none is named: a bundled agent's name, or the path of a checkpoint.
+        chosen: the agent that plays where a request names none: a bundled agent's name, or the path of a checkpoint.
 
     Raises:
-        CheckpointError: see :func:`agents.load`; or the agent cannot read grey images of 100x100 px.
+        CheckpointError: the agent cannot be loaded (see :func:`agents.load`), or cannot read grey images of 100x100 px.
     """
 
     def __init__(self, chosen: str | Path = "mnist-multiset") -> None:
@@ -111,7 +110,7 @@ class Player:
         if self.chosen not in found:
             loaded = agents.load(chosen)
             path = Path(chosen)
-            self.chosen = f"{path.parent.name}/{path.name}".lstrip("/")  # where it lies is nobody's business
+            self.chosen = f"{path.parent.name}/{path.name}".lstrip("/")  # the page does not show where it lies
             found[self.chosen] = loaded
             if _fits(loaded):
                 self.agents = {self.chosen: loaded, **self.agents}
@@ -123,7 +122,7 @@ class Player:
         self._playing, self._looking = threading.Lock(), threading.Lock()
 
     def options(self) -> dict[str, Any]:
-        """What can be chosen, in plain values."""
+        """What a user can choose, as values for JSON."""
         return {
             "chosen": self.chosen,
             "agents": {
@@ -143,15 +142,16 @@ class Player:
         }
 
     def play(self, image: np.ndarray, labels: list[int] | None = None, settings: Settings | None = None) -> Trace:
-        """One episode on an image, free protocol.
+        """Play one episode on an image, under the free protocol.
 
         Args:
             image: uint8 ``[100, 100]``, bright ink on black.
-            labels: the true multiset; None: unknown, and then rewards, remaining and true labels of the trace mean nothing.
-            settings: how it is played.
+            labels: the true multiset; None: it is unknown. Then the trace's rewards, remaining labels and true labels mean
+                nothing.
+            settings: how the agent plays.
 
         Raises:
-            ConfigError: an unknown agent, or another k for an agent that is built for one.
+            ConfigError: an unknown agent, or a k for which the agent was not built.
             DataError: labels that the agent does not know, or more than 10.
         """
         settings = settings or Settings()
@@ -164,10 +164,10 @@ class Player:
             return record(with_rules_of(loaded.agent, config), config, 0, settings.deterministic, settings.seed)
 
     def canvas(self, index: int) -> LabelledCanvas:
-        """A canvas of the test split, of MNIST where it can be had, else of scikit-learn's digits.
+        """A canvas of the test split of MNIST, or of scikit-learn's digits where MNIST is not available.
 
         Raises:
-            DataError: an index outside the split, or MNIST is there but damaged.
+            DataError: an index outside the split, or damaged files of MNIST.
         """
         with self._looking:
             examples = self._examples
@@ -180,14 +180,14 @@ class Player:
 
     @cached_property
     def _examples(self) -> Examples:
-        """Of the test split. Looked for when first asked for: a download, or its failure, may take its time."""
+        """The test split. The first call looks for the data, because a download, or its failure, can take a while."""
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the page says which digits they are
+            warnings.simplefilter("ignore")  # the page itself says which digits it shows
             return Examples(EnvConfig(source="auto", split="test", canvas_px=CANVAS_PX))
 
 
 def environment(loaded: Loaded, image: np.ndarray, labels: list[int] | None, settings: Settings) -> EnvConfig:
-    """An environment of one canvas, ``image``, with the rules of ``settings``.
+    """An environment with one canvas, ``image``, under the rules of ``settings``.
 
     Raises:
         DataError: labels that the agent does not know, or more than 10.
@@ -210,30 +210,32 @@ def environment(loaded: Loaded, image: np.ndarray, labels: list[int] | None, set
 
 
 def with_rules_of(agent: Any, config: EnvConfig) -> Any:
-    """The agent, its weights shared, for the rules of ``config``.
+    """A copy of the agent that shares its weights and plays by the rules of ``config``.
 
     Raises:
-        ConfigError: the agent has no ``world`` that says how many glimpses it takes.
+        ConfigError: the agent has no attribute ``world``, which holds the rules that it plays by.
     """
     if not hasattr(agent, "world"):
-        raise ConfigError("This agent has no attribute world, so its rules cannot be changed.")
+        raise ConfigError(
+            "Expected an agent whose attribute world holds its rules; got one without. Choose another agent."
+        )
     same = copy.copy(agent)
     same.world = agent.world._replace(rules=config.rules)
     return same
 
 
 def read_image(content: bytes, invert: bool = False) -> np.ndarray:
-    """An uploaded PNG or JPEG as a canvas: grey, fitted into 100x100 px, its sides filled up with black.
+    """Turn an uploaded PNG or JPEG into a canvas: grey, fitted into 100x100 px, with black at the sides.
 
     Args:
-        content: of the file.
-        invert: dark ink on a bright ground becomes bright ink on black.
+        content: the bytes of the file.
+        invert: whether dark ink on a bright ground becomes bright ink on black.
 
     Returns:
         uint8 ``[100, 100]``.
 
     Raises:
-        DataError: empty, too large, or no PNG or JPEG.
+        DataError: the file is empty, too large, or neither PNG nor JPEG.
     """
     if not content:
         raise DataError("The file is empty. Expected a PNG or JPEG.")
@@ -258,7 +260,7 @@ def read_image(content: bytes, invert: bool = False) -> np.ndarray:
 
 
 def plain(trace: Trace, labels_known: bool) -> dict[str, Any]:
-    """A trace as JSON takes it: lists for arrays and None for NaN; what depends on true labels is None where unknown."""
+    """A trace for JSON: arrays become lists, NaN becomes None. Without true labels, what depends on them is None."""
     values: dict[str, Any] = {name: _listed(value) for name, value in trace._asdict().items()}
     values["states"] = {name: _listed(part) for name, part in trace.states.items()}
     values |= {"map_size": list(trace.map_size), "named": trace.named.tolist(), "exact_match": trace.exact_match}
@@ -278,7 +280,7 @@ def _listed(value: Any) -> Any:
 
 
 def _grey(image: Image.Image, ground: int) -> Image.Image:
-    """8-bit grey; what is transparent shows the ``ground``."""
+    """The image in 8-bit grey. Transparent pixels show the ``ground``."""
     if image.mode.startswith("I"):  # 16 bits
         return Image.fromarray((np.asarray(image, np.int64) >> 8).clip(0, 255).astype(np.uint8))
     if "A" in image.mode or "transparency" in image.info:
@@ -288,7 +290,7 @@ def _grey(image: Image.Image, ground: int) -> Image.Image:
 
 
 def _fits(loaded: Loaded) -> bool:
-    """Whether the agent knows grey images and gets through an episode on a blank canvas."""
+    """Whether the agent reads grey images and can play an episode on a blank canvas."""
     if SOURCES[loaded.env.source].colour:  # a model that reads colour would take grey, too
         return False
     try:

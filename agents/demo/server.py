@@ -1,14 +1,14 @@
-"""Serves the page to play with. The one module that imports Flask, the extra ``demo``.
+"""The server of the demo page. Only this module imports Flask, which the extra ``demo`` installs.
 
 | path | answer |
 |---|---|
-| ``GET /`` | the page; its parts under ``/static/`` |
-| ``GET /api/options`` | :meth:`agents.demo.Player.options` |
-| ``GET /api/canvas?index=N`` | a test canvas: image, labels, source |
-| ``POST /api/upload?invert=1`` | a PNG or JPEG, as it is, in; a canvas out |
-| ``POST /api/play`` | JSON of image, labels and the fields of :class:`agents.demo.Settings` in; the trace out |
+| ``GET /`` | the page; its style and script are under ``/static/`` |
+| ``GET /api/options`` | :meth:`agents.demo.player.Player.options` |
+| ``GET /api/canvas?index=N`` | the image, labels and source of a test canvas |
+| ``POST /api/upload?invert=1`` | takes the bytes of a PNG or JPEG, gives a canvas |
+| ``POST /api/play`` | takes JSON of image, labels and the fields of :class:`agents.demo.player.Settings`, gives the trace |
 
-Images travel as base64 of 100 x 100 grey bytes. What goes wrong is answered by ``{"error": why}``.
+Images are sent as base64 of 100 x 100 grey bytes. The answer to a wrong request is ``{"error": why}``.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ _HEADERS = {
 
 
 def create_app(player: Player, host: str = LOCALHOST) -> Flask:
-    """The page and what it asks for.
+    """The Flask application: the page, and the answers to its requests.
 
     Args:
         player: runs the agents.
-        host: where it will listen. On a loopback address requests must name one: a page elsewhere whose name resolves to
-            this machine (DNS rebinding) gets nothing.
+        host: the address where it will listen. On a loopback address every request must name a loopback address. So a
+            foreign page whose name resolves to this machine (DNS rebinding) gets no answer.
 
     Raises:
-        ConfigError: ``::1``.
+        ConfigError: the host is ``::1``.
     """
     if host == "::1":  # Werkzeug cannot tell it from other hosts
         raise ConfigError("Expected --host 127.0.0.1 for this machine alone; got ::1.")
@@ -92,9 +92,11 @@ def create_app(player: Player, host: str = LOCALHOST) -> Flask:
     @app.errorhandler(HTTPException)
     def explain(error: HTTPException) -> tuple[Response, int]:
         if error.code == 413:
-            return jsonify(error=f"That is too large: at most {MOST_UPLOAD_BYTES:,} bytes. Make it smaller."), 400
+            return jsonify(
+                error=f"The request is too large. Expected at most {MOST_UPLOAD_BYTES:,} bytes; send a smaller image."
+            ), 400
         if error.code == 500:  # what went wrong is in the log
-            return jsonify(error="The server failed at this. Its terminal says why."), 500
+            return jsonify(error="The server failed. Its terminal shows why."), 500
         return jsonify(error=f"{error.name}."), error.code or 400
 
     @app.after_request
@@ -106,10 +108,10 @@ def create_app(player: Player, host: str = LOCALHOST) -> Flask:
 
 
 def listen(app: Flask, host: str = LOCALHOST, port: int = 0) -> tuple[BaseWSGIServer, str]:
-    """A server that is bound, and its address; ``serve_forever`` and ``shutdown`` are its methods.
+    """A server that is bound to host and port, and its address. Call its ``serve_forever`` and ``shutdown``.
 
     Raises:
-        ConfigError: the host or port cannot be had.
+        ConfigError: the server cannot listen on that host and port.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -130,7 +132,7 @@ def is_loopback(host: str) -> bool:
 
 class _QuietHandler(WSGIRequestHandler):
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
-        """Nothing: errors are logged, requests are not."""
+        """Log nothing: the log holds errors only."""
 
 
 def _encoded(image: np.ndarray) -> str:
@@ -138,10 +140,10 @@ def _encoded(image: np.ndarray) -> str:
 
 
 def _wish(content: Any) -> tuple[np.ndarray, list[int] | None, Settings]:
-    """What a request to play asks for.
+    """The image, labels and settings of a request to play.
 
     Raises:
-        ConfigError, DataError: it is not of that form.
+        ConfigError, DataError: the request is not of that form.
     """
     known = [field.name for field in dataclasses.fields(Settings)]
     if not isinstance(content, dict) or set(content) - {"image", "labels", *known}:

@@ -1,1 +1,1 @@
-"""What people read of finished runs: tables, statistics, curves, galleries, one page of all."""
+"""What people read about finished runs: tables, statistics, curves, galleries, and a page that holds them all."""

@@ -1,4 +1,4 @@
-"""Learning curves: the paper's figures 5 and 6 over runs, every run a line."""
+"""Learning curves: the quantities of the paper's figures 5 and 6, with one line for each run."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 FIGURE_5 = (
-    ("attention/saliency", "attn_saliency: raw saliency at glimpses"),
-    ("attention/saliency_ratio", "times that of uniform glimpses"),
+    ("attention/saliency", "raw saliency at glimpses (attn_saliency)"),
+    ("attention/saliency_ratio", "saliency ratio: glimpses / uniform glimpses"),
 )
-"""The paper's figure 5: (column of progress.csv, title) of each panel."""
+"""The panels of the paper's figure 5: (column of progress.csv, title)."""
 FIGURE_6 = (("val/macro_f1", "macro-F1, validation"), ("val/exact_match", "0-1, validation"))
-"""The paper's figure 6, likewise."""
+"""The panels of the paper's figure 6."""
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's, which the colour-blind can tell apart; the palest last."""
+"""Okabe and Ito's colours, which colour-blind people can tell apart. The palest come last."""
 
 
 class Curve(NamedTuple):
-    """One run.
+    """The curve of one run.
 
     Attributes:
-        x: where each row stands, ``[n]``.
-        columns: the numbers of each column ``[n]``; None where a row says nothing.
-        colour: of its line.
-        label: in the legend; None: it shares that of an earlier run.
+        x: the position of each row of progress.csv, ``[n]``.
+        columns: the numbers of each column ``[n]``; None where a row has no number.
+        colour: the colour of the line.
+        label: its text in the legend; None: an earlier run's text stands for it.
     """
 
     x: Sequence[float]
@@ -38,7 +38,7 @@ class Curve(NamedTuple):
 def draw(
     panels: Sequence[tuple[str, str]], curves: Sequence[Curve], xlabel: str = "training images, thousands"
 ) -> Figure:
-    """One panel for each (column, title); a run without a column is left out of its panel."""
+    """Draw one panel for each (column, title). A panel leaves out the runs that lack its column."""
     figure = Figure(figsize=(4.5 * len(panels), 3.4), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, (column, title) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):

@@ -1,4 +1,4 @@
-"""Which of many recorded episodes to look at: the best, the typical and the worst."""
+"""Choose episodes to look at from many recorded ones: the best, the typical and the worst."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from agents.reports.mistakes import Episode, describe
 from hsal_env.trace import Trace
 
 KINDS = {
-    "best": "Right, and the least certain of its labels is the most certain.",
-    "typical": "Their least probability of a label is nearest the median over all episodes.",
-    "worst": "Wrong, with most labels too many or missing, then with the most probable wrong label.",
+    "best": "The multiset is right. Its least certain label has the highest probability.",
+    "typical": "The probability of the least certain label is nearest the median over all episodes.",
+    "worst": "The multiset is wrong. Most labels are missing or too many; then the wrong label is the most probable.",
 }
-"""What each choice means; ties go to the earlier canvas."""
+"""The meaning of each choice. In a tie the earlier canvas comes first."""
 
 
 def least_probability(trace: Trace) -> float:
-    """The smallest probability of a label or stop that was named, in [0, 1]: how sure the agent was throughout."""
+    """The smallest probability of the labels and the stop that the agent named, in [0, 1]."""
     return float(np.exp(trace.log_prob[trace.label >= 0].min()))
 
 
 def worst_first(episode: Episode) -> tuple[int, float, int]:
-    """A key to sort wrong episodes by."""
+    """A key that sorts wrong episodes: most labels missing or too many first, then the surest wrong label."""
     return -int(np.abs(episode.true - episode.named).sum()), -episode.confidence, episode.canvas_index
 
 
 def choose(traces: Sequence[Trace], number: int = 3) -> dict[str, list[Trace]]:
-    """At most ``number`` episodes of each of :data:`KINDS`, in order. ``traces``: at least one."""
+    """At most ``number`` episodes of each of :data:`KINDS`, in order. There must be at least one trace."""
     sure = [least_probability(trace) for trace in traces]
     median = float(np.median(sure))
     episodes = [describe(trace) for trace in traces]

@@ -1,7 +1,7 @@
-"""What an agent gets wrong, from the traces of its episodes.
+"""What an agent gets wrong, computed from the traces of its episodes.
 
-Kinds of wrong episodes: ``wrong label``, a label that was not among the remaining ones while there were any; otherwise
-``early``, it stopped while something remained, or ``late``, it went on when nothing did.
+The first mistake of an episode decides its kind. ``wrong label``: objects remained, and the agent named a label that was not
+among them. ``early``: objects remained, and it stopped. ``late``: none remained, and it did not stop.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -22,24 +22,32 @@ _SIZES_PX = (0, 20, 25, 30, 35, 40, 45, 51, math.inf)
 _OVERLAPS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.001)
 
 
+Kind = Literal["right", "wrong label", "early", "late"]
+Shares: TypeAlias = dict[str, dict[str, float]]
+"""By case: how many there are, and shares of them."""
+Breakdown: TypeAlias = dict[str, Shares | float | None]
+"""By name: a table, or one number of all episodes; None: no episode defines it."""
+
+
 class Episode(NamedTuple):
-    """What the tables are made from.
+    """The numbers of one episode that the tables need.
 
     Attributes:
-        canvas_index: which canvas.
-        true, named: label counts ``[C]``.
-        kind: ``"right"``, ``"wrong label"``, ``"early"`` or ``"late"``.
+        canvas_index: the canvas.
+        true: counts of the true labels ``[C]``.
+        named: counts of the labels that the agent named ``[C]``.
+        kind: the kind of the episode.
         sizes_px: heights of the objects ``[m]``; -1 where unknown.
-        overlaps: of each meta-step that should name an object, the share of its mask in the box most covered; NaN where
-            there are no boxes.
-        hits: whether its label was right.
-        confidence: the highest probability of a wrong label; 0 without one.
+        overlaps: for each meta-step that should name an object, the largest share of its mask in one object's box; NaN where
+            no boxes are known.
+        hits: for each of these meta-steps, whether its label was right.
+        confidence: the highest probability of a wrong label; 0 if no label was wrong.
     """
 
     canvas_index: int
     true: np.ndarray
     named: np.ndarray
-    kind: str
+    kind: Kind
     sizes_px: np.ndarray
     overlaps: list[float]
     hits: list[bool]
@@ -47,7 +55,7 @@ class Episode(NamedTuple):
 
 
 def box_share(mask: np.ndarray, box: np.ndarray, grid: Grid) -> float:
-    """Share of a mask ``[H, W]`` that lies in a box (row, col, height, width) in px; each cell's weight fills its square."""
+    """The share of a mask ``[H, W]`` that lies in a box (row, col, height, width) in px. A cell's weight fills its square."""
 
     def covered(axis: int) -> np.ndarray:
         edges = grid.first_px[axis] + (np.arange(mask.shape[axis] + 1) - 0.5) * grid.stride_px[axis]
@@ -58,10 +66,10 @@ def box_share(mask: np.ndarray, box: np.ndarray, grid: Grid) -> float:
 
 
 def describe(trace: Trace) -> Episode:
-    """Sort one recorded episode."""
+    """The numbers of one recorded episode."""
     names = np.flatnonzero(trace.label >= 0)
     due, right = trace.remaining[names].sum(axis=1) > 0, trace.right[names]
-    kind = "right"
+    kind: Kind = "right"
     if not right.all():
         first = int((~right).argmax())
         stopped = trace.label[names[first]] == trace.num_classes
@@ -82,19 +90,21 @@ def describe(trace: Trace) -> Episode:
     )
 
 
-def breakdown(traces: Iterable[Trace]) -> dict[str, Any]:
-    """Shares by kind, number, smallest size, label, and overlap of mask and box; see :func:`tables`."""
+def breakdown(traces: Iterable[Trace]) -> Breakdown:
+    """The tables of recorded episodes; see :func:`tables`."""
     return tables([describe(trace) for trace in traces])
 
 
-def tables(episodes: Sequence[Episode]) -> dict[str, Any]:
-    """Shares by kind, number, size, label, and overlap of mask and box. What needs boxes is left out where none are known.
+def tables(episodes: Sequence[Episode]) -> Breakdown:
+    """Shares by kind, number of objects, smallest size, label, and overlap of mask and box.
+
+    Where no boxes are known, the tables that need them are left out.
 
     Raises:
-        DataError: no episodes.
+        DataError: there are no episodes.
     """
     if not episodes:
-        raise DataError("Expected at least one episode to break down; got none.")
+        raise DataError("Expected at least one episode; got none.")
     right = np.array([e.kind == "right" for e in episodes])
     true, named = np.array([e.true for e in episodes]), np.array([e.named for e in episodes])
     objects = true.sum(1)
@@ -103,7 +113,7 @@ def tables(episodes: Sequence[Episode]) -> dict[str, Any]:
     smallest = np.where(objects > 0, smallest, -1)
     overlaps, hits = np.concatenate([e.overlaps for e in episodes]), np.concatenate([e.hits for e in episodes])
     overlaps, hits = overlaps[~np.isnan(overlaps)], hits[~np.isnan(overlaps)].astype(bool)
-    found: dict[str, Any] = {
+    found: Breakdown = {
         "episodes": len(episodes),
         "by kind": {kind: {"cases": count} for kind, count in Counter(e.kind for e in episodes).most_common()},
         "by number of objects": {
@@ -129,8 +139,8 @@ def tables(episodes: Sequence[Episode]) -> dict[str, Any]:
     return found
 
 
-def _binned(values: np.ndarray, right: np.ndarray, edges: tuple[float, ...]) -> dict[str, dict[str, float]]:
-    found = {}
+def _binned(values: np.ndarray, right: np.ndarray, edges: tuple[float, ...]) -> Shares:
+    found: Shares = {}
     for low, high in itertools.pairwise(edges):
         inside = (values >= low) & (values < high)
         if inside.any():

@@ -1,4 +1,4 @@
-"""Finished runs as their files tell of them, and which of them differ by their seed alone."""
+"""Finished runs, read from their files, and which of them differ only by their seed."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ _OF_TABLE = ("agent", "trained_on", "min_objects", "max_objects", "max_size_px",
 
 
 class FinishedRun(NamedTuple):
-    """One run.
+    """A finished run.
 
     Attributes:
-        row: the name of its row: of the folder that holds its ``seed-N``, else its own.
-        name: its own, with that of its row.
-        metrics: what metrics.json holds; {} of a bundled agent.
-        progress: progress.csv by column; None where a row says nothing. {} without the file.
-        checkpoint: its agent; None: it is not there.
+        row: the name of its row: the folder that holds its ``seed-N``, or the run's own folder.
+        name: the name of the run, which begins with its row.
+        metrics: the content of metrics.json; empty for a bundled agent.
+        progress: the columns of progress.csv, with None where a row has no number; empty without that file.
+        checkpoint: the file of its agent; None: there is none.
     """
 
     row: str
@@ -45,7 +45,7 @@ class FinishedRun(NamedTuple):
 
     @property
     def config(self) -> dict[str, Any]:
-        """Its settings, flat, less its seed and where files lay on the machine that ran it."""
+        """The settings by flat names, without the seed and without the folders of the machine that ran it."""
         own = {name: self.metrics[name] for name in _OF_TABLE if self.metrics.get(name) is not None}
         settings = self.metrics.get("config", own)
         kept = {name: value for name, value in settings.items() if name != "seed"}
@@ -53,12 +53,12 @@ class FinishedRun(NamedTuple):
 
     @property
     def seed(self) -> int | None:
-        """Of the learner; None: unknown."""
+        """The learner's seed; None: unknown."""
         return self.metrics.get("config", {}).get("seed")
 
     @property
     def curve(self) -> tuple[str, list[float]]:
-        """What the rows of progress.csv are counted in, and where each stands; in thousands."""
+        """The unit in which progress.csv counts, and the position of each row, in thousands."""
         if "steps" in self.progress:
             return "steps of its view, thousands", [(value or 0.0) / 1000 for value in self.progress["steps"]]
         batch = self.config.get("learner/batch_size", 1)
@@ -67,24 +67,24 @@ class FinishedRun(NamedTuple):
 
     @property
     def task(self) -> dict[str, Any]:
-        """The part of the settings that says what it is tested on."""
+        """The settings that say which canvases the run was tested on."""
         of_env = {f"env/{name}" for name in _OF_TASK} | {"env_id", *_OF_TABLE} - {"agent"}
         return {"images": self.metrics.get("source")} | {k: v for k, v in self.config.items() if k in of_env}
 
     @property
     def method(self) -> dict[str, Any]:
-        """The rest of the settings: who learned, and how."""
+        """The other settings: the agent, and how it learned."""
         task = self.task
         return {name: value for name, value in self.config.items() if name not in task}
 
     @property
     def paper(self) -> tuple[float, float] | None:
-        """(macro-F1, 0-1) in the paper's table 1, where it has this task."""
+        """(macro-F1, 0-1) of this task in the paper's table 1; None: the table does not have it."""
         config = self.metrics.get("config", {})
         env, algorithm = config.get("env", {}), config.get("learner", {}).get("algorithm")
         learned = "reinforce" if algorithm == "ppo" else algorithm
         if self.metrics.get("source") == "svhn" and env.get("task") == "multiset":
-            # a few hundred photographs are no row of the paper's
+            # the paper tested on all photographs
             tested = sum(part["episodes"] for part in self.metrics.get("test", {}).get("by_count", {}).values())
             return TABLE_1.get(("svhn", learned)) if tested >= _SVHN_TESTED else None
         least, most = env.get("min_objects"), env.get("max_objects") or 4
@@ -95,11 +95,14 @@ class FinishedRun(NamedTuple):
 
 
 def gather(names: Sequence[str]) -> list[FinishedRun]:
-    """The runs of folders: of training runs, or of results with a ``seed-N`` for each run; or bundled agents by name.
+    """Read runs.
+
+    Args:
+        names: folders of training runs, folders that hold a ``seed-N`` for each run, or names of bundled agents.
 
     Raises:
-        DataError: no such run; metrics.json is missing, damaged or without test scores; progress.csv is damaged; or a run
-            was named twice.
+        DataError: there is no such run; metrics.json is missing, damaged or without test scores; progress.csv is damaged; or
+            a run was named twice.
     """
     runs: list[FinishedRun] = []
     for name in names:
@@ -121,7 +124,7 @@ def gather(names: Sequence[str]) -> list[FinishedRun]:
 
 
 def read(folder: Path) -> FinishedRun:
-    """One run's folder.
+    """Read one run from its folder.
 
     Raises:
         DataError: see :func:`gather`.
@@ -141,7 +144,7 @@ def read(folder: Path) -> FinishedRun:
         ) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
-            f"{path} is damaged, or not written by a command of ours: {error!r}. Run it again, or leave it out."
+            f"{path} is damaged, or no command of HSAL wrote it: {error!r}. Run it again, or leave it out."
         ) from error
     whole = folder.resolve()
     row = whole.parent.name if whole.name.startswith("seed-") else whole.name
@@ -160,13 +163,13 @@ def _progress(path: Path) -> dict[str, list[float | None]]:
             lines = list(csv.DictReader(file, strict=True))
         names = list(lines[0]) if lines else []
         if not {"update", "steps"} & set(names):
-            raise ValueError("neither a column update nor one steps")
+            raise ValueError("it has neither a column update nor a column steps")
         found = {name: [_number(line[name]) for line in lines] for name in names}
         if any(None in line or None in line.values() for line in lines):
-            raise ValueError("a line of another length than the first")
+            raise ValueError("a line has another length than the first")
         return found
     except (OSError, ValueError, TypeError, csv.Error) as error:
-        raise DataError(f"{path} is damaged: {error}. Delete it, and the report has no curves of this run.") from error
+        raise DataError(f"{path} is damaged: {error}. Delete it to get a report without curves of this run.") from error
 
 
 def _number(text: str | None) -> float | None:
@@ -175,7 +178,7 @@ def _number(text: str | None) -> float | None:
 
 
 def group(runs: Sequence[FinishedRun]) -> list[list[FinishedRun]]:
-    """Runs whose settings and images are equal but for the seed, together; in the order of the first of each."""
+    """Groups of runs that differ only by their seed, in the order of the first run of each."""
     rows: list[list[FinishedRun]] = []
     for run in runs:
         for row in rows:
@@ -189,7 +192,7 @@ def group(runs: Sequence[FinishedRun]) -> list[list[FinishedRun]]:
 
 
 def methods(rows: Sequence[Sequence[FinishedRun]]) -> list[list[int]]:
-    """Which rows are of one method on different tasks: their numbers, together; in the order of the first of each."""
+    """Groups of rows that test one method on different tasks: the numbers of the rows, in the order of the first of each."""
     found: list[list[int]] = []
     for number, (run, *_) in enumerate(rows):
         for part in found:
@@ -203,7 +206,7 @@ def methods(rows: Sequence[Sequence[FinishedRun]]) -> list[list[int]]:
 
 
 def names(rows: Sequence[Sequence[FinishedRun]]) -> list[str]:
-    """A name for each row: that of its folder where this tells it from the others, else those of its runs."""
+    """A name for each row: its folder's name, or its runs' names where several rows share a folder."""
     found = [list(dict.fromkeys(run.row for run in row)) for row in rows]
     often = Counter(name for row in found for name in row)
     return [
@@ -213,7 +216,7 @@ def names(rows: Sequence[Sequence[FinishedRun]]) -> list[str]:
 
 
 def of_bundled(run: FinishedRun, loaded: Loaded, env: EnvConfig, episodes: int) -> FinishedRun:
-    """A bundled agent's run, whose agent is ``loaded``, with scores on so many test canvases of ``env``."""
+    """The run of the bundled agent ``loaded``, with its scores on test canvases of ``env``, ``episodes`` many."""
     from agents import checkpoint
     from agents.evaluation import blind_guess, evaluation_config, score_agent  # torch: not before it is needed
 

@@ -1,4 +1,4 @@
-"""Results as people and programs read them."""
+"""Results as text tables and as comma-separated values."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _FORMS = {"sampled": "REINFORCE (sampled)", "exact": "expected reward (exact)", 
 
 
 def source_in_words(source: str) -> str:
-    """What tables call the source of images: of what stands in for photographs they say so."""
+    """The name of a source of images in tables. Synthetic images are called so."""
     return f"synthetic {source}" if SOURCES[source].synthetic else source
 
 
 def method_in_words(learner: Mapping[str, Any]) -> str:
-    """What tables call a way to learn, from the fields of a :class:`agents.config.LearnerConfig`."""
+    """The name of an algorithm in tables, from the fields of a :class:`agents.config.LearnerConfig`."""
     algorithm = learner["algorithm"]
     return _FORMS[learner["estimator"]] if algorithm == "reinforce" else {"ppo": "PPO"}.get(algorithm, algorithm)
 
@@ -50,12 +50,12 @@ def format_table(results: dict[str, Any]) -> str:
 
 
 def format_return(player: str, scores: dict[str, Any]) -> str:
-    """One line on how a learner on a view did, or who plays beside it."""
+    """One line with the scores of a learner, or of a player that it is compared with."""
     return f"{player:>14}: mean return {scores['mean_return']:7.3f}, 0-1 {scores['exact_match']:.3f}, F1 {scores['macro_f1']:.3f}"
 
 
 def comma_separated(rows: list[dict[str, float]]) -> str:
-    """A table for progress.csv; a row may lack columns that others have."""
+    """The text of progress.csv. A row may lack columns that other rows have."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, names, restval="", lineterminator="\n")

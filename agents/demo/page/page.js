@@ -21,7 +21,7 @@ async function ask(path, options) {
   return content;
 }
 
-/** Run what may fail, and tell why it did. */
+/** Run work that may fail, and show why it failed. */
 async function attempt(work) {
   say("");
   try {
@@ -101,7 +101,7 @@ pad.addEventListener("pointerdown", (event) => {
   if (event.button !== 0 || stroke) return;
   pad.setPointerCapture(event.pointerId);
   remember();
-  $("labels").value = filled ? "" : $("labels").value; // those of a test canvas hold no longer
+  $("labels").value = filled ? "" : $("labels").value; // a test canvas's labels no longer hold
   filled = false;
   before = pixels;
   stroke = [point(event)];
@@ -132,8 +132,8 @@ $("labels").addEventListener("input", () => (filled = false));
 
 const told = (source) =>
   source === "mnist"
-    ? "MNIST's test digits, on canvases as in training."
-    : "MNIST is not on this machine: these are scikit-learn's handwritten digits, on which the agents do less well.";
+    ? "These canvases hold MNIST's test digits."
+    : "MNIST is not on this machine. These are scikit-learn's handwritten digits, on which the agents make more errors.";
 
 const pick = (index) =>
   attempt(async () => {
@@ -172,13 +172,13 @@ function fill(select, names) {
   select.replaceChildren(...names.map((name) => new Option(name, name)));
 }
 
-/** The rules that the chosen agent was trained with. */
+/** Set the rules to those of the chosen agent's training. */
 function asTrained() {
   const { glimpses, update, saliency } = options.agents[$("agent").value];
   $("glimpses").value = glimpses;
   $("update").value = update;
   if (saliency) $("saliency").value = saliency;
-  $("glimpses-trained").textContent = `It was trained with ${glimpses}; expect more errors with another number.`;
+  $("glimpses-trained").textContent = `It was trained with ${glimpses}. With another number it makes more errors.`;
   explain();
 }
 
@@ -208,7 +208,7 @@ function trueLabels() {
   const words = $("labels").value.split(/[\s,]+/).filter(Boolean);
   if (!words.length) return null;
   const wrong = words.find((word) => !/^\d+$/.test(word));
-  if (wrong !== undefined) throw new Error(`True labels: expected numbers with spaces between; got “${wrong}”.`);
+  if (wrong !== undefined) throw new Error(`Expected true labels as numbers with spaces between them; got “${wrong}”.`);
   return words.map(Number);
 }
 
@@ -291,14 +291,14 @@ const probability = (n) => (trace.log_prob[n] === null ? null : Math.exp(trace.l
 
 function inWords(n) {
   const phase = trace.phase[n], which = `Meta-step ${trace.meta_step[n] + 1}: `;
-  if (phase === 0) return `${which}it lays its mask of attention.`;
+  if (phase === 0) return `${which}the agent lays its mask of attention.`;
   if (phase <= trace.glimpses)
     return `${which}glimpse ${phase} of ${trace.glimpses}, at ${place(trace.location[n])}${percent(probability(n))}.`;
   const named = labelName(trace.label[n]);
-  return `${which}it ${named === "stop" ? "says stop" : `names ${named}`}${percent(probability(n))}.`;
+  return `${which}the agent ${named === "stop" ? "says stop" : `names ${named}`}${percent(probability(n))}.`;
 }
 
-/** Decisions up to this one that satisfy a condition. */
+/** The decisions up to this one that satisfy a condition. */
 const sofar = (condition) => [...Array(at + 1).keys()].filter(condition);
 
 function draw() {
@@ -365,10 +365,10 @@ function drawNamed() {
   );
   const done = at === trace.phase.length - 1, exact = trace.exact_match;
   $("result").className = !done || exact === null ? "" : exact ? "right" : "wrong";
-  const ended = trace.truncated ? " It was cut off: it may name no more." : "";
+  const ended = trace.truncated ? " The episode was cut off, because the agent may name no more labels." : "";
   if (!done) $("result").textContent = "";
-  else if (exact === null) $("result").textContent = `It read {${trace.named.join(", ")}}.${ended}`;
-  else $("result").textContent = `It read {${trace.named.join(", ")}}, true is {${trace.labels.join(", ")}}: ${exact ? "all right ✓" : "not all right ✗"}.${ended}`;
+  else if (exact === null) $("result").textContent = `It named {${trace.named.join(", ")}}.${ended}`;
+  else $("result").textContent = `It named {${trace.named.join(", ")}}, true is {${trace.labels.join(", ")}}: ${exact ? "all right ✓" : "not all right ✗"}.${ended}`;
 }
 
 // --- maps: the H x W cells fill a panel, and the image lies behind them where they look ------------------------------
