@@ -311,6 +311,13 @@ def test_rates_and_norms_outside_their_range_are_named(field: str, value: float)
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs whose pictures nobody looks at: drawing them takes longer than learning."""
+    monkeypatch.setattr("agents.learning.run.draw_traces", lambda *_, **__: np.zeros((8, 8, 3), np.uint8))
+
+
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("variant", ["sampled", "ppo", "cross-entropy", "multiset-loss"])
 def test_a_seed_decides_a_training_to_the_bit(tmp_path: Path, variant: str):
     runs = [start(tmp_path / name, seed=seed, **VARIANTS[variant]) for name, seed in (("a", 0), ("again", 0), ("b", 1))]
@@ -350,6 +357,7 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, updates: int) -> None:
     monkeypatch.setattr(Learner, "update", until)
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(
     ("variant", "minutes", "saved_at"),
     [(variant, 0.0, 6) for variant in VARIANTS] + [("sampled", 60.0, 4), ("ppo", 60.0, 4)],

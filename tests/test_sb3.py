@@ -172,7 +172,7 @@ def recurrent_ppo(
 ) -> RecurrentPPO:
     config = {"action_mode": "packed", "features": "store", "components": 4, **config}
     return RecurrentPPO(
-        HSALPolicy, lanes_of(num_envs, **config), n_steps=n_steps, batch_size=batch_size, gamma=0.0, seed=0,
+        HSALPolicy, lanes_of(num_envs, **config), n_steps=n_steps, batch_size=batch_size, n_epochs=2, gamma=0.0, seed=0,
         policy_kwargs=policy_kwargs,
     )  # fmt: skip
 
@@ -233,6 +233,7 @@ def test_its_greedy_decisions_are_the_agents():
         seen, _, starts, _ = env.step(actions)
 
 
+@pytest.mark.slow
 def test_training_is_repeatable_and_survives_saving(tmp_path):
     weights = []
     for _ in range(2):
