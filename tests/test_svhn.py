@@ -108,7 +108,7 @@ def slow_canvas(image: np.ndarray, digits: list, px: int) -> tuple[bytes, list]:
     return stretched.tobytes(), sorted(boxes)
 
 
-@pytest.mark.parametrize("root", ["svhn_root", "svhn_folder"])
+@pytest.mark.parametrize("root", [pytest.param("svhn_root", marks=pytest.mark.slow), "svhn_folder"])
 @pytest.mark.parametrize("task", ["multiset", "single"])
 @pytest.mark.parametrize("split", ["train", "val", "test"])
 def test_a_split_is_what_a_slow_reading_finds(request, root, task, split):
