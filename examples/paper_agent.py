@@ -41,6 +41,7 @@ from tqdm import tqdm
 from hsal_env import dynamics, multiset
 from hsal_env import functional as F
 from hsal_env.errors import ConfigError, HSALError
+from hsal_env.spaces import attention_action
 from hsal_env.vector_env import HSALVectorEnv
 
 
@@ -163,7 +164,7 @@ def act(agent: Agent, env: HSALVectorEnv, indices: np.ndarray, greedy: bool = Fa
     while not ended.all():  # images that have ended go through the motions until the last one has
         live, controller_state, actions, rewards = ~ended, None, [], []
         attention, meta_state = agent.meta_controller(observation, meta_state)
-        observation, *_ = env.step({"attention": attention / F.RAW_LIMIT})  # an action in [-1, 1]
+        observation, *_ = env.step({"attention": attention_action(attention)})
         for i in range(1, agent.rules.glimpses + 2):
             p, _, controller_state = agent.controller(observation, controller_state, i)
             action = p.mode if greedy else p.sample()
