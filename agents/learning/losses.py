@@ -8,8 +8,8 @@ The objectives differ in the reward that they read:
 - :func:`reinforce` and :func:`ppo` read what the environment paid for each decision taken: ``trajectory.rewards``, through
   the advantage. They alone train a value baseline, since they alone read one.
 - :func:`expected_reward`, :func:`expected_success` and :func:`multiset_loss` read what every location and label would earn,
-  ``evaluation.location_rewards`` and ``evaluation.label_rewards``, computed by the environment's own functions.
-  Neither the actions taken nor the rewards paid are in their policy loss. The actions decide what is seen next.
+  ``evaluation.location_rewards`` and ``evaluation.label_rewards``. ``agent.evaluate`` computes them anew, by the environment's
+  own functions. The rewards paid are not in these losses. The actions taken only decide what is seen and remains next.
 - :func:`cross_entropy` reads no reward.
 """
 
@@ -57,9 +57,9 @@ def expected_reward(trajectory: Trajectory, evaluation: Evaluation) -> dict[str,
 def expected_success(trajectory: Trajectory, evaluation: Evaluation) -> dict[str, Tensor]:
     """Minus the logarithm of a label's expected success: the estimator ``"log"``. Locations: as :func:`expected_reward`.
 
-    ``-log sum_a p(a) s(a)``, where the success s = (1 + r) / 2 is 1 for a label that would be rewarded and 0 for another: minus
-    the log-probability of naming a rewarded label. It has the optima of the expected reward. Its gradient,
-    ``grad E[s] / E[s]``, does not vanish where success is still rare.
+    ``-log sum_a p(a) s(a)``, where the success s = (1 + r) / 2 is 1 for a label that would be rewarded, and 0 for another. So it
+    is minus the log-probability of naming a rewarded label. It has the optima of the expected reward. Its gradient
+    ``-grad E[s] / E[s]`` does not vanish while success is rare.
 
     Args:
         trajectory: the decisions taken.
