@@ -4,18 +4,19 @@
     python examples/paper_agent.py --source digits   # needs no download
 
 Welleck, Mao, Cho, Zhang, "Saliency-based Sequential Image Attention with Multiset Prediction", NIPS 2017. An image holds
-several objects. The agent names them one by one, in any order, and then says "stop". A meta-step t = 1, 2, ... goes so:
+several objects. The agent names them one by one, in any order, and then says "stop". Each meta-step t = 1, 2, ... has four parts:
 
     meta-controller   S_t -> Gaussian attention, a mask M_t over the saliency map S_t
     interface         M_t -> priority map P_t = M_t * S_t, first glimpse g_0 = sum_ij M_ij V_ij
     controller        P_t, g_0 -> k locations a_i, each of which shows a glimpse g_i = V[a_i], then a label a_{k+1}
     update            S_{t+1} = max(S_t - M_t, 0), and 0 at the locations
 
-The environment does what is not learned: it makes the activation volume V and S_1 from the image, and knows interface, glimpse,
-update and rewards (``hsal_env/functional.py``, ``hsal_env/dynamics.py``). This file is the rest: two networks, one loss, a loop.
+The environment does what is not learned. It makes the activation volume V and S_1 from the image, and computes interface,
+glimpses, update and rewards (``hsal_env/functional.py``, ``hsal_env/dynamics.py``). What is learned is here: two networks, one
+loss, a loop.
 
-Agent and loss are those of ``train/ppo_or_reinforce.py --preset faithful``. C1 to C6 and L1 to L7 are rows of
-``docs/decisions.md``, our readings of what the paper leaves open.
+Agent and loss are those of ``train/ppo_or_reinforce.py --preset faithful``, as a test checks. C1 to C6 and L1 to L7 number our
+readings of what the paper leaves open (``docs/decisions.md``).
 
 Shapes: B images, M meta-steps, k glimpses, H x W cells of the maps, D channels of V, K Gaussians, C classes; label C is stop.
 Tensors ``[M, k + 1, B]`` hold the paper's p_{t,i}, R_{t,i} and V(s_{t,i}), i = 1 .. k + 1.
@@ -75,7 +76,7 @@ class Args:
 
 # --- the two networks (section 3) ---------------------------------------------------------------------------------------
 
-Observation = dict[str, Tensor]  # of the environment, or a State of hsal_env.dynamics as a dict: the names are the same
+Observation = dict[str, Tensor]  # the environment's, or a State of hsal_env.dynamics as a dict: they use the same names
 
 
 def one_hot_or_zeros(index: Tensor, size: int) -> Tensor:
@@ -105,8 +106,8 @@ class Controller(nn.Module):
     """``x_i = [P_t, y_{t-1}, a_{i-1}, g_{i-1}]``, ``e_i = W_encode x_i``, ``h_i = GRU(e_i, h_{i-1})``, and three heads.
 
     ``p_i = softmax(MLP(h_i))`` over locations for i = 1 .. k, ``p_{k+1} = softmax(W_class h_{k+1})`` over labels, and the
-    baseline ``V(s_i) = w h_i``. MLP and baseline read h_i detached (appendix A; C4): GRU and encoder, and the
-    meta-controller through P_t and g_0, learn from the labels' part of the loss alone.
+    baseline ``V(s_i) = w h_i``. MLP and baseline read h_i detached (appendix A; C4). So the GRU and the encoder learn from
+    the labels' part of the loss alone, and so does the meta-controller, which the gradient reaches through P_t and g_0.
     """
 
     def __init__(self, cells: int, labels: int, channels: int, glimpses: int, hidden: int = 512) -> None:
@@ -143,13 +144,13 @@ class Agent(nn.Module):
 
 
 class Trajectory(NamedTuple):
-    """What happened to B images."""
+    """The episodes of B images: what was decided, and what it earned."""
 
     start: dynamics.State  # where the episodes began: V, S_1, the true counts of labels
     actions: Tensor  # a_{t,i}, k locations and a label, int64 [M, k + 1, B]
     rewards: Tensor  # R_{t,i} [M, k + 1, B]
     live: Tensor  # the episode had not ended before meta-step t, bool [M, B]
-    final: Tensor  # it ended with meta-step t; in training t = m + 1, where m is the number of objects, bool [M, B]
+    final: Tensor  # the episode ended with meta-step t; in training t = m + 1 for an image of m objects, bool [M, B]
 
 
 @torch.no_grad()
@@ -161,7 +162,7 @@ def act(agent: Agent, env: HSALVectorEnv, indices: np.ndarray, greedy: bool = Fa
     observation, _ = env.reset(options={"index": indices})
     start, meta_state, ended = env.state, None, torch.zeros(len(indices), dtype=torch.bool)
     steps = []
-    while not ended.all():  # images that have ended go through the motions until the last one has
+    while not ended.all():  # an episode that has ended is played on, without effect, until the last one ends
         live, controller_state, actions, rewards = ~ended, None, [], []
         attention, meta_state = agent.meta_controller(observation, meta_state)
         observation, *_ = env.step({"attention": attention_action(attention)})
@@ -181,7 +182,7 @@ def act(agent: Agent, env: HSALVectorEnv, indices: np.ndarray, greedy: bool = Fa
 
 
 class Evaluation(NamedTuple):
-    """What the agent thinks of a trajectory's decisions."""
+    """The agent's scores of a trajectory's decisions, with gradient."""
 
     log_probs: Tensor  # log p_{t,i} of the actions [M, k + 1, B]
     entropies: Tensor  # H(p_{t,i}) [M, k + 1, B]
@@ -190,10 +191,11 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(agent: Agent, trajectory: Trajectory) -> Evaluation:
-    """Go the way again from the start, through the environment's own equations, taking the stored locations and labels.
+    """Play the episodes again, with the stored locations and labels, through the functions that the environment is made of.
 
-    The attention is computed anew. It is not sampled and has no reward: the meta-controller learns by back-propagation
-    through M_t, on a "path of deterministic nodes" (section 4.2), from P_t, g_0 and S_{t+1}.
+    The attention is not sampled and not stored: it is computed anew. It has no reward either. The meta-controller learns by
+    back-propagation from the labels' loss to P_t, g_0 and S_{t+1}, and from them to M_t, a "path of deterministic nodes"
+    (section 4.2).
     """
     state, meta_state, rules, steps = trajectory.start, None, agent.rules, []
     for actions in trajectory.actions:  # [k + 1, B]
@@ -203,8 +205,8 @@ def evaluate(agent: Agent, trajectory: Trajectory) -> Evaluation:
         for i, action in enumerate(actions, start=1):
             p, value, controller_state = agent.controller(state._asdict(), controller_state, i)
             scores.append(torch.stack([p.log_prob(action), p.entropy(), value]))  # [3, B]
-            take = dynamics.look if i <= rules.glimpses else dynamics.name_object
-            state = take(state, action, rules).state
+            decide = dynamics.look if i <= rules.glimpses else dynamics.name_object
+            state = decide(state, action, rules).state
         steps.append((*torch.stack(scores, dim=1), p.logits[:, -1]))  # the last p is over labels; its logits are log p
     return Evaluation(*(torch.stack(rows) for rows in zip(*steps, strict=True)))
 
@@ -213,13 +215,13 @@ def evaluate(agent: Agent, trajectory: Trajectory) -> Evaluation:
 
 
 def reinforce(trajectory: Trajectory, evaluation: Evaluation, vf_coef: float, ent_coef: float) -> Tensor:
-    """The loss, with sums over an episode and the mean over images (the paper's 1/B sum_b).
+    """The loss: a weighted sum of four terms, each a sum over an episode and the mean over images (the paper's 1/B sum_b).
 
-    - policy ``sum_{t,i} log p_{t,i} (V(s_{t,i}) - R_{t,i})``, the paper's L (L1), each action credited with its own reward
-      (L2): P_t at a location (L3); for a label +1 if it is in the multiset of those that remain, else -1.
-    - stop ``-log p_{m+1,k+1}(stop)``: after as many meta-steps as there are objects, in place of a label's reward (L4).
+    - policy ``sum_{t,i} log p_{t,i} (V(s_{t,i}) - R_{t,i})``, the paper's L (L1). Each action is credited with its own reward
+      (L2): a location with P_t there (L3), a label with +1 if it is in the multiset of those that remain, else -1.
+    - stop ``-log p_{m+1,k+1}(stop)``. At meta-step m + 1, when all m objects are named, it replaces the label's reward (L4).
     - value ``sum_{t,i} (V(s_{t,i}) - R_{t,i})**2``.
-    - entropy ``sum_{t,i} H(p_{t,i})``, over the decisions of the policy term.
+    - entropy ``sum_{t,i} H(p_{t,i})``, over the decisions of the policy term. Its sign is minus: entropy is to be high.
     """
     live = trajectory.live[:, None].expand_as(trajectory.rewards)  # [M, k + 1, B]
     rewarded = live.clone()
@@ -236,7 +238,7 @@ def reinforce(trajectory: Trajectory, evaluation: Evaluation, vf_coef: float, en
 
 
 def make_env(args: Args, num_envs: int, **task: Any) -> HSALVectorEnv:
-    """Lanes that are played in step, each until its episode ends. V of every image is computed here, and kept."""
+    """An environment of ``num_envs`` lanes that begin together. It computes V of every image once, here, and keeps it."""
     task |= {"source": args.source} if args.source else {}
     task |= {"output": "torch", "features": "store", "include_image": False}
     env = gymnasium.make_vec(args.env_id, num_envs, autoreset_mode=AutoresetMode.DISABLED, **task)
@@ -256,7 +258,7 @@ def test(agent: Agent, args: Args) -> dict[str, float]:
 def main(args: Args) -> dict[str, float]:
     """Train an agent; print and return its test scores."""
     torch.manual_seed(args.seed)
-    # teacher: a stop before meta-step m + 1 earns -1 and ends nothing, so that every object has its meta-step (L4)
+    # "teacher": an early stop earns -1 and does not end the episode, so that every object has its meta-step (L4)
     env = make_env(args, args.batch_size, num_examples=args.num_examples, protocol="teacher")
     size = len(env.simulation.examples)
     if size < args.batch_size:

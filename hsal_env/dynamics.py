@@ -1,8 +1,9 @@
-"""The decision process over :mod:`hsal_env.functional`: a state, and one function per kind of decision.
+"""The decision process, made of the equations in :mod:`hsal_env.functional`: a state, and a function per kind of decision.
 
-A meta-step is an option of k + 2 decisions: ``attend`` (the meta-controller's mask), k times ``look`` (a location),
-then ``name_object`` (a label or "stop"), which updates the saliency map. ``phase`` counts them: 0, 1..k, k + 1. The functions are
-pure and differentiable, so that an agent can run them with gradient over a stored trajectory.
+A meta-step is k + 2 decisions: ``attend`` (the meta-controller's mask), k times ``look`` (a location), then ``name_object``
+(a label or "stop"), which updates the saliency map. ``phase`` counts them: 0, 1..k, k + 1. The functions are pure and
+differentiable. The environment calls them without gradient; to learn, an agent calls them again with gradient on the decisions
+that were taken.
 """
 
 from __future__ import annotations
@@ -18,13 +19,16 @@ from hsal_env.rules import Rules
 
 
 class Example(NamedTuple):
-    """What a reset draws, for B lanes.
+    """What a reset draws for B lanes: of each image what the perception models made of it, and its labels.
+
+    :class:`hsal_env.perception.examples.Examples` makes it: the activation model gives V, the saliency model reads V.
 
     Attributes:
         volume: V, float32 ``[B, D, H, W]``.
-        raw_saliency: unnormalised saliency, float32 ``[B, H, W]``.
-        counts: the multiset of labels, int64 ``[B, C]``.
-        canvas_index: int64 ``[B]``, which canvas.
+        raw_saliency: saliency before it is normalised, float32 ``[B, H, W]``; the paper's is
+            :func:`hsal_env.functional.sum_of_squares`.
+        counts: the multiset of labels, int64 ``[B, C]``: how often each label occurs.
+        canvas_index: int64 ``[B]``, the number of the image in its data set.
     """
 
     volume: Tensor
@@ -34,26 +38,31 @@ class Example(NamedTuple):
 
 
 class State(NamedTuple):
-    """The full state of B lanes. ``none`` stands for a location or label not taken yet.
+    """The full state of B lanes. An agent observes S, P, the glimpse, the last location, the last label and the phase.
+
+    The attributes from ``returns`` on are for statistics and for views. A view is another form of the same decisions, such as one
+    flat action space (:mod:`hsal_env.views`).
 
     Attributes:
         example: constant through the episode.
         saliency: S_t ``[B, H, W]`` in [0, 1].
-        raw_per_saliency: unnormalised saliency over S_1 ``[B, H, W]``, 0 where S_1 is; constant through the episode.
+        raw_per_saliency: raw saliency divided by S_1 ``[B, H, W]``, 0 where S_1 is 0; constant through the episode.
         mask: M_t ``[B, H, W]``; zeros before ``attend``.
         priority: P_t ``[B, H, W]`` in [0, 1]; zeros before ``attend``.
         glimpse: the latest glimpse vector ``[B, D]``; zeros before ``attend``.
-        locations: this meta-step's glimpsed cells ``[B, k]``; H W = none.
-        last_location: ``[B]``; H W = none.
-        last_label: the label of the previous meta-step ``[B]``; C + 1 = none.
-        remaining: counts not yet named ``[B, C]``.
-        predicted: counts named so far ``[B, C]``.
+        locations: the cells glimpsed in this meta-step ``[B, k]``; the index H W stands for none yet.
+        last_location: the last of them ``[B]``; H W stands for none yet.
+        last_label: the label of the previous meta-step ``[B]``; C + 1 stands for none yet.
+        remaining: how often each label is still to be named ``[B, C]``.
+        predicted: how often each label was named ``[B, C]``.
         phase: ``[B]`` in 0..k + 1. It is always on the CPU, so that a branch on it does not wait for an accelerator.
         meta_step: finished meta-steps ``[B]``.
-        returns: rewards so far, of locations and of labels ``[B, 2]``.
-        looks: raw saliency summed over the glimpses taken, and expected of as many uniformly drawn ones ``[B, 2]`` (S3).
-        forbidden: number of decisions that the view did not allow ``[B]``.
-        memory: recurrent state of the given policy of a view, any nested tuple; () where there is no such policy.
+        returns: sums of the rewards so far ``[B, 2]``: of locations, and of labels.
+        looks: two sums over the glimpses so far ``[B, 2]``: the raw saliency at them, and its mean over the map, which is what
+            uniformly drawn glimpses would have on average (S3).
+        forbidden: number of decisions so far that the view did not allow ``[B]``.
+        memory: where a view leaves one of the two levels to a given policy, the recurrent state of that policy, any nested tuple.
+            Else ().
     """
 
     example: Example
@@ -79,9 +88,9 @@ class Action(NamedTuple):
     """One decision for B lanes. The phase decides which part is read.
 
     Attributes:
-        attention: raw mixture parameters ``[B, 4K]``.
+        attention: the raw numbers of :func:`hsal_env.functional.mixture` ``[B, 4K]``.
         location: flat cell ``[B]``.
-        label: ``[B]``; C = stop.
+        label: ``[B]``; C is stop.
     """
 
     attention: Tensor
@@ -95,9 +104,9 @@ class Outcome(NamedTuple):
     Attributes:
         state: the next state.
         reward: ``[B]``.
-        terminated: ``[B]``.
-        truncated: ``[B]``.
-        between: the states before it, where there were several decisions.
+        terminated: bool ``[B]``: the episode ended by its rules.
+        truncated: bool ``[B]``: the episode was cut off.
+        between: the states on the way, if there were several decisions.
     """
 
     state: State
@@ -118,7 +127,7 @@ def initial(example: Example, rules: Rules) -> State:
     return State(
         example=example,
         saliency=saliency,
-        raw_per_saliency=example.raw_saliency / torch.where(saliency > 0, saliency, torch.inf),
+        raw_per_saliency=example.raw_saliency / torch.where(saliency > 0, saliency, torch.inf),  # x / inf = 0
         mask=blank,
         priority=blank,
         glimpse=example.volume.new_zeros(lanes, channels),
@@ -136,7 +145,7 @@ def initial(example: Example, rules: Rules) -> State:
 
 
 def interface(attention: Tensor, saliency: Tensor, volume: Tensor, rules: Rules) -> tuple[Tensor, Tensor, Tensor]:
-    """From raw ``attention`` ``[B, 4K]``: mask M_t and priority P_t ``[B, H, W]``, and covert glimpse g_0 ``[B, D]``."""
+    """From raw ``attention`` ``[B, 4K]`` to the mask M_t and priority map P_t ``[B, H, W]``, and the glimpse g_0 ``[B, D]``."""
     map_size = (saliency.shape[1], saliency.shape[2])
     parameters = F.mixture(attention, map_size, rules.coordinates, rules.beta)
     mask = F.attention_mask(parameters, map_size, rules.mask_scale)
@@ -149,14 +158,31 @@ def attend(state: State, attention: Tensor, rules: Rules) -> State:
     return state._replace(mask=mask, priority=priority, glimpse=glimpse, phase=state.phase + 1)
 
 
+def common_phase(phase: Tensor) -> int | None:
+    """The phase that all lanes are in; None if they differ."""
+    if phase.numel() == 1:
+        return int(phase)
+    first = int(phase[0])
+    return first if bool((phase == first).all()) else None
+
+
+def raw_saliency_left(state: State) -> Tensor:
+    """Raw saliency ``[B, H, W]`` without what the updates took away: in each cell ``raw S_t / S_1`` (S3).
+
+    It is for statistics only and has no gradient.
+    """
+    left = state.saliency.detach() * state.raw_per_saliency
+    return torch.minimum(left, state.example.raw_saliency)  # S_t exceeds S_1 only if S is normalised again
+
+
 def look(state: State, location: Tensor, rules: Rules) -> Outcome:
-    """Take a glimpse at ``location`` ``[B]``; earns P there."""
+    """Take a glimpse at ``location`` ``[B]``, which earns P there."""
     raw = raw_saliency_left(state).flatten(1)
     at = location[:, None]
     reward = F.location_rewards(state.priority).gather(1, at).squeeze(1)
     phase = common_phase(state.phase)
     if phase is None:
-        which = state.phase.clamp(1, rules.glimpses) - 1  # of lanes in another phase the result is not used
+        which = state.phase.clamp(1, rules.glimpses) - 1  # lanes in another phase do not use the result
         slot = one_hot(which, rules.glimpses).bool().to(at.device)  # [B, k]
         locations = torch.where(slot, at, state.locations)
     else:
@@ -167,17 +193,27 @@ def look(state: State, location: Tensor, rules: Rules) -> Outcome:
         locations=locations,
         last_location=location,
         phase=state.phase + 1,
-        returns=state.returns + pad(reward[:, None], (0, 1)),
+        returns=state.returns + pad(reward[:, None], (0, 1)),  # the first column
         looks=state.looks + torch.stack([raw.gather(1, at).squeeze(1), raw.mean(dim=1)], dim=1),
     )
     return Outcome(following, reward, never, never)
 
 
-def name_object(state: State, label: Tensor, rules: Rules) -> Outcome:
-    """Name ``label`` ``[B]`` (C = stop), update the saliency map, and end the meta-step.
+def is_final(state: State) -> Tensor:
+    """bool ``[B]``: the lane is at its meta-step m + 1, where m is the number of its objects."""
+    return state.meta_step == state.example.counts.sum(dim=1)
 
-    Free protocol (L5): stop terminates; max_objects + 1 meta-steps without it truncate. Teacher protocol (L4): nothing
-    stops early, and the meta-step after the last object terminates.
+
+def label_rewards(state: State, rules: Rules) -> Tensor:
+    """What each label, and stop, would earn in the protocol of ``rules``, ``[B, C + 1]``."""
+    return F.label_rewards(state.remaining, is_final(state) if rules.protocol == "teacher" else None)
+
+
+def name_object(state: State, label: Tensor, rules: Rules) -> Outcome:
+    """Name ``label`` ``[B]`` (C is stop), update the saliency map, and end the meta-step.
+
+    In the free protocol (L5) stop terminates the episode, and max_objects + 1 meta-steps without it truncate it. In the teacher
+    protocol (L4) it terminates with meta-step m + 1, whatever is named.
     """
     classes, cells = state.remaining.shape[1], state.saliency[0].numel()
     meta_step = state.meta_step + 1
@@ -203,27 +239,57 @@ def name_object(state: State, label: Tensor, rules: Rules) -> Outcome:
         predicted=state.predicted + (label[:, None] == torch.arange(classes, device=label.device)),
         phase=torch.zeros_like(state.phase),
         meta_step=meta_step,
-        returns=state.returns + pad(reward[:, None], (1, 0)),
+        returns=state.returns + pad(reward[:, None], (1, 0)),  # the second column
     )
     return Outcome(following, reward, terminated, truncated)
 
 
-def is_final(state: State) -> Tensor:
-    """bool ``[B]``: the lane is at meta-step m + 1, one more than it has objects."""
-    return state.meta_step == state.example.counts.sum(dim=1)
+# --- one decision of lanes that may be in different phases --------------------------------------------------------------
 
 
-def label_rewards(state: State, rules: Rules) -> Tensor:
-    """What each label and stop would earn under the protocol, ``[B, C + 1]`` (L4, L5)."""
-    return F.label_rewards(state.remaining, is_final(state) if rules.protocol == "teacher" else None)
+def rebuilt(like: Any, parts: list[Any]) -> Any:
+    """``parts`` as a tuple of ``like``'s kind, named or plain."""
+    return type(like)(*parts) if hasattr(like, "_fields") else tuple(parts)
+
+
+def select(lanes: Tensor, if_true: Any, if_false: Any) -> Any:
+    """Choose lane by lane between two equally shaped nested tuples of ``[B, ...]`` tensors."""
+    if isinstance(if_true, Tensor):
+        return (
+            if_true
+            if if_true is if_false
+            else torch.where(lanes.to(if_true.device).view(-1, *[1] * (if_true.dim() - 1)), if_true, if_false)
+        )
+    return rebuilt(if_true, [select(lanes, a, b) for a, b in zip(if_true, if_false, strict=True)])
+
+
+def _decide(phase: int, state: State, action: Action, rules: Rules) -> Outcome:
+    """The kind of decision that ``phase`` asks for, in all lanes."""
+    if phase == rules.glimpses + 1:
+        return name_object(state, action.label, rules)
+    if phase:
+        return look(state, action.location, rules)
+    nothing = torch.zeros_like(state.returns[:, 0])
+    never = nothing.bool()
+    return Outcome(attend(state, action.attention, rules), nothing, never, never)
+
+
+def _forbid(forbidden: Tensor, state: State, outcome: Outcome, rules: Rules) -> Outcome:
+    """``outcome``, but in ``forbidden`` lanes the state as it was and -1."""
+    cost = torch.zeros_like(state.returns)
+    cost[:, 1] = 1.0
+    count = state.forbidden + 1
+    stay = state._replace(forbidden=count, returns=state.returns - cost)
+    too_many = count >= rules.option_length * rules.max_meta_steps
+    return select(forbidden, Outcome(stay, -cost[:, 1], torch.zeros_like(too_many), too_many), outcome)
 
 
 def transition(state: State, action: Action, rules: Rules, forbidden: Tensor | None = None) -> Outcome:
     """One decision of each lane, whatever its phase. Each kind of phase that occurs costs one call for all lanes.
 
     Args:
-        forbidden: bool ``[B]``, lanes whose action their phase does not allow. They earn -1 and stay as they are. They are
-            truncated after as many such decisions as an episode has allowed ones.
+        forbidden: bool ``[B]``, lanes whose action their phase does not allow. They earn -1 and stay as they are. After as many
+            such decisions as a whole episode has decisions they are truncated.
     """
     phase = common_phase(state.phase)
     if phase is not None:
@@ -238,61 +304,8 @@ def transition(state: State, action: Action, rules: Rules, forbidden: Tensor | N
     return outcome if forbidden is None else _forbid(forbidden, state, outcome, rules)
 
 
-def _decide(phase: int, state: State, action: Action, rules: Rules) -> Outcome:
-    """The kind of decision that ``phase`` asks for, in all lanes."""
-    if phase == rules.glimpses + 1:
-        return name_object(state, action.label, rules)
-    if phase:
-        return look(state, action.location, rules)
-    nothing = torch.zeros_like(state.returns[:, 0])
-    never = nothing.bool()
-    return Outcome(attend(state, action.attention, rules), nothing, never, never)
-
-
-def common_phase(phase: Tensor) -> int | None:
-    """The phase that all lanes are in; None if they differ."""
-    if phase.numel() == 1:
-        return int(phase)
-    first = int(phase[0])
-    return first if bool((phase == first).all()) else None
-
-
-def _forbid(forbidden: Tensor, state: State, outcome: Outcome, rules: Rules) -> Outcome:
-    cost = torch.zeros_like(state.returns)
-    cost[:, 1] = 1.0
-    count = state.forbidden + 1
-    stay = state._replace(forbidden=count, returns=state.returns - cost)
-    too_many = count >= rules.option_length * rules.max_meta_steps
-    return select(forbidden, Outcome(stay, -cost[:, 1], torch.zeros_like(too_many), too_many), outcome)
-
-
-def select(lanes: Tensor, if_true: Any, if_false: Any) -> Any:
-    """Choose lane by lane between two equally shaped nested tuples of ``[B, ...]`` tensors."""
-    if isinstance(if_true, Tensor):
-        return (
-            if_true
-            if if_true is if_false
-            else torch.where(lanes.to(if_true.device).view(-1, *[1] * (if_true.dim() - 1)), if_true, if_false)
-        )
-    return rebuilt(if_true, [select(lanes, a, b) for a, b in zip(if_true, if_false, strict=True)])
-
-
 def first_lanes(state: Any, count: int) -> Any:
     """The first ``count`` lanes of a nested tuple of ``[B, ...]`` tensors."""
     if isinstance(state, Tensor):
         return state if len(state) == count else state[:count]
     return rebuilt(state, [first_lanes(part, count) for part in state])
-
-
-def rebuilt(like: Any, parts: list[Any]) -> Any:
-    """``parts`` as a tuple of ``like``'s kind, named or plain."""
-    return type(like)(*parts) if hasattr(like, "_fields") else tuple(parts)
-
-
-def raw_saliency_left(state: State) -> Tensor:
-    """Raw saliency ``[B, H, W]`` of which each cell has the fraction that S_t has of S_1: ``raw S_t / S_1`` (S3).
-
-    It is for statistics only and has no gradient.
-    """
-    left = state.saliency.detach() * state.raw_per_saliency
-    return torch.minimum(left, state.example.raw_saliency)  # it is more only where S is normalised again

@@ -1,9 +1,12 @@
-"""The paper's equations, batched, in data-flow order. One implementation, used by environment, agent and trainer.
+"""The paper's equations, batched, in the order in which data flow: saliency, attention, interface, glimpse, rewards, update.
 
-Every function is pure: no in-place write, no branch on a tensor's value, so that gradients flow wherever the paper
-lets them. Shapes: B lanes (images), K Gaussians, D activation channels, H x W map cells, C classes, k glimpses.
-Locations are flat cell indices ``row * W + col``; the label C is "stop". References are to Welleck et al., NIPS 2017;
-S1 to S8 and L1 to L5 are the project's readings of its open points (docs/decisions.md), restated where they apply.
+The activation model has turned images into a volume V (:mod:`hsal_env.perception.activation`). Here begins what the environment,
+the agent and the learner share. Every function is pure: it writes nothing in place and does not branch on a tensor's value, so
+that gradients flow wherever the paper lets them.
+
+Shapes: B lanes, each with an image of its own; D activation channels; a map of H x W cells; K Gaussians; k glimpses; C classes.
+A location is a flat cell index ``row * W + col``. Labels are 0 to C - 1, and C is "stop". References are to Welleck et al., NIPS
+2017. S1 to S8 and L1 to L5 number our readings of its open points (docs/decisions.md), restated where they apply.
 """
 
 from __future__ import annotations
@@ -50,9 +53,6 @@ def normalise(maps: Tensor, least: float = 0.0) -> Tensor:
     return (maps - low) / torch.where(span > least, span, torch.inf)
 
 
-RAW_LIMIT = 8.0
-"""Raw attention lies in [-8, 8]. Sigmoid and softmax are saturated at its ends. Scaling by a power of two rounds nothing."""
-
 # --- Gaussian attention (section 3, "Gaussian Attention Mechanism") -----------------------------------------------------
 
 
@@ -72,22 +72,28 @@ class Mixture(NamedTuple):
     col: Tensor
 
 
+RAW_LIMIT = 8.0
+"""The raw numbers of :func:`mixture` are clamped to [-8, 8], at whose ends sigmoid and softmax are saturated. Divided by 8 they
+are an action in [-1, 1]; division by a power of two rounds nothing."""
+
+
 def mixture(
     attention: Tensor,
     map_size: tuple[int, int],
     coordinates: Literal["paper", "centred"] = "paper",
     width: Literal["bounded", "exp"] = "bounded",
 ) -> Mixture:
-    """Transform the 4K raw numbers ``(alpha, beta, kappa_1, kappa_2)`` to their ranges.
+    """Transform the 4K raw numbers that the meta-controller puts out, the dots below, to their ranges.
 
-    ``alpha = softmax(.)``; ``kappa_1 = sigmoid(.) H``, ``kappa_2 = sigmoid(.) W`` (S4). ``coordinates="centred"`` adds
-    1/2, which makes the reachable interval symmetric about the cells 1..H. ``width="bounded"``:
-    ``(1.5 + 0.5 sigmoid(.)) * 49 / (H W)``, Appendix A's [1.5, 2.0] on a 7x7 map, scaled so that a
-    Gaussian covers the same share of any map (S5). ``width="exp"``: ``exp(.) * 49 / (H W)``.
+    ``alpha = softmax(.)``, ``kappa_1 = sigmoid(.) H`` and ``kappa_2 = sigmoid(.) W`` (S4). ``beta`` is in Appendix A's range
+    [1.5, 2.0] on a 7x7 map, ``(1.5 + 0.5 sigmoid(.)) * 49 / (H W)``. The last factor lets a Gaussian cover the same share of any
+    map (S5).
 
     Args:
-        attention: ``[B, 4K]``, unbounded.
+        attention: the raw numbers ``[B, 4K]``: K of alpha, then K each of beta, kappa_1 and kappa_2.
         map_size: (H, W) in cells.
+        coordinates: ``"centred"`` adds 1/2 to the centres, so that the interval they can reach is symmetric about the cells 1..H.
+        width: ``"exp"`` makes ``beta = exp(.) * 49 / (H W)``, without bounds.
 
     Example:
         >>> centre = mixture(torch.zeros(1, 4), map_size=(7, 7))  # one Gaussian
@@ -133,17 +139,18 @@ def attention_mask(parameters: Mixture, map_size: tuple[int, int], scale: Litera
 
 
 def _peak(mask: Tensor) -> Tensor:
-    """The mask divided by its maximum. A mask that is (nearly) zero everywhere stays so."""
+    """The mask divided by its maximum. A mask that is zero, or nearly zero, everywhere stays so."""
     return mask / mask.amax(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(mask.dtype).tiny)
 
 
 def spotlight(
     location: Tensor, map_size: tuple[int, int], components: int, coordinates: Literal["paper", "centred"] = "paper"
 ) -> Tensor:
-    """The inverse of :func:`mixture`: raw numbers that centre all K Gaussians on ``location`` ``[B]``. ``[B, 4K]``.
+    """The inverse of :func:`mixture`: raw numbers ``[B, 4K]`` that centre all K Gaussians on ``location`` ``[B]``.
 
-    All Gaussians have the same importance and the raw width 0, the middle of the bounded range. Raw centres are clamped to
-    ``RAW_LIMIT``, since the sigmoid reaches the last row and column only at infinity.
+    It serves agents that attend by choosing a cell; the paper's agent does not use it. All Gaussians have the same importance and
+    the raw width 0, the middle of the bounded range. Raw centres are clamped to ``RAW_LIMIT``, since the sigmoid reaches the last
+    row and column only at infinity.
 
     Example:
         >>> raw = spotlight(torch.tensor([9]), map_size=(7, 7), components=1)  # cell 9: second row, third column
@@ -176,7 +183,14 @@ def priority(mask: Tensor, saliency: Tensor) -> Tensor:
 
 
 def initial_glimpse(mask: Tensor, volume: Tensor) -> Tensor:
-    """Covert glimpse ``g_0 = sum_ij M_ij V_:ij``, a sum, not a mean (S7). ``[B, H, W]``, ``[B, D, H, W]`` to ``[B, D]``.
+    """The first glimpse, ``g_0 = sum_ij M_ij V_:ij``: covert, since it looks at no one cell. A sum, not a mean (S7).
+
+    Args:
+        mask: ``[B, H, W]``.
+        volume: ``[B, D, H, W]``.
+
+    Returns:
+        ``[B, D]``.
 
     Example:
         >>> volume = torch.tensor([[[[1.0, 2.0]], [[3.0, 4.0]]]])  # two channels, two cells
@@ -205,20 +219,21 @@ def glimpse(volume: Tensor, location: Tensor) -> Tensor:
 
 
 def location_rewards(priority_map: Tensor) -> Tensor:
-    """Reward of each possible location, ``R_loc(a) = P_a``, detached (L3). ``[B, H, W]`` to ``[B, H W]``."""
+    """Reward of each possible location, ``R_loc(a) = P_a``: ``[B, H, W]`` to ``[B, H W]``. It has no gradient (L3)."""
     return priority_map.detach().flatten(1)
 
 
 def label_rewards(remaining: Tensor, final: Tensor | None = None) -> Tensor:
     """Reward of each possible label: +1 if it is in the multiset of remaining labels, else -1.
 
-    "Stop", index C: without ``final`` (free protocol, L5) +1 exactly when nothing remains. With it (teacher protocol,
-    L4) stop is never in the multiset, and a lane at its final meta-step m + 1 earns 0 for every label: that step
-    carries a cross-entropy to "stop" instead.
+    What "stop", index C, earns depends on the protocol of the episode. In the *free* protocol (L5) saying stop ends the episode
+    and earns +1 if nothing remains, else -1. In the *teacher* protocol (L4), the paper's in training, an image of m objects has
+    m + 1 meta-steps whatever is said. Stop then earns -1, and at the last meta-step every label earns 0, because the loss there
+    is the cross-entropy to stop.
 
     Args:
-        remaining: counts ``[B, C]``, the multiset A_i.
-        final: bool ``[B]``, the lanes at their meta-step m + 1.
+        remaining: how often each label is still to be named, ``[B, C]``: the multiset A_i.
+        final: None in the free protocol; in the teacher protocol bool ``[B]``, the lanes at their meta-step m + 1.
 
     Returns:
         ``[B, C + 1]``, float32.
@@ -236,7 +251,7 @@ def label_rewards(remaining: Tensor, final: Tensor | None = None) -> Tensor:
 
 
 def take(remaining: Tensor, label: Tensor) -> Tensor:
-    """``A_{i+1}``: remove one ``label`` ``[B]`` from ``remaining`` ``[B, C]`` where it is there; stop removes nothing.
+    """The multiset ``A_{i+1}``: ``remaining`` ``[B, C]`` less one ``label`` ``[B]``, if it is in it. Stop removes nothing.
 
     Example:
         >>> take(torch.tensor([[2, 0, 1]]), torch.tensor([0]))
@@ -254,13 +269,12 @@ def update_saliency(
 ) -> Tensor:
     """Inhibition of return: glimpsed cells become 0, all others ``max(S - M, 0)`` (S8).
 
-    ``rule="peak"`` subtracts ``M / max M`` instead, so that the attended peak is wiped whatever the mixture's height;
-    ``rule="none"`` leaves S as it is (a control).
-
     Args:
         saliency: ``[B, H, W]`` in [0, 1].
         mask: ``[B, H, W]``.
-        locations: ``[B, k]`` flat cells; H W = none.
+        locations: the glimpsed cells ``[B, k]``; the index H W stands for none.
+        rule: ``"peak"`` subtracts ``M / max M`` instead, so that the attended peak is wiped whatever the height of the mask.
+            ``"none"`` leaves S as it is, a control.
 
     Example:
         >>> update_saliency(torch.tensor([[[1.0, 0.75, 0.25]]]), torch.tensor([[[0.5, 0.5, 0.5]]]), torch.tensor([[0]]))

@@ -17,14 +17,15 @@ RewardProtocol = Literal["free", "teacher"]
 
 @dataclass(frozen=True)
 class MetaStepRules:
-    """The rules of a meta-step. Defaults are the paper's; L and S name our readings of it (docs/decisions.md).
+    """The rules of a meta-step. Defaults are the paper's. S4, L4 and the like number our readings of it (docs/decisions.md).
 
     Attributes:
         glimpses: k, the number of glimpse locations in a meta-step.
         components: K, the number of Gaussians in the attention mask.
-        coordinates: where the centres of the Gaussians may lie: as the paper prints it, or symmetric about the map (S4).
-        beta: range of the inverse width of the Gaussians: Appendix A's bounds, or ``exp`` without bounds (S5).
-        mask_scale: the mask as printed, or ``"peak"``: divided by its maximum.
+        coordinates: where the centres of the Gaussians may lie: ``"paper"``, as printed, or ``"centred"``, symmetric about the
+            map (S4).
+        beta: range of the inverse width of the Gaussians: ``"bounded"`` as in Appendix A, or ``"exp"``, without bounds (S5).
+        mask_scale: ``"paper"``: the mask as printed. ``"peak"``: divided by its maximum.
         update: what a label subtracts from the saliency S (S8): ``"paper"`` the mask M, ``"peak"`` M / max M, ``"none"``
             nothing.
         renormalise_saliency: whether S is normalised again after every update. The paper does not (S2).

@@ -1,6 +1,8 @@
 """What README.md and the site's pages show works, and their numbers are those of the files in results/."""
 
+import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +44,22 @@ def test_linked_files_exist(page: Path):
 def test_the_readme_is_short_and_links_to_the_site():
     assert len(README.read_text().splitlines()) <= 150
     assert {"docs/index.md", "docs/quickstart.md", "docs/decisions.md"} <= set(links(README))
+
+
+def test_the_code_can_be_read_in_the_order_that_the_readme_names():
+    _, reading, _ = re.split("<!-- /?reading -->", README.read_text())
+    files = [ROOT / name for name in re.findall(r"^\d\. .*?\]\((.+?)\)", reading, flags=re.MULTILINE)]
+    assert 3 < len(files) == len(set(files)) <= 10
+    assert sum(len(file.read_text().splitlines()) for file in files) <= 1500
+    for number, file in enumerate(files):
+        later = {".".join(after.relative_to(ROOT).with_suffix("").parts) for after in files[number + 1 :]}
+        imported = set()
+        for node in ast.parse(file.read_text()).body:
+            if isinstance(node, ast.Import):
+                imported |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        assert imported & later == set(), f"{file.name} imports what is read after it"
 
 
 def test_every_id_is_listed():
