@@ -184,7 +184,7 @@ def test_a_finished_run_is_left_and_an_interrupted_one_resumed(command: Command,
 
 
 def test_a_failed_run_ends_the_row(command: Command, started: list, tmp_path: Path):
-    said = "run this again to go on: python train/ppo_or_reinforce.py --seed 13 --output-dir"
+    said = "Run this again to go on: python train/ppo_or_reinforce.py --seed 13 --output-dir"
     command.fails(REPRODUCE, "mnist-multiset --seeds 5 13 6", said)
     assert len(started) == 2
     assert set(contents(tmp_path / "results")) == {

@@ -14,7 +14,8 @@ _FORMS = {"sampled": "REINFORCE (sampled)", "exact": "expected reward (exact)", 
 
 def source_in_words(source: str) -> str:
     """The name of a source of images in tables. Synthetic images are called so."""
-    return f"synthetic {source}" if SOURCES[source].synthetic else source
+    synthetic = source in SOURCES and SOURCES[source].synthetic  # a file may name any source
+    return f"synthetic {source}" if synthetic else source
 
 
 def method_in_words(learner: Mapping[str, Any]) -> str:
