@@ -131,6 +131,7 @@ def test_a_split_is_what_a_slow_reading_finds(request, root, task, split):
     assert found == expected
 
 
+@pytest.mark.slow
 def test_the_official_parts(svhn_root):
     """Of the whole data set or of its first images; whichever, all of them can be used."""
     counts = []
@@ -685,7 +686,7 @@ def arguments(svhn_folder: str, **more) -> dict:
     return {"data_root": svhn_folder, "activation": "playing:Colours", **more}
 
 
-@pytest.mark.parametrize("root", ["svhn_root", "svhn_folder"])
+@pytest.mark.parametrize("root", [pytest.param("svhn_root", marks=pytest.mark.slow), "svhn_folder"])
 @pytest.mark.parametrize(("task", "most"), [("Single", 1), ("Multiset", 6)])
 def test_the_environment_shows_the_numbers_in_colour(request, root, task, most):
     root = request.getfixturevalue(root)
