@@ -1,4 +1,7 @@
-"""The paper's agent: a meta-controller and a controller, joined by the differentiable interface."""
+"""The paper's agent: a meta-controller and a controller, joined by the differentiable interface.
+
+``examples/paper_agent.py`` is the same agent without the switches, in one file, and is shorter to read.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ from hsal_env.spaces import attention_action
 
 
 class AgentState(NamedTuple):
-    """The recurrent states of both levels: ``meta_state`` ``[B, 128]`` and ``controller_state`` ``[B, 512]``."""
+    """The recurrent states of both levels: ``[B, meta_hidden]`` and ``[B, controller_hidden]``."""
 
     meta_state: Tensor
     controller_state: Tensor
@@ -89,7 +92,7 @@ class ActorCritic(nn.Module):
         """Make one decision per lane. Lanes may be in different phases: those of one phase are decided in one batch.
 
         Args:
-            observation: batched native observation.
+            observation: batched native observation: parts of :class:`hsal_env.dynamics.State` under the same names.
             state: from :meth:`initial` or the previous decision.
             deterministic: take the most probable action. Uniform locations are drawn even then.
             generator: draws the samples.
@@ -131,6 +134,7 @@ class ActorCritic(nn.Module):
         deterministic: bool,
         generator: torch.Generator | None,
     ) -> Decision:
+        """One decision of lanes that are all at ``phase``."""
         if phase == 0:
             raw, state = self.attend(observation["saliency"], observation["last_label"], state)
             zero = torch.zeros(len(raw), device=raw.device)
@@ -182,19 +186,20 @@ class ActorCritic(nn.Module):
         A lane whose episode has ended is left out: its scores are 0.
         """
         rules = self.world.rules
-        order = trajectory.live.sum(dim=0).argsort(descending=True, stable=True)  # live lanes stay in front
-        taken = trajectory.lanes(order)
-        world_state, state = dynamics.initial(taken.example, rules), self.initial(len(order))
+        # longest episodes first, so that the live lanes are the first ones at every meta-step
+        order = trajectory.live.sum(dim=0).argsort(descending=True, stable=True)
+        stored = trajectory.lanes(order)
+        world_state, state = dynamics.initial(stored.example, rules), self.initial(len(order))
         folded = self.controller.folded()
         location_log_probs, label_log_probs, values, location_rewards, label_rewards = [], [], [], [], []
-        for step, live in enumerate(taken.live.sum(dim=1).tolist()):
+        for step, live in enumerate(stored.live.sum(dim=1).tolist()):
             if not live:
                 break
             world_state, state = dynamics.first_lanes(world_state, live), dynamics.first_lanes(state, live)
             attention, state = self.attend(world_state.saliency, world_state.last_label, state)
             world_state = dynamics.attend(world_state, attention, rules)
             hidden = None if self.config.controller_state == "reset" else state.controller_state
-            for location in taken.locations[step, :, :live]:
+            for location in stored.locations[step, :, :live]:
                 hidden = self.read(world_state._asdict(), hidden, folded)
                 location_log_probs.append(self.controller.location_log_probs(hidden, world_state.priority))
                 location_rewards.append(F.location_rewards(world_state.priority))
@@ -205,7 +210,7 @@ class ActorCritic(nn.Module):
             label_rewards.append(dynamics.label_rewards(world_state, rules))
             values.append(self.controller.values(hidden))
             state = state._replace(controller_state=hidden)
-            world_state = dynamics.name_object(world_state, taken.labels[step, :live], rules).state
+            world_state = dynamics.name_object(world_state, stored.labels[step, :live], rules).state
         (steps, glimpses, lanes), back = trajectory.locations.shape, order.argsort()
         cells, labels = world_state.saliency[0].numel(), self.world.num_classes + 1
         return Evaluation(

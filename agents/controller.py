@@ -22,7 +22,7 @@ class Controller(EncodedGRU):
         channels: D.
         hidden: size of encoding and state.
         location_hidden: hidden units of the location head.
-        detach: the location head and the value head read the detached state (C4).
+        detach: the location head and the value head read the detached state (C4 in docs/decisions.md).
         location_prior: first value of w. 0: the term with P is left out.
         location_policy: ``"learned"``, ``"greedy"`` (always the peak of P) or ``"uniform"``.
     """

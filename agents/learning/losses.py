@@ -28,7 +28,7 @@ def reinforce(trajectory: Trajectory, evaluation: Evaluation, advantage: Tensor)
     Args:
         trajectory: the decisions taken.
         evaluation: their scores.
-        advantage: ``[M, k + 1, B]``, see :func:`agents.learning.returns.advantages`.
+        advantage: ``[M, k + 1, B]``: reward minus value if gamma = 0, see :func:`agents.learning.returns.advantages`.
     """
     log_probs = taken(trajectory, evaluation)
     return {
