@@ -14,7 +14,7 @@ from gymnasium.vector import AutoresetMode
 from tqdm import tqdm
 
 from agents.protocol import Actor
-from agents.trajectory import collect
+from agents.rollout import collect
 from hsal_env import multiset
 from hsal_env.config import EnvConfig
 from hsal_env.data.custom import CustomSplit
@@ -24,7 +24,7 @@ _LANES = 500
 
 
 def make_env(config: EnvConfig, lanes: int, device: str = "cpu") -> HSALVectorEnv:
-    """The environment for :func:`agents.trajectory.collect`: the native view as tensors, without auto-reset and images."""
+    """The environment for :func:`agents.rollout.collect`: the native view as tensors, without auto-reset and images."""
     plain = dataclasses.replace(config, action_mode="native", include_image=False)
     return HSALVectorEnv(
         lanes, output="torch", device=device, autoreset_mode=AutoresetMode.DISABLED, **dataclasses.asdict(plain)

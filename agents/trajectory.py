@@ -6,18 +6,12 @@ stored once per lane.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from agents.protocol import Actor, FixesWeights
-from hsal_env.dynamics import Example, State
-
-if TYPE_CHECKING:
-    from hsal_env.vector_env import HSALVectorEnv
+from hsal_env.dynamics import Example
 
 
 class Trajectory(NamedTuple):
@@ -68,86 +62,6 @@ class Evaluation(NamedTuple):
     values: Tensor
     location_rewards: Tensor
     label_rewards: Tensor
-
-
-class Rollout(NamedTuple):
-    """A trajectory and how its episodes ended.
-
-    Attributes:
-        trajectory: the decisions.
-        predicted: int64 ``[B, C]``: how often each label was named in each lane.
-        looks: ``[B, 2]``: sums over the episode of the raw saliency at its glimpses, and at uniformly drawn ones.
-        glimpses: ``[B]``: number of glimpses in these sums.
-    """
-
-    trajectory: Trajectory
-    predicted: Tensor
-    looks: Tensor
-    glimpses: Tensor
-
-
-@torch.no_grad()
-def collect(
-    env: HSALVectorEnv,
-    agent: Actor,
-    indices: np.ndarray,
-    deterministic: bool = False,
-    generator: torch.Generator | None = None,
-    forced_labels: Tensor | None = None,
-) -> Rollout:
-    """Run one episode per lane, on the canvases ``indices`` ``[B]``.
-
-    Args:
-        env: in the native view, with ``output="torch"`` and auto-reset disabled.
-        agent: the agent that plays, on the environment's device.
-        indices: numbers of the canvases.
-        deterministic: take the most probable actions.
-        generator: draws the samples.
-        forced_labels: int64 ``[M, B]``: labels to take in place of the agent's.
-    """
-    observation, _ = env.reset(options={"index": indices})
-    agent_state = agent.initial(env.num_envs)
-    ended = torch.zeros(env.num_envs, dtype=torch.bool, device=env.simulation.device)
-    final_state: State | None = None
-    rows: dict[str, list[Tensor]] = {
-        name: [] for name in ("locations", "labels", "rewards", "log_probs", "values", "live")
-    }
-    option_length = env.simulation.rules.option_length
-    with agent.weights_fixed() if isinstance(agent, FixesWeights) else nullcontext():
-        for _ in range(env.simulation.rules.max_meta_steps):
-            if ended.is_cpu and bool(ended.all()):  # an accelerator would have to be waited for
-                break
-            actions: list[dict[str, Tensor]] = []
-            scores: dict[str, list[Tensor]] = {"rewards": [], "log_probs": [], "values": []}
-            rows["live"].append(~ended)
-            for phase in range(option_length):
-                action, log_prob, value, agent_state, *_ = agent.act(observation, agent_state, deterministic, generator)
-                if forced_labels is not None and phase == option_length - 1:
-                    action = {**action, "label": forced_labels[len(rows["labels"])]}
-                observation, reward, terminated, truncated, _ = env.step(action)
-                actions.append(action)
-                for name, part in (("rewards", reward), ("log_probs", log_prob), ("values", value)):
-                    scores[name].append(part)
-            final_state = env.state if final_state is None else _keep(ended, final_state, env.state)
-            ended = terminated | truncated
-            none = ended.new_zeros(0, env.num_envs, dtype=torch.int64)
-            looked = [action["location"] for action in actions[1:-1]]
-            rows["locations"].append(torch.stack(looked) if looked else none)
-            rows["labels"].append(actions[-1]["label"])
-            for name, parts in scores.items():
-                rows[name].append(torch.stack(parts[1:]))  # attention earns nothing
-    assert final_state is not None
-    trajectory = Trajectory(env.state.example, **{name: torch.stack(row) for name, row in rows.items()})
-    glimpses = trajectory.live.sum(dim=0) * env.simulation.rules.glimpses
-    return Rollout(trajectory, final_state.predicted, final_state.looks, glimpses)
-
-
-def _keep(ended: Tensor, old: State, new: State) -> State:
-    """``new``, but with the counts and sums of ``old`` in lanes that have ended."""
-    return new._replace(
-        predicted=torch.where(ended[:, None], old.predicted, new.predicted),
-        looks=torch.where(ended[:, None], old.looks, new.looks),
-    )
 
 
 def taken(trajectory: Trajectory, evaluation: Evaluation) -> Tensor:

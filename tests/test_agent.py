@@ -16,7 +16,8 @@ from agents.actor_critic import ActorCritic, AgentState
 from agents.config import AgentConfig
 from agents.evaluation import make_env
 from agents.protocol import Agent, World, build_agent, find_agent
-from agents.trajectory import Rollout, collect, taken
+from agents.rollout import Rollout, collect
+from agents.trajectory import taken
 from hsal_env import functional as F
 from hsal_env import plugins
 from hsal_env.config import EnvConfig

@@ -16,7 +16,7 @@ from agents.actor_critic import ActorCritic
 from agents.config import AgentConfig
 from agents.evaluation import make_env
 from agents.protocol import World
-from agents.trajectory import collect
+from agents.rollout import collect
 from hsal_env.config import EnvConfig
 from hsal_env.errors import CheckpointError, ConfigError
 from hsal_env.perception.activation import CompactResNet

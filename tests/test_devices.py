@@ -16,7 +16,7 @@ from agents.evaluation import make_env
 from agents.learning import losses
 from agents.learning.returns import advantages
 from agents.protocol import World, build_agent
-from agents.trajectory import collect
+from agents.rollout import collect
 from hsal_env.config import EnvConfig
 
 LANES = 6

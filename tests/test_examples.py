@@ -26,7 +26,8 @@ import agents
 from agents.config import AgentConfig
 from agents.evaluation import make_env
 from agents.protocol import Agent, World
-from agents.trajectory import collect, taken
+from agents.rollout import collect
+from agents.trajectory import taken
 from hsal_env import functional as F
 from hsal_env import plugins
 from hsal_env.config import EnvConfig

@@ -25,8 +25,9 @@ from agents.evaluation import evaluation_config, make_env, score_agent
 from agents.learning.learner import Learner, Objective, Part
 from agents.learning.returns import advantages
 from agents.protocol import World
+from agents.rollout import collect
 from agents.sampling import sample
-from agents.trajectory import Trajectory, collect
+from agents.trajectory import Trajectory
 from hsal_env import dynamics
 from hsal_env.config import EnvConfig
 from hsal_env.errors import ConfigError

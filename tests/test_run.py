@@ -24,8 +24,8 @@ from agents.learning.learner import Learner
 from agents.learning.provenance import resources
 from agents.learning.run import Run, RunConfig
 from agents.protocol import Decision, World
+from agents.rollout import collect
 from agents.tracing import record
-from agents.trajectory import collect
 from hsal_env import multiset
 from hsal_env.config import EnvConfig
 from hsal_env.errors import CheckpointError, ConfigError

@@ -14,8 +14,9 @@ from agents.learning import losses
 from agents.learning.distributed import ALONE, Processes
 from agents.learning.returns import advantages
 from agents.protocol import Agent
+from agents.rollout import Rollout, collect
 from agents.sampling import SharedGenerator
-from agents.trajectory import Evaluation, Rollout, Trajectory, collect
+from agents.trajectory import Evaluation, Trajectory
 from hsal_env.vector_env import HSALVectorEnv
 
 

@@ -4,19 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Literal, cast
+from typing import Literal, Protocol, cast
 
-from hsal_env.data.canvases import CanvasConfig, Canvases, CanvasLook, CanvasSource
-from hsal_env.data.custom import CustomCanvases
-from hsal_env.data.glyphs import SPLITS, GlyphSource, Split, load_glyphs
+from hsal_env.data.canvases import CanvasConfig, Canvases, CanvasLook, CanvasSource, Task
+from hsal_env.data.custom import CustomCanvases, CustomSplit, LabelledImages
+from hsal_env.data.glyphs import SPLITS, GlyphPolicy, GlyphSource, Split, load_glyphs
 from hsal_env.data.house_numbers import MOST_DIGITS, HouseNumbers
 from hsal_env.data.svhn import SVHN
 from hsal_env.errors import ConfigError
 
-if TYPE_CHECKING:
-    from hsal_env.config import EnvConfig
-
 SourceName = Literal[GlyphSource, "house-numbers", "svhn", "custom"]
+
+
+class _ImageConfig(Protocol):
+    """The part of a :class:`hsal_env.config.EnvConfig` that sources read."""
+
+    @property
+    def source(self) -> str: ...
+    @property
+    def split(self) -> CustomSplit: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def glyphs(self) -> GlyphPolicy: ...
+    @property
+    def task(self) -> Task: ...
+    @property
+    def min_objects(self) -> int: ...
+    @property
+    def max_objects(self) -> int | None: ...
+    @property
+    def objects_limit(self) -> int: ...
+    @property
+    def canvas_px(self) -> int: ...
+    @property
+    def canvas(self) -> CanvasConfig: ...
+    @property
+    def data_root(self) -> str | None: ...
+    @property
+    def extra(self) -> bool: ...
+    @property
+    def data(self) -> LabelledImages: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +64,8 @@ class Source:
         synthetic: whether the images stand in for photographs.
     """
 
-    check: Callable[[EnvConfig], object]
-    open: Callable[[EnvConfig], CanvasSource]
+    check: Callable[[_ImageConfig], object]
+    open: Callable[[_ImageConfig], CanvasSource]
     arguments: tuple[str, ...]
     most_objects: int | None
     licence: str
@@ -48,7 +76,7 @@ class Source:
     synthetic: bool = False
 
 
-def _split(config: EnvConfig) -> Split:
+def _split(config: _ImageConfig) -> Split:
     return cast(Split, config.split)  # EnvConfig refuses "all" of all sources but your own images
 
 
@@ -69,7 +97,7 @@ def _digits(licence: str, limits: str | None) -> Source:
     )
 
 
-def _check_custom(config: EnvConfig) -> None:
+def _check_custom(config: _ImageConfig) -> None:
     if config.max_objects is not None and config.max_objects < 0:
         raise ConfigError(f"Expected max_objects of at least 0; got {config.max_objects}.")
 
