@@ -88,7 +88,10 @@ def test_pretraining_goes_on_from_weights(mnist_root: str, tmp_path: Path, monke
         ("--architecture vgg", "--architecture"),
         ("--init nowhere.pt --passes 1", "error: No activation model at nowhere.pt"),
         ("--device tpu --passes 1", "error: Expected a device that is there"),
-        ("--output mine.pth", "error: Expected --output as FILE.pt, by which --activation knows a file; got mine.pth"),
+        (
+            "--output mine.pth",
+            "error: Expected --output as FILE.pt, since --activation recognises a model file by its suffix; got mine.pth",
+        ),
         ("--mnist-share 1.5", "error: Expected --mnist-share between 0 and 1; got 1.5"),
         ("--seed -1", "error: Expected a seed of at least 0"),
         ("--learning-rate 0", "error: Expected a seed of at least 0, a learning_rate above 0"),

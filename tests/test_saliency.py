@@ -726,7 +726,7 @@ def test_models_are_compared_on_no_more_images_than_there_are(tmp_path: Path, sv
     ("changed", "error", "said"),
     [
         ({"env_id": "CartPole-v1"}, ConfigError, "Unknown env id 'CartPole-v1'"),
-        ({"env_id": "HSAL-Custom-v0"}, ConfigError, "which are unknown of images of your own"),
+        ({"env_id": "HSAL-Custom-v0"}, ConfigError, "which are unknown for images of your own"),
         ({"episodes": 0}, ConfigError, "Expected --episodes of at least 1; got 0"),
         ({"models": ("nobody",)}, ConfigError, "Unknown saliency model 'nobody'"),
         ({"output_dir": Path("/dev/null/x"), "models": ("uniform",)}, CheckpointError, "Cannot write /dev/null/x"),

@@ -1,4 +1,4 @@
-"""Train an activation model (paper section 3, "Saliency Model") on labels alone: no boxes, no order.
+"""Train an activation model (paper section 3, "Saliency Model") on labels alone, without boxes or an order.
 
     python train/pretrain_perception.py --output compact.pt  # on multisets of digits
     python train/pretrain_perception.py --objects ten --init compact.pt --passes 16 --learning-rate 3e-3 --output compact-ten.pt
@@ -6,8 +6,8 @@
     python train/pretrain_perception.py --objects crowded --init compact-ten.pt --output-stride 8 --output fine.pt
     python train/pretrain_perception.py --objects single --architecture resnet34 --objective classify --output resnet34.pt
 
-Objectives are described in :mod:`agents.supervised.pretraining`. The output is a model file, for ``--activation FILE.pt`` and
-``gymnasium.make(..., activation="FILE.pt")``, and beside it a JSON of arguments and accuracies.
+:mod:`agents.supervised.pretraining` describes the objectives. The output is a model file, for ``--activation FILE.pt`` and
+``gymnasium.make(..., activation="FILE.pt")``; a JSON file of arguments and accuracies is written beside it.
 """
 
 from __future__ import annotations
@@ -52,7 +52,10 @@ LOOKS: dict[str, dict[str, tuple[dict[str, Any], float]]] = {
     "svhn": {"plain": ({}, 1.0)},
     "svhn-single": {"plain": ({"task": "single"}, 1.0)},
 }
-"""Canvases to learn from: arguments of the environment, and shares. Larger crops stand in for neighbours of single objects."""
+"""Canvases to learn from, by look: arguments of the environment, and the share of all canvases.
+
+The crowded looks of single objects have large crops as clutter, in place of neighbouring objects.
+"""
 
 
 @dataclass
@@ -60,7 +63,7 @@ class Args:
     """Pretrain an activation model."""
 
     output: Path = Path("compact.pt")
-    """where the model goes, FILE.pt; a JSON of arguments and accuracies goes beside it"""
+    """the model file to write, FILE.pt; FILE.json with arguments and accuracies is written beside it"""
     objects: Literal[
         "multiset",
         "ten",
@@ -72,19 +75,21 @@ class Args:
         "svhn",
         "svhn-single",
     ] = "multiset"
-    """multiset: canvases of 1 to 10 digits; ten: of 10 small ones; crowded: of 10 that are as small or smaller; single: of
-    one, as the paper fine-tunes its own; house-numbers: synthetic numbers in colour; long-house-numbers: every other of them
-    has 4 or 5 digits; svhn: photographs of numbers; ...-single: one digit of a number"""
+    """multiset: canvases of 1 to 10 digits; ten: of 10 small digits; crowded: of 10 digits as small or smaller; single: of
+    one digit, as the paper fine-tunes its network; house-numbers: synthetic numbers in colour; long-house-numbers: the same,
+    but every second number has 4 or 5 digits; svhn: photographs of numbers; ...-single: one digit of a number"""
     architecture: Architecture = "compact"
     """compact: a small network; resnet18 and resnet34: torchvision's"""
     output_stride: int | None = None
-    """px from one cell to the next; compact: 16 (7x7 cells), 8 (14x14) or 4 (28x28)"""
+    """px from one cell to the next: 16 (7x7 cells), 8 (14x14) or 4 (28x28) for compact; 32, 16 or 8 for a resnet; default: as
+    init has it, else the largest"""
     init: str | None = None
-    """bundled model or model file to start from, or scratch; default: the architecture's published weights, else scratch"""
+    """bundled model or model file to start from, or scratch (random weights); default: the published weights of the
+    architecture, or scratch where there are none"""
     objective: Objective = "count"
-    """count: all labels of the image; classify: the paper's, one of them at a time"""
+    """count: learn all labels of an image; classify: the paper's, learn one of them at a time"""
     passes: int = 18
-    """passes over num_canvases canvases, fresh ones in each"""
+    """passes over num_canvases canvases, which are new in each pass (SVHN: in a new order)"""
     num_canvases: int = 60_000
     """canvases in a pass"""
     batch_size: int = 128
@@ -92,29 +97,29 @@ class Args:
     learning_rate: float = 4e-3
     """peak of the one-cycle schedule (AdamW)"""
     weight_decay: float = 0.01
-    """AdamW's"""
+    """weight decay of AdamW"""
     sharp_coef: float = 0.2
-    """weight of the penalty on cells between 0 and 1 (count)"""
+    """weight of the penalty on cells whose saliency is neither 0 nor 1 (count only)"""
     warp_px: float = 3.0
     """largest amplitude of the smooth random displacements of a training canvas"""
     canvas_px: int = 100
     """side of the images"""
     mnist_share: float = 0.85
-    """share of canvases from MNIST; the others are from scikit-learn's digits"""
+    """share of the canvases that have MNIST's digits; the others have scikit-learn's"""
     val_canvases: int = 2_000
-    """validation canvases, tested after every pass"""
+    """canvases for the accuracy after every pass"""
     test_canvases: int = 10_000
-    """canvases of each kind tested at the end"""
+    """canvases of each source and look for the accuracy at the end"""
     device: str = "auto"
-    """cpu, cuda, or auto: cuda where there is one"""
+    """cpu, cuda, or auto (cuda where there is one)"""
     seed: int = 0
     """seed of weights and canvases"""
     data_root: str | None = None
-    """where the data lie"""
+    """folder of MNIST or SVHN; default: $HSAL_DATA, else the cache folder"""
 
 
 def supplies(args: Args, split: str, seed: int) -> dict[str, dict[str, Supply]]:
-    """By source and look; another seed lays canvases out otherwise than an environment's."""
+    """The canvases of a split, by source and look. With another ``seed`` they are laid out differently from an environment's."""
     from agents.supervised.pretraining import Supply
 
     kind = args.objects.removeprefix("long-").removesuffix("-single")
@@ -142,24 +147,22 @@ def supplies(args: Args, split: str, seed: int) -> dict[str, dict[str, Supply]]:
 
 
 def check(args: Args) -> None:
-    """Say what is wrong with the numbers and the output.
+    """Refuse arguments that do not fit.
 
     Raises:
-        ConfigError: fewer than one pass, one canvas a batch, or one batch a pass; an output that is no .pt; or a number
-            outside its range.
+        ConfigError: an unknown choice, a number outside its range, or an output that is no .pt file.
     """
     check_fields(args)
-    if (
-        args.passes < 1
-        or not 1 <= args.batch_size <= args.num_canvases
-        or min(args.val_canvases, args.test_canvases) < 1
-    ):
+    least = min(args.passes, args.val_canvases, args.test_canvases)
+    if least < 1 or not 1 <= args.batch_size <= args.num_canvases:
         raise ConfigError(
             "Expected passes, val_canvases and test_canvases of at least 1 and 1 <= batch_size <= num_canvases; got "
             f"{args.passes}, {args.val_canvases}, {args.test_canvases}, {args.batch_size}, {args.num_canvases}."
         )
     if args.output.suffix != ".pt":
-        raise ConfigError(f"Expected --output as FILE.pt, by which --activation knows a file; got {args.output}.")
+        raise ConfigError(
+            f"Expected --output as FILE.pt, since --activation recognises a model file by its suffix; got {args.output}."
+        )
     if args.seed < 0 or args.learning_rate <= 0 or args.weight_decay < 0:
         raise ConfigError(
             "Expected a seed of at least 0, a learning_rate above 0 and a weight_decay of at least 0; got "
@@ -173,9 +176,9 @@ def main(args: Args) -> None:
     """Train, test, save.
 
     Raises:
-        ConfigError: see :func:`check`; an unknown architecture or device.
+        ConfigError: see :func:`check`; or the device is unknown or not there.
         CheckpointError: ``init`` is no model file of the architecture, or the output cannot be written.
-        DataUnavailableError: the images, or the architecture's published weights, are nowhere to be had.
+        DataUnavailableError: the images or the published weights of the architecture were not found and cannot be downloaded.
     """
     check(args)
 
@@ -231,7 +234,7 @@ def main(args: Args) -> None:
 
 
 def train(net: Pretrainer, training: list[Supply], args: Args, device: str) -> Iterator[float]:
-    """AdamW under a one-cycle schedule. Yields the last loss of every pass."""
+    """Train ``net`` with AdamW and a one-cycle schedule. Yields the last loss of each pass."""
     import torch
     from torch import nn
     from tqdm import tqdm
@@ -252,11 +255,7 @@ def train(net: Pretrainer, training: list[Supply], args: Args, device: str) -> I
             counts = torch.from_numpy(label_counts).float()
             images = pretraining.warped(to_images(canvases, net.model.in_channels).to(device), args.warp_px)
             with torch.autocast(device, dtype=torch.bfloat16, enabled=has_matrix_unit(device)):
-                if args.objective == "count":
-                    saliency, log_probs = net(images)
-                    loss = pretraining.counting_loss(saliency, log_probs, counts.to(device), args.sharp_coef)
-                else:
-                    loss = pretraining.classification_loss(net.pooled(images), counts)
+                loss = net.loss(images, counts, args.objective, args.sharp_coef)
             optimiser.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(net.parameters(), 1.0)

@@ -1,4 +1,4 @@
-"""What learns from labels without a policy: activation models, and networks that count."""
+"""Learning from labels, without a policy: activation models, and networks that count."""
 
 from typing import Literal
 

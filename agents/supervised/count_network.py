@@ -1,4 +1,4 @@
-"""A rival without attention: a supervised network that reads the ten counts off the activation volume at once."""
+"""A baseline without attention: a supervised network that predicts all counts from the activation volume at once."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from agents.supervised import Head
 
 
 class CountNetwork(nn.Module):
-    """Volume ``[B, D, H, W]`` to counts, by one of two heads.
+    """A network from the volume ``[B, D, H, W]`` to the counts of the classes, with one of two heads.
 
-    ``volume``: V flattened, to logits of each label's count 0..most, cross-entropy. ``columns``: counts
-    ``lambda_c = sum_ij softplus(MLP(V_ij))_c``, negative Poisson log-likelihood, rounded at test.
+    The head ``volume`` flattens V and predicts logits of each class's count, 0 to ``most``. It learns by cross-entropy. The head
+    ``columns`` predicts ``lambda_c = sum_ij softplus(MLP(V_ij))_c``, with the same MLP for all columns. It learns by the negative
+    Poisson log-likelihood, and its predictions are rounded.
 
     Args:
         head: ``"volume"`` or ``"columns"``.
-        shape: (D, H, W).
-        classes: C.
-        most: largest count.
-        hidden: units of both hidden layers.
+        shape: (D, H, W) of the volume.
+        classes: C, the number of classes.
+        most: the largest count.
+        hidden: units of each of the two hidden layers.
     """
 
     def __init__(self, head: Head, shape: tuple[int, int, int], classes: int, most: int, hidden: int) -> None:
@@ -30,17 +31,17 @@ class CountNetwork(nn.Module):
         seen, told = (shape[0], classes) if self.by_column else (int(np.prod(shape)), classes * (most + 1))
         last = nn.Linear(hidden, told)
         if self.by_column:
-            nn.init.constant_(last.bias, -5.0)  # most columns hold nothing; from 0 on, all units die
+            nn.init.constant_(last.bias, -5.0)  # most columns hold no object; with a bias of 0 all units would die
         self.layers = nn.Sequential(nn.Linear(seen, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), last)
 
     def forward(self, volume: Tensor) -> Tensor:
-        """Expected counts ``[B, C]``, or logits of counts ``[B, C, most + 1]``."""
+        """Expected counts ``[B, C]`` (``columns``), or logits of the counts ``[B, C, most + 1]`` (``volume``)."""
         if self.by_column:
             return softplus(self.layers(volume.permute(0, 2, 3, 1)).float()).sum(dim=(1, 2))
         return self.layers(volume.flatten(1)).float().unflatten(1, (self.classes, -1))
 
     def loss(self, volume: Tensor, counts: Tensor) -> Tensor:
-        """Mean over images."""
+        """The loss of ``counts`` int64 ``[B, C]``, a mean over images."""
         told = self(volume)
         if self.by_column:
             return (told - counts * (told + 1e-3).log()).sum(dim=1).mean()
@@ -48,6 +49,6 @@ class CountNetwork(nn.Module):
 
     @torch.no_grad()
     def predict(self, volume: Tensor) -> Tensor:
-        """Counts int64 ``[B, C]``."""
+        """The most probable or rounded counts, int64 ``[B, C]``."""
         told = self(volume)
         return told.round().long() if self.by_column else told.argmax(dim=-1)

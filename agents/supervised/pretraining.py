@@ -1,15 +1,16 @@
-"""What the activation model learns from (paper section 3, "Saliency Model"): labels alone, no boxes, no order.
+"""How an activation model is trained (paper section 3, "Saliency Model"): on labels alone, without boxes or an order.
 
-``count``, the default: each cell of the volume counts: how much, by its saliency ``s_ij = sum_c V_cij**2 / D``; what, by a linear
-classifier of its column. The image's counts ``n_c`` are learned from their expectation
+There are two objectives. ``count`` is the default. Each cell of the volume stands for ``s_ij = sum_c V_cij**2 / D`` objects, and
+a linear classifier W of its column says of which class. The expected counts are fitted to the counts ``n_c`` of the image:
 
     lambda_c = sum_ij s_ij softmax(W V_ij)_c,    loss = sum_c (lambda_c - n_c log(lambda_c + 0.001)) / sqrt(sum_c n_c)
 
-the negative log-likelihood of Poisson counts, plus ``sharp_coef sum_ij s_ij |1 - s_ij|``: an object is one cell of height 1,
-not two of 1/2, so that an agent that visits the peaks of the map meets each object once.
+This is the negative log-likelihood of Poisson counts. The term ``sharp_coef sum_ij s_ij |1 - s_ij|`` is added. With it an object
+becomes one cell with s = 1 instead of two cells with s = 1/2, so that an agent that visits the peaks of the map meets each
+object once.
 
-``classify``, the paper's (section 5, "Implementation Details"): cross-entropy of ``softmax(W mean_ij V_ij)`` to one of the
-image's labels, drawn anew each time the image is met.
+``classify`` is the paper's (section 5, "Implementation Details"): the cross-entropy of ``softmax(W mean_ij V_ij)`` to one of the
+labels of the image. That label is drawn anew each time the image is used.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ from hsal_env.perception.examples import to_images
 
 
 class Pretrainer(nn.Module):
-    """An activation model under a linear classifier of its columns.
+    """An activation model with a linear classifier W of its columns.
 
     Args:
-        model: see :class:`hsal_env.perception.activation.ActivationModel`.
-        classes: C.
+        model: the activation model to be trained.
+        classes: C, the number of classes.
     """
 
     def __init__(self, model: ActivationModel, classes: int = 10) -> None:
@@ -45,11 +46,11 @@ class Pretrainer(nn.Module):
         self.classifier = nn.Linear(model.saliency_channels, classes)
 
     def volume(self, images: Tensor) -> Tensor:
-        """V, the channels that saliency is made of, float32 ``[B, D, H, W]``."""
+        """V ``[B, D, H, W]``, float32: those channels that the saliency map is made of."""
         return self.model(images)[:, : self.model.saliency_channels].float()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """``[B, 1 or 3, h_px, w_px]`` to saliency per channel ``[B, H, W]`` and log-probabilities ``[B, H, W, C]``."""
+        """Images ``[B, 1 or 3, h_px, w_px]`` to s ``[B, H, W]`` and the log-probabilities of each cell ``[B, H, W, C]``."""
         volume = self.volume(images)
         log_probs = self.classifier(volume.permute(0, 2, 3, 1)).float().log_softmax(dim=-1)
         return F.sum_of_squares(volume) / self.model.saliency_channels, log_probs
@@ -58,15 +59,29 @@ class Pretrainer(nn.Module):
         """Scores of the whole image, ``W mean_ij V_ij``, ``[B, C]``."""
         return self.classifier(self.volume(images).mean(dim=(2, 3))).float()
 
+    def loss(self, images: Tensor, counts: Tensor, objective: Objective, sharp_coef: float) -> Tensor:
+        """The loss of ``objective``, a mean over images.
+
+        Args:
+            images: ``[B, 1 or 3, h_px, w_px]`` in [0, 1], on the device of the network.
+            counts: n ``[B, C]``, on the CPU.
+            objective: see the head of this file.
+            sharp_coef: see there.
+        """
+        if objective == "classify":
+            return classification_loss(self.pooled(images), counts)
+        saliency, log_probs = self(images)
+        return counting_loss(saliency, log_probs, counts.to(saliency.device), sharp_coef)
+
 
 def counting_loss(saliency: Tensor, log_probs: Tensor, counts: Tensor, sharp_coef: float) -> Tensor:
-    """The objective ``count`` in the head of this file, a mean over images.
+    """The objective ``count`` (see the head of this file), a mean over images.
 
     Args:
         saliency: s ``[B, H, W]``.
-        log_probs: ``[B, H, W, C]``.
+        log_probs: log-probabilities of the classes in each cell ``[B, H, W, C]``.
         counts: n ``[B, C]``.
-        sharp_coef: weight of the second term.
+        sharp_coef: weight of the term that makes cells 0 or 1.
     """
     expected = expected_counts(saliency, log_probs)
     poisson = (expected - counts * (expected + 1e-3).log()).sum(dim=1) / counts.sum(dim=1).sqrt()
@@ -75,19 +90,25 @@ def counting_loss(saliency: Tensor, log_probs: Tensor, counts: Tensor, sharp_coe
 
 
 def expected_counts(saliency: Tensor, log_probs: Tensor) -> Tensor:
-    """``lambda_c = sum_ij s_ij p_ij(c)``, ``[B, C]``."""
+    """``lambda_c = sum_ij s_ij p_ij(c)`` ``[B, C]``, from s ``[B, H, W]`` and log p ``[B, H, W, C]``."""
     return (saliency[..., None] * log_probs.exp()).sum(dim=(1, 2))
 
 
 def classification_loss(scores: Tensor, counts: Tensor) -> Tensor:
-    """The objective ``classify`` in the head of this file, from scores and counts ``[B, C]``, at least one object each."""
+    """The objective ``classify`` (see the head of this file), a mean over images.
+
+    Args:
+        scores: of the whole images ``[B, C]``.
+        counts: n ``[B, C]``, on the CPU; each image has at least one object.
+    """
     return cross_entropy(scores, torch.multinomial(counts, 1).squeeze(1).to(scores.device))
 
 
 def warped(images: Tensor, warp_px: float) -> Tensor:
-    """Displace the pixels of each image ``[B, C, h_px, w_px]`` smoothly, by a random amplitude of up to ``warp_px``.
+    """Displace the pixels of each image ``[B, C, h_px, w_px]`` smoothly and at random, so that strokes bend and stretch a little.
 
-    Normal displacements at 5x5 points, interpolated bicubically: strokes bend, turn and stretch a little.
+    The displacements are normal at 5x5 points and interpolated bicubically between them. Their standard deviation is drawn
+    uniformly from 0 to ``warp_px`` for each image.
     """
     lanes, size_px = len(images), images.shape[-1]
     amplitude = torch.rand(lanes, 1, 1, 1) * warp_px * 2 / size_px  # grid_sample measures in half images
@@ -100,8 +121,8 @@ class Supply(NamedTuple):
     """Canvases to learn from.
 
     Attributes:
-        config: which.
-        share: how many of all.
+        config: which canvases.
+        share: their share of all canvases that are learned from, in [0, 1].
     """
 
     config: EnvConfig
@@ -109,10 +130,10 @@ class Supply(NamedTuple):
 
 
 def batches(supplies: Sequence[Supply], size: int, count: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """``count`` batches of ``size`` images uint8 and label counts int64 ``[B, C]``, each composed while the one before is used.
+    """``count`` batches of ``size`` images, uint8, with their label counts ``[B, C]``, int64.
 
-    An endless source gives fresh canvases each time; one that holds so many images and no more (SVHN) is gone through in a new
-    order each time.
+    A thread composes each batch while the batch before it is in use. A source without end gives new canvases all the time. A
+    finite source (SVHN) is gone through again and again, each time in a new order.
     """
     rng = np.random.default_rng(seed)
     classes = supplies[0].config.classes
@@ -153,11 +174,12 @@ def batches(supplies: Sequence[Supply], size: int, count: int, seed: int) -> Ite
 def accuracy(
     net: Pretrainer, config: EnvConfig, count: int = 10_000, objective: Objective = "count"
 ) -> dict[str, float]:
-    """On held-out canvases, at most ``count``.
+    """Accuracy on held-out canvases, at most ``count`` of them; each value is a share of the canvases.
 
     Returns:
-        ``counts``: share whose rounded expected counts are right; ``peaks``: share whose cells above half the highest, each
-        named by its classifier, are the multiset. Under ``classify``: ``label``, share whose best label is in the image.
+        Of the objective ``count``: ``counts``, the canvases whose rounded expected counts are right; and ``peaks``, those
+        whose cells of more than half the highest saliency, each with the best class of its classifier, give the right
+        multiset. Of the objective ``classify``: ``label``, the canvases that hold the label with the best score.
     """
     net.eval()
     device = net.classifier.weight.device
