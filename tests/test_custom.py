@@ -540,7 +540,7 @@ def test_what_is_no_activation_model_is_refused(given, message):
 
 @pytest.mark.parametrize(("given", "name"), [(Total, "Total"), (3, "3"), (None, "None"), (nn.Parameter(), "Parameter")])
 def test_what_is_no_saliency_model_is_refused(given, name):
-    with pytest.raises(ConfigError, match=f"saliency={name}: expected a name, or an object to be called"):
+    with pytest.raises(ConfigError, match=f"saliency={name}: expected a name, or an object that can be called"):
         saliency_model(given)
 
 
@@ -611,7 +611,7 @@ def test_a_store_of_a_model_without_source_is_refused_with_a_way_out(stores):
     given = made["Typed"]()
     given.__class__.__module__ = "no_such_module"
     assert Examples(config(COLOUR, activation=given)).channels == 3
-    with pytest.raises(ConfigError, match=r"source of .*Typed cannot be read.*Put the class into a file.*'lazy'"):
+    with pytest.raises(ConfigError, match=r"The source of Typed cannot be read.*Put the class into a file.*'lazy'"):
         Examples(config(COLOUR, activation=given, features="store"), progress=False)
 
 

@@ -355,7 +355,7 @@ def test_the_oracle_peaks_once_per_object():
 
 def test_boxes_that_are_unknown_are_refused(custom_folder: Path):
     config = EnvConfig(source="custom", images=str(custom_folder), split="all", saliency="boxes")
-    with pytest.raises(DataError, match="reads the boxes of the objects, which are unknown of these images"):
+    with pytest.raises(DataError, match="reads the boxes of the objects, which are unknown for these images"):
         Examples(config).load([0])
 
 
@@ -500,7 +500,7 @@ def test_a_model_that_reads_what_there_is_not_is_refused(reads):
     model = Curious()
     model.reads = reads
     with pytest.raises(
-        ConfigError, match="saliency=Curious: expected its attribute reads as a tuple of names out of boxes"
+        ConfigError, match="saliency=Curious: expected its attribute reads to be a tuple of names from boxes"
     ):
         saliency_model(model)
 
@@ -550,7 +550,7 @@ def test_no_package_takes_the_place_of_ours(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_name_of_what_cannot_be_called_is_refused():
-    with pytest.raises(ConfigError, match="expected a name, or an object to be called"):
+    with pytest.raises(ConfigError, match="expected a name, or an object that can be called"):
         saliency_model("collections:OrderedDict")
 
 
@@ -656,7 +656,7 @@ def test_found_and_spurious_by_hand():
     ("maps", "boxes", "said"),
     [
         (np.zeros((2, 3)), np.zeros((2, 1, 4)), r"Expected maps \[B, H, W\]"),
-        (np.zeros((0, 3, 3)), np.zeros((0, 1, 4)), r"Expected maps \[B, H, W\], B > 0"),
+        (np.zeros((0, 3, 3)), np.zeros((0, 1, 4)), r"Expected maps \[B, H, W\] with B > 0"),
         (np.zeros((2, 3, 3)), np.zeros((1, 1, 4)), r"got \(2, 3, 3\) and \(1, 1, 4\)"),
         (np.zeros((2, 3, 3)), np.zeros((2, 4)), "got"),
         (np.full((1, 3, 3), np.inf), np.zeros((1, 1, 4)), "Expected finite maps"),

@@ -1,6 +1,6 @@
-"""From pixels to activation volume and saliency map."""
+"""Perception: from the pixels of an image to its activation volume and its saliency map."""
 
 from typing import Literal
 
 Architecture = Literal["compact", "resnet18", "resnet34"]
-"""Networks that an activation model may be, by name. Here, so that a command line can list them without loading torch."""
+"""Names of the networks that a model file may hold. They stand here so that a command line can list them without torch."""

@@ -63,20 +63,20 @@ def completed(model: nn.Module) -> ActivationModel:
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions with batch norm beside a 1x1 shortcut.
+    """A residual block: two convolutions with batch norm, added to a 1x1 shortcut.
 
     Args:
-        in_channels: of the input.
-        channels: of the output.
-        stride: 2 halves the map; 1 leaves it.
-        dilation: of an input that an earlier block would have halved: its cells are so far apart.
+        in_channels: channels of the input.
+        channels: channels of the output.
+        stride: 2 halves the height and width of the map, 1 keeps them.
+        dilation: of the first convolution. It is 2 if an earlier block has stride 1 in place of 2, so that the input is twice as
+            fine as the one that the weights were trained on.
     """
 
     def __init__(self, in_channels: int, channels: int, stride: int = 2, dilation: int = 1) -> None:
         super().__init__()
-        after = (
-            dilation if stride == 2 else 2 * dilation
-        )  # what this block does not halve, its second convolution skips
+        # without the halving, the input of the second convolution is twice as fine as the weights expect
+        after = dilation if stride == 2 else 2 * dilation
         self.body = nn.Sequential(
             nn.Conv2d(in_channels, channels, 3, stride, padding=dilation, dilation=dilation, bias=False),
             nn.BatchNorm2d(channels),
@@ -92,22 +92,24 @@ class ResidualBlock(nn.Module):
 
 
 class CompactResNet(ActivationModel):
-    """A small residual network: 100x100 px to 7x7 cells, 16 px apart, each seeing 87 px.
+    """A small residual network. It turns 100x100 px into 7x7 cells that lie 16 px apart and see 87 px each.
 
-    A cell has to see the largest object (50 px) whole, and beyond it, to know whether it or a neighbour holds its centre.
+    The receptive field is larger than the largest object (50 px), so that a cell can tell whether the centre of an object lies
+    in itself or in a neighbour.
 
-    Finer maps have the same weights: the last one or two blocks are dilated instead of halving the map (Yu and Koltun 2015), so
-    that a cell sees what it saw. An image is first continued at its lower and right edge to a multiple of 16 px, so that 100 px
-    give 14x14 or 28x28 cells; cells that see beyond these edges then differ from those of 7x7, which see zeros there.
+    Finer maps use the same weights. The last one or two blocks are dilated and do not halve the map (Yu and Koltun 2015), so that
+    each cell sees as much as before. The image is first padded at its lower and right edge to a multiple of 16 px, with copies
+    of the edge, so that 100 px give 14x14 or 28x28 cells. Cells that see beyond these edges therefore differ from those of the
+    7x7 map, which see zeros there.
 
     Args:
-        in_channels: 1, grey, or 3, RGB.
+        in_channels: 1 (grey) or 3 (RGB).
         output_stride: px from one cell to the next: 16, 8 or 4.
-        lower_level: each column also holds the activations of the stage before the last at the 2x2 finer places in its cell:
-            4 * 96 more channels, which do not count for saliency (paper section 5.2, "Activation Resolution").
+        lower_level: append to each column the activations of the stage before the last, at the 2x2 finer places inside the cell
+            (paper section 5.2, "Activation Resolution"). These 4 * 96 channels do not count for saliency.
 
     Raises:
-        ConfigError: another value.
+        ConfigError: an argument has another value.
     """
 
     stride_px: int
@@ -132,11 +134,11 @@ class CompactResNet(ActivationModel):
             ResidualBlock(48, 96, stride=1 if output_stride == 4 else 2),
             ResidualBlock(96, 128, stride=2 if output_stride == 16 else 1, dilation=2 if output_stride == 4 else 1),
         )
-        # NCHW convolutions are several times slower on CPU
+        # convolutions in NCHW order are several times slower on a CPU
         self.layers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, images: Tensor) -> Tensor:
-        """``[B, in_channels, 100, 100]`` in [0, 1] to ``[B, channels, H, W]``, non-negative."""
+        """Images ``[B, in_channels, h_px, w_px]`` in [0, 1] to volumes ``[B, channels, H, W]``, non-negative."""
         images = images.contiguous(memory_format=torch.channels_last)
         if self.stride_px < 16 or self.lower_level:
             below, right = (-size % 16 for size in images.shape[2:])

@@ -1,4 +1,4 @@
-"""Examples: a canvas together with what the perception models make of it. What an environment draws from."""
+"""Examples: canvases together with their activation volumes and saliency maps. An environment draws from them."""
 
 from __future__ import annotations
 
@@ -25,8 +25,11 @@ from hsal_env.perception.registry import activation_model, model_name, saliency_
 from hsal_env.perception.saliency import known_boxes
 from hsal_env.storage.array_store import ArrayStore, Record
 
-_COMPOSE_BATCH = 256  # composing is the quicker, the more at once; encoding is not
-_ENCODE_BATCH = {True: 64, False: 32}  # by whether in bfloat16; a convolution may round otherwise in another batch
+_COMPOSE_BATCH = 256  # large batches are faster to compose; small ones are faster to encode
+_ENCODE_BATCH = {
+    True: 64,
+    False: 32,
+}  # True: in bfloat16. Fixed, since a convolution may round differently in another batch
 
 
 def to_images(canvases: np.ndarray, channels: int) -> Tensor:
@@ -34,10 +37,10 @@ def to_images(canvases: np.ndarray, channels: int) -> Tensor:
 
     Args:
         canvases: uint8 ``[B, h_px, w_px]`` or ``[B, h_px, w_px, 3]``.
-        channels: what the activation model reads.
+        channels: 1 or 3, the channels that the activation model reads.
 
     Raises:
-        DataError: colour for a model that reads another number of channels.
+        DataError: the canvases are in colour and the model reads grey.
     """
     pixels = torch.from_numpy(canvases).float().div_(255)
     if pixels.dim() == 3:
@@ -52,18 +55,18 @@ def to_images(canvases: np.ndarray, channels: int) -> Tensor:
 
 
 class Examples:
-    """The canvases of one split, with volume and saliency.
+    """The canvases of one split, with their volumes and saliency maps.
 
-    Volumes are computed in bfloat16 where the processor multiplies it natively, and kept in half precision, stored or
-    not, so that both ways give the same numbers up to the rounding of the convolution.
+    Volumes are computed in bfloat16 where the processor multiplies it in hardware. They are always rounded to half precision, so
+    that ``features="lazy"`` and ``features="store"`` give the same numbers up to the rounding of the convolutions.
 
     Args:
         config: which canvases, and which perception models.
-        progress: show a progress bar while the feature store is filled.
+        progress: whether a progress bar is shown while the feature store is filled.
 
     Raises:
         ConfigError, DataError: see :func:`load_glyphs`, :class:`EnvConfig`, :func:`activation_model` and
-            :class:`ArrayStore`; or colour images for a model that reads grey.
+            :class:`ArrayStore`; or the images are in colour and the model reads grey.
         CheckpointError, DataUnavailableError: see :func:`activation_model`.
     """
 
@@ -75,7 +78,7 @@ class Examples:
         self._activation = activation_model(config.activation)
         self._saliency = saliency_model(config.saliency)
         self._store = self._open_store(progress) if config.features == "store" else None
-        self._raw = np.empty((0, 0, 0), np.float32)  # of the store's canvases, as far as they are known
+        self._raw = np.empty((0, 0, 0), np.float32)  # raw saliency of the store's canvases, where _known says so
         self._known = np.zeros(0, bool)
         probe = (
             self._store.read([0], "volume")["volume"].transpose(0, 3, 1, 2)
@@ -91,11 +94,11 @@ class Examples:
 
     @torch.no_grad()
     def encode(self, images: np.ndarray) -> Tensor:
-        """V of uint8 canvases ``[B, h_px, w_px]`` or ``[B, h_px, w_px, 3]``: float16 ``[B, D, H, W]``.
+        """The volumes V ``[B, D, H, W]``, float16, of uint8 canvases ``[B, h_px, w_px]`` or ``[B, h_px, w_px, 3]``.
 
         Raises:
-            DataError: other images, or colour for a model that reads grey; or the model's volume is not finite, or not
-                ``[B, D, H, W]`` with D as its ``channels`` says.
+            DataError: images of another dtype or shape, or in colour for a model that reads grey; or the model's volume is not
+                finite, or not ``[B, D, H, W]`` with D as its ``channels`` says.
         """
         if images.dtype != np.uint8 or images.ndim < 3 or images.shape[3:] not in ((), (3,)):
             raise DataError(
@@ -114,10 +117,10 @@ class Examples:
         return volume
 
     def load(self, indices: Sequence[int] | np.ndarray) -> tuple[Example, CanvasBatch | None]:
-        """The examples of the given indices, and their canvases (None if they came from the store).
+        """The examples of ``indices`` ``[B]``, and their canvases (None where the volumes come from the store).
 
         Raises:
-            DataError: an index outside 0..len - 1, or a saliency map of another shape or range.
+            DataError: an index outside 0..len - 1, or a saliency map of the wrong shape, negative or not finite.
         """
         indices = np.asarray(indices)
         if indices.ndim != 1 or not np.issubdtype(indices.dtype, np.integer):
@@ -130,16 +133,16 @@ class Examples:
             volume, labels = torch.from_numpy(record["volume"]).permute(0, 3, 1, 2), record["labels"]
         else:
             canvases = self.canvases.compose(indices)
-            # one image at a time: a convolution may round differently in a batch, and lanes must not matter
+            # one image at a time: in a batch a convolution may round differently, and the other lanes must not matter
             volume = torch.cat([self.encode(image[None]) for image in canvases.images])
             labels = canvases.labels
-        volume = volume.float().contiguous(memory_format=torch.channels_last)  # glimpses read columns
+        volume = volume.float().contiguous(memory_format=torch.channels_last)  # a glimpse reads one column
         raw = self._known_saliency(indices, volume) if self._store else self._raw_saliency(indices, volume, canvases)
         counts = torch.from_numpy(label_counts(labels, self.num_classes))
         return Example(volume, raw, counts, torch.from_numpy(indices)), canvases
 
     def _known_saliency(self, indices: np.ndarray, volume: Tensor) -> Tensor:
-        """Raw saliency of the store's canvases, each computed once and kept: 4 H W bytes per canvas."""
+        """Raw saliency of canvases in the store. Each map is computed once and kept: 4 H W bytes per canvas."""
         if not len(self._known):
             self._raw = np.empty((len(self), *self.map_size), np.float32)
             self._known = np.zeros(len(self), bool)
@@ -167,7 +170,7 @@ class Examples:
         return raw
 
     def compose(self, indices: np.ndarray) -> CanvasBatch:
-        """The canvases of the given indices."""
+        """The canvases of ``indices`` ``[B]``."""
         return self.canvases.compose(indices)
 
     def _open_store(self, progress: bool) -> ArrayStore:
@@ -190,7 +193,7 @@ class Examples:
                     bar.update(len(columns))
 
     def _compose_all(self) -> Iterator[CanvasBatch]:
-        """All canvases in batches, each composed in a thread of its own while the one before it is in use."""
+        """All canvases in batches. A thread composes each batch while the batch before it is in use."""
         parts = [range(i, min(i + _COMPOSE_BATCH, len(self))) for i in range(0, len(self), _COMPOSE_BATCH)]
         with ThreadPoolExecutor(1) as thread:
             ahead = thread.submit(self.canvases.compose, parts[0])
@@ -201,7 +204,7 @@ class Examples:
 
 
 def _code(model: nn.Module) -> list[str]:
-    """What a model computes beside its weights: its structure, its plain attributes, and the sources of its classes.
+    """What decides the features of a model beside its weights: its structure, plain attributes, and the source of its classes.
 
     Raises:
         ConfigError: the source of a class cannot be read.
@@ -217,7 +220,8 @@ def _code(model: nn.Module) -> list[str]:
         sources = [inspect.getsource(sys.modules[name]) for name in modules if name.split(".")[0] != "torch"]
     except (OSError, TypeError, KeyError) as error:
         raise ConfigError(
-            f"features='store' keeps features by the source of the activation model, and that of {type(model).__name__} cannot "
-            f"be read ({error}). Put the class into a file that is imported, or use features='lazy'."
+            f"features='store' has to read the source code of the activation model to recognise its features. The source of "
+            f"{type(model).__name__} cannot be read ({error}). Put the class into a file that is imported, or use "
+            "features='lazy'."
         ) from error
     return [repr(model), repr(plain), *sources]

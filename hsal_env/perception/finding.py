@@ -1,4 +1,4 @@
-"""How well saliency maps find the objects, whose boxes are known: by their local maxima, and by the order of their cells."""
+"""How well saliency maps find objects with known boxes, measured by their local maxima and by the order of their cells."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from hsal_env.errors import DataError
 from hsal_env.perception.grid import Grid
 
 HIGH = 0.5
-"""Of the way from a map's lowest value to its highest: a local maximum from there on is high."""
+"""A local maximum is high from this share of the range of its map on, from the lowest value (0) to the highest (1)."""
 
 
 class Finding(NamedTuple):
-    """Of each map.
+    """How well each of B maps finds the objects.
 
     Attributes:
-        objects: how many there are, int64 ``[B]``.
-        found: how many hold a local maximum, int64 ``[B]``.
-        spurious: local maxima that no object holds, int64 ``[B]``.
-        found_high: as ``found``, of high maxima (:data:`HIGH`) alone.
-        spurious_high: as ``spurious``, of high maxima alone.
+        objects: number of objects in the image, int64 ``[B]``.
+        found: number of objects with a local maximum in their box, int64 ``[B]``.
+        spurious: number of local maxima outside of all boxes, int64 ``[B]``.
+        found_high: like ``found``, counting only high maxima (:data:`HIGH`).
+        spurious_high: like ``spurious``, counting only high maxima.
         auc: see :func:`area_under_curve`, float64 ``[B]``.
     """
 
@@ -35,9 +35,9 @@ class Finding(NamedTuple):
     auc: np.ndarray
 
     def summary(self) -> dict[str, float | None]:
-        """``found...``: share of all objects; ``spurious...``: per image; ``auc``: mean over the images that have one.
+        """Means over all maps: ``found...`` as a share of all objects, ``spurious...`` per image, ``auc`` where it is defined.
 
-        None where there is nothing to take a mean of.
+        A value is None if there are no objects, or no map has an ``auc``.
         """
         objects, ranked = int(self.objects.sum()), self.auc[~np.isnan(self.auc)]
         return {
@@ -50,16 +50,21 @@ class Finding(NamedTuple):
 
 
 def find_objects(maps: np.ndarray, boxes: np.ndarray, grid: Grid) -> Finding:
-    """Compare maps ``[B, H, W]`` with boxes ``[B, N, 4]`` (row, col, height, width) px, padded with -1.
+    """Compare maps with the boxes of the objects.
 
-    An object holds a cell whose centre lies in its box: ``row <= y < row + height``, and so for columns. One that holds no
-    cell counts as not found; a maximum that several hold counts for each.
+    An object holds the cells whose centres lie in its box, see :func:`cells_held`. It is found if one of them is a local maximum,
+    so an object that holds no cell is not found. A maximum in several boxes counts for each of these objects.
+
+    Args:
+        maps: ``[B, H, W]``.
+        boxes: ``[B, N, 4]`` as (row, col, height, width) in px, padded with -1.
+        grid: where the cells lie.
 
     Raises:
-        DataError: shapes that do not fit each other, no maps, or values that are not finite.
+        DataError: the shapes do not fit each other, there are no maps, or a value is not finite.
     """
     if maps.ndim != 3 or not maps.size or boxes.ndim != 3 or boxes.shape[::2] != (len(maps), 4):
-        raise DataError(f"Expected maps [B, H, W], B > 0, and boxes [B, N, 4]; got {maps.shape} and {boxes.shape}.")
+        raise DataError(f"Expected maps [B, H, W] with B > 0 and boxes [B, N, 4]; got {maps.shape} and {boxes.shape}.")
     if not np.isfinite(maps).all():
         raise DataError("Expected finite maps; got NaN or infinity.")
     held, maxima = cells_held(boxes, grid, maps.shape[1:]), local_maxima(maps)
@@ -75,7 +80,10 @@ def find_objects(maps: np.ndarray, boxes: np.ndarray, grid: Grid) -> Finding:
 
 
 def cells_held(boxes: np.ndarray, grid: Grid, map_size: tuple[int, ...]) -> np.ndarray:
-    """The cells whose centre lies in a box, of each box ``[B, N, 4]``: bool ``[B, N, H, W]``; none of padding."""
+    """Which cells have their centre (y, x) in each box ``[B, N, 4]``: bool ``[B, N, H, W]``; none for padding.
+
+    The condition is ``row <= y < row + height``, and the same for columns.
+    """
     centres = grid.centres(np.arange(map_size[0] * map_size[1]), map_size[1]).reshape(*map_size, 2)
     corner, size = boxes[:, :, None, None, :2], boxes[:, :, None, None, 2:]
     inside: np.ndarray = ((centres >= corner) & (centres < corner + size)).all(axis=4)

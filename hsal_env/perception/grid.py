@@ -11,12 +11,14 @@ if TYPE_CHECKING:
 
 
 class Grid(NamedTuple):
-    """Cell (r, c) looks at ``first_px + (r, c) stride_px`` and sees a square of ``field_px`` around it; (row, col) each.
+    """The centres and receptive fields of the cells, in px of the image.
+
+    Cell (r, c) is centred at ``first_px + (r, c) * stride_px`` and sees a rectangle of ``field_px`` around its centre.
 
     Attributes:
-        first_px: centre of cell (0, 0).
-        stride_px: from one centre to the next.
-        field_px: sides of a cell's receptive field.
+        first_px: centre of cell (0, 0), as (row, col).
+        stride_px: distance from one centre to the next, along rows and columns.
+        field_px: height and width of a cell's receptive field.
     """
 
     first_px: tuple[float, float]
@@ -25,11 +27,19 @@ class Grid(NamedTuple):
 
     @classmethod
     def of(cls, model: ActivationModel | None, image_px: tuple[int, int], map_size: tuple[int, int]) -> Grid:
-        """The grid of a model, from its attributes ``first_px``, ``stride_px``, ``receptive_field_px`` and ``resized_px``.
+        """The grid of a model, by its attributes ``first_px``, ``stride_px``, ``receptive_field_px`` and ``resized_px``.
 
-        The first three are in px of the image. If the model names ``resized_px``, it resizes images to a square of that side, and
-        they are in px of that square. What is None has a default: the cells cut the image into H x W equal bands, lie about its
-        middle, and see as much as one stride. Without a model, all of them have.
+        The first three are in px of the image. A model that resizes images to a square names the side of that square in
+        ``resized_px``; the first three are then in px of the square. An attribute that is None has a default:
+
+        - ``stride_px``: the cells divide the image into H x W equal parts;
+        - ``first_px``: the cells lie symmetrically about the middle of the image;
+        - ``receptive_field_px``: one stride.
+
+        Args:
+            model: the activation model; None: all attributes have their defaults.
+            image_px: (h, w) of the image.
+            map_size: (H, W) in cells.
         """
         said = (
             [None] * 4
@@ -51,7 +61,7 @@ class Grid(NamedTuple):
         )
 
     def centres(self, cells: np.ndarray, columns: int) -> np.ndarray:
-        """Of flat cells ``[...]`` in a map of so many columns: (row, col) in px ``[..., 2]``.
+        """The centres (row, col) in px ``[..., 2]`` of row-major cell indices ``[...]``, in a map of ``columns`` columns.
 
         Example:
             >>> Grid(first_px=(8, 8), stride_px=(16, 16), field_px=(16, 16)).centres(np.array([0, 9]), columns=7)
@@ -61,17 +71,18 @@ class Grid(NamedTuple):
         return np.array(self.first_px) + np.stack(np.divmod(cells, columns), axis=-1) * np.array(self.stride_px)
 
     def areas(self, image_px: tuple[int, int], map_size: tuple[int, int], pixels: tuple[int, int]) -> list[np.ndarray]:
-        """Of each row of cells and each column of cells: the share of every row and column of pixels in it.
+        """The matrices R and C that average a map of the whole image over the areas of cells: ``R @ map @ C.T``.
 
-        A cell's area is ``stride_px`` large about its centre, as far as it lies on the image; one that lies beside it has none.
+        The area of a cell is the rectangle of ``stride_px`` about its centre, as far as it lies on the image.
 
         Args:
             image_px: (h, w) of the image.
             map_size: (H, W) in cells.
-            pixels: (h', w') into which a map of the whole image is divided: those of the image, or others.
+            pixels: (h', w') of the map of the whole image, which may have another resolution than the image.
 
         Returns:
-            float64 ``[H, h']`` and ``[W, w']``; each row sums to 1, or is 0.
+            R ``[H, h']`` and C ``[W, w']``, float64: the share that each row (column) of pixels has in each row (column) of
+            cells. A row of R or C sums to 1, or to 0 where the cells lie beside the image.
         """
         shares = []
         for first, stride, length, cells, count in zip(

@@ -1,4 +1,4 @@
-"""Saliency maps that were computed elsewhere: ``saliency="file:PATH"``."""
+"""Saliency maps from files, computed by other programs: ``saliency="file:PATH"``."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ _KINDS = (".npy", ".png")
 
 
 class MapFiles(SaliencyModel):
-    """Raw maps by the canvas's index, of any non-negative values.
+    """Raw maps from files, found by the index of the canvas. Their values are any non-negative numbers.
+
+    A map with as many rows and columns as the activation volume is used cell by cell. A map of another size is taken as a map of
+    the whole image and averaged over the area of each cell.
 
     Args:
-        path: an array ``.npy`` of real numbers ``[N, h, w]``, N at least the canvases of the split; or a folder of
-            ``INDEX.npy``, ``[h, w]``, or ``INDEX.png``, grey with 8 or 16 bits. ``{split}`` in it stands for the split's name.
-
-    A map of the size of the activation volume's is taken cell by cell; of another, it is one of the whole image and
-    averaged over the area of each cell.
+        path: an array ``.npy`` of real numbers ``[N, h, w]`` with a map for each canvas of the split; or a folder of
+            ``INDEX.npy`` (``[h, w]``) or ``INDEX.png`` (grey, 8 or 16 bits). ``{split}`` in the path stands for the name of
+            the split.
     """
 
     needs_images = False
@@ -45,7 +46,7 @@ class MapFiles(SaliencyModel):
         """See :class:`hsal_env.perception.saliency.SaliencyModel`.
 
         Raises:
-            DataError: a file is missing, cannot be read, holds too few maps, or a map that is none.
+            DataError: a file is missing, cannot be read, holds too few maps, or holds values that are no saliency map.
         """
         path = Path(self.path.replace("{split}", config.split)).expanduser()
         maps = [_checked(*found) for found in _read(path, indices.tolist(), config.size)]
@@ -59,7 +60,7 @@ class MapFiles(SaliencyModel):
 
 
 def _read(path: Path, indices: list[int], size: int) -> list[tuple[str, np.ndarray]]:
-    """What the map of each index is called, and what it is."""
+    """The map of each index, with its name for messages."""
     if path.is_dir():
         return [_read_one(path, index) for index in indices]
     if not path.exists():

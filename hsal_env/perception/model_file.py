@@ -1,4 +1,7 @@
-"""Activation models as files: the name of an architecture, its arguments, and its weights."""
+"""Files of activation models, and fingerprints of models.
+
+A model file holds the name of an architecture, the arguments that build it, and its weights.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,12 @@ _PARTS = {"architecture", "arguments", "weights"}
 
 
 def save_model(path: Path, architecture: str, model: ActivationModel) -> None:
-    """Write ``model``, which :func:`load_model` rebuilds; an interrupted write leaves the previous file as it was.
+    """Write ``model`` so that :func:`load_model` can build it again. An interrupted write leaves the previous file as it was.
+
+    Args:
+        path: where the file goes.
+        architecture: the name of the model's class, see :data:`hsal_env.perception.registry.ARCHITECTURES`.
+        model: the model.
 
     Raises:
         CheckpointError: the file cannot be written.
@@ -34,18 +42,17 @@ def read_model(path: Path) -> dict[str, Any]:
     """The parts of a model file: ``architecture``, ``arguments``, ``weights``.
 
     Raises:
-        CheckpointError: missing, cut off, damaged, or another kind of file.
+        CheckpointError: the file is missing, cut off, damaged, or of another kind.
     """
     if not path.is_file():
-        raise CheckpointError(
-            f"No activation model at {path}{'' if path.is_absolute() else f' in {Path.cwd()}'}. Bring it there, or name another."
-        )
+        folder = "" if path.is_absolute() else f" in {Path.cwd()}"
+        raise CheckpointError(f"No activation model at {path}{folder}. Put the file there, or name another.")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises several kinds for a damaged file
         raise CheckpointError(
-            f"{path} is cut off, damaged, or no activation model ({type(error).__name__}: {error}). Reinstall hsal if it is one "
-            "of its own, or train it again."
+            f"{path} is cut off, damaged, or no activation model ({type(error).__name__}: {error}). If the file belongs to "
+            "hsal, reinstall hsal; if it is yours, train the model again."
         ) from error
     if not isinstance(content, dict) or set(content) != _PARTS:
         raise CheckpointError(
@@ -56,10 +63,16 @@ def read_model(path: Path) -> dict[str, Any]:
 
 
 def load_model(path: Path, architectures: Mapping[Any, type[ActivationModel]], **arguments: Any) -> ActivationModel:
-    """The model in ``path``, with other ``arguments`` of its architecture if you like (a finer map of the same weights).
+    """The model in ``path``.
+
+    Args:
+        path: a model file.
+        architectures: the classes that it may hold, by name.
+        arguments: of the architecture, in place of those in the file. Another ``output_stride``, for example, gives a finer map
+            of the same weights.
 
     Raises:
-        CheckpointError: see :func:`read_model`; or an unknown architecture, or weights that do not fit it.
+        CheckpointError: see :func:`read_model`; or the file holds an unknown architecture, or weights that do not fit it.
     """
     content = read_model(path)
     name = content["architecture"]
@@ -74,7 +87,7 @@ def load_model(path: Path, architectures: Mapping[Any, type[ActivationModel]], *
 
 
 def fingerprint(*parts: str | np.ndarray | nn.Module) -> str:
-    """A short hash of texts, arrays and weights."""
+    """A short hash of texts, arrays and the weights of models: 20 hexadecimal digits."""
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, nn.Module):

@@ -45,10 +45,10 @@ ARCHITECTURES: dict[Architecture, type[ActivationModel]] = {
     "resnet18": ResNet18,
     "resnet34": ResNet34,
 }
-"""What a model file may hold, by name; built with keyword arguments."""
+"""The classes that a model file may name; they are built with keyword arguments."""
 
 BUNDLED = sorted(path.stem for path in WEIGHTS_FOLDER.glob("*.pt"))
-"""Model files that come with the package."""
+"""Names of the model files that come with the package."""
 ACTIVATION_MODELS: dict[str, Callable[[], Any]] = {
     **{name: partial(load_model, WEIGHTS_FOLDER / f"{name}.pt", ARCHITECTURES) for name in BUNDLED},
     "compact-crowded-lower-level": partial(
@@ -63,11 +63,11 @@ ACTIVATION_MODELS: dict[str, Callable[[], Any]] = {
 
 
 class Listed(NamedTuple):
-    """A saliency model of ours.
+    """A saliency model that comes with the package.
 
     Attributes:
-        build: its class, built without arguments.
-        words: what it is, for people.
+        build: its class, which is called without arguments.
+        words: what it is, in plain words.
     """
 
     build: type[SaliencyModel]
@@ -81,8 +81,8 @@ SALIENCY_MODELS = {
     "spectral-residual": Listed(SpectralResidual, "what is unusual in the spectrum (Hou and Zhang)"),
     "brightness": Listed(Brightness, "how bright a cell is"),
     "centre-prior": Listed(CentrePrior, "a control: the middle of the image"),
-    "uniform": Listed(Uniform, "a control: all cells alike, but one corner"),
-    "boxes": Listed(Boxes, "an oracle: the true objects"),
+    "uniform": Listed(Uniform, "a control: all cells alike except one corner"),
+    "boxes": Listed(Boxes, "an oracle: the boxes of the true objects"),
 }
 ACTIVATION_GROUP, SALIENCY_GROUP = "hsal.activation_models", "hsal.saliency_models"
 
@@ -145,7 +145,7 @@ def saliency_model(given: str | Callable[..., Tensor]) -> SaliencyModel:
 
 
 def model_name(given: Any) -> str:
-    """What messages call a model: its name in quotes, or its class."""
+    """How messages name a model: its name in quotes, or its class."""
     return (
         repr(given) if isinstance(given, str | int | float | None) else getattr(given, "__name__", type(given).__name__)
     )
@@ -180,13 +180,13 @@ def _made(build: Any, argument: str, name: str) -> Any:
 def _checked_saliency(model: Any, given: Any) -> SaliencyModel:
     if isinstance(model, type) or not callable(model):
         raise ConfigError(
-            f"saliency={model_name(given)}: expected a name, or an object to be called with images and volume."
+            f"saliency={model_name(given)}: expected a name, or an object that can be called with images and volume."
         )
     plugged = _frozen(model) if isinstance(model, nn.Module) else model
     checked = plugged if isinstance(plugged, SaliencyModel) else CallableSaliency(plugged)
     if not isinstance(checked.reads, tuple) or not set(checked.reads) <= set(READABLE):
         raise ConfigError(
-            f"saliency={model_name(given)}: expected its attribute reads as a tuple of names out of {', '.join(READABLE)}; "
+            f"saliency={model_name(given)}: expected its attribute reads to be a tuple of names from {', '.join(READABLE)}; "
             f"got {checked.reads!r}."
         )
     return checked
@@ -195,12 +195,12 @@ def _checked_saliency(model: Any, given: Any) -> SaliencyModel:
 def _checked_activation(model: Any, given: Any) -> ActivationModel:
     if not isinstance(model, nn.Module) or not hasattr(model, "in_channels") or not hasattr(model, "channels"):
         raise ConfigError(
-            f"activation={model_name(given)}: expected an nn.Module with the attributes in_channels and channels. On one of "
-            "yours, set them: model.in_channels, model.channels = 3, 64."
+            f"activation={model_name(given)}: expected an nn.Module with the attributes in_channels and channels. Set them on "
+            "a model of your own: model.in_channels, model.channels = 3, 64."
         )
     return completed(_frozen(model))
 
 
 def _frozen(model: nn.Module) -> nn.Module:
-    """A copy: what is done to the original later changes no feature, and the original can still be trained."""
+    """A copy, so that later changes to the original change no feature and the original can still be trained."""
     return copy.deepcopy(model).cpu().eval().requires_grad_(False)

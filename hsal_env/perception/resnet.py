@@ -1,9 +1,10 @@
-"""ResNet-18 and ResNet-34, the paper's activation model (section 5, "Implementation Details"), and two ways to finer maps.
+"""ResNet-34, the paper's activation model (section 5, "Implementation Details"), and the smaller ResNet-18.
 
-The paper resizes images to 224x224 px and takes the final (4th) convolutional stage, 512x7x7. Its section "Activation
-Resolution" asks for more: dilated convolutions (``output_stride`` 16 or 8), or lower-level activations (``lower_level``).
+The paper resizes images to 224x224 px and takes the output of the final (4th) convolutional stage, 512x7x7. In its section
+"Activation Resolution" it suggests finer maps. There are two ways to them: dilated convolutions (``output_stride`` 16 or 8), and
+activations of a lower level (``lower_level``).
 
-The network is torchvision's, parameter names included, so its ImageNet weights fit every variant.
+The network is torchvision's and has the same parameter names, so torchvision's ImageNet weights fit every variant.
 """
 
 from __future__ import annotations
@@ -34,28 +35,28 @@ WEIGHTS_URL = "https://download.pytorch.org/models/"
 class ResNet(ActivationModel):
     """Images of any size, resized to 224x224 px, to the activations of the 4th stage.
 
-    With ``output_stride`` S the map has 224 / S cells a side. Where a stage would go beyond S px, its stride becomes
-    dilation: the first convolution keeps its taps and skips no position, the later ones reach twice as far (Yu and Koltun,
-    "Multi-Scale Context Aggregation by Dilated Convolutions", the paper's [45]). With fixed batch norm the cell (i, j) of a
-    stride is then the cell (2 i, 2 j) of half that stride, border included: finer maps have the same features, at more places.
+    With ``output_stride`` S the map has 224 / S cells a side. A stage whose stride would exceed S px is dilated instead: its
+    first convolution keeps its filter and skips no position, and the later convolutions reach twice as far (Yu and Koltun,
+    "Multi-Scale Context Aggregation by Dilated Convolutions", the paper's [45]). As long as batch norm is fixed, cell (i, j) at
+    stride S equals cell (2 i, 2 j) at stride S / 2, also at the border. A finer map has the same features at more places.
 
-    With ``lower_level`` a cell's column also holds the activations of the last stage of stride S / 2 in its 2x2 finer cells:
+    With ``lower_level`` the column of a cell also holds the activations of the last stage of stride S / 2 in its 2x2 finer cells:
     channel ``512 + 4 c + 2 p + q`` at (i, j) is channel ``c`` at (2 i + p, 2 j + q).
 
-    All layers are centred, so the cell (i, j) is centred on the pixel (S i, S j) of the resized image, as that of a coarser map.
+    All layers are centred. So cell (i, j) is centred on pixel (S i, S j) of the resized image at every stride S.
 
     Args:
-        output_stride: 32, 16 or 8; px of the resized image per cell.
-        lower_level: append the next finer stage; 1024, 512 or 256 channels at the three strides.
+        output_stride: S, px of the resized image from one cell to the next: 32, 16 or 8.
+        lower_level: whether the next finer stage is appended: 1024, 512 or 256 channels at the three strides.
 
     Attributes:
-        depth: 18 or 34, of the subclass.
-        channels: D, 512 and what is appended.
-        saliency_channels: the first 512 of them, what sum-of-squares runs over.
+        depth: 18 or 34, given by the subclass.
+        channels: D, 512 and the channels that are appended.
+        saliency_channels: 512; the saliency map is made of the first 512 channels.
         first_px, stride_px, receptive_field_px, resized_px: where the cells lie, see :meth:`hsal_env.perception.grid.Grid.of`.
 
     Raises:
-        ConfigError: another output_stride.
+        ConfigError: ``output_stride`` has another value.
     """
 
     in_channels = 3
@@ -83,7 +84,7 @@ class ResNet(ActivationModel):
                 dilation *= 2
         self.finer = STAGES[output_stride // 2] if lower_level else None
         self.channels = 512 + (4 * getattr(self, self.finer)[-1].conv2.out_channels if self.finer else 0)
-        # NCHW convolutions are several times slower on CPU
+        # convolutions in NCHW order are several times slower on a CPU
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, images: Tensor) -> Tensor:
@@ -100,18 +101,22 @@ class ResNet(ActivationModel):
 
     @classmethod
     def published(cls, output_stride: int = 32, lower_level: bool = False, path: str | Path | None = None) -> ResNet:
-        """With torchvision's ImageNet weights, or with those in ``path``.
+        """The network with torchvision's ImageNet weights, or with those in ``path``.
 
         Args:
-            path: a file with the parameters of torchvision's ResNet of that depth, whatever they were trained on; those of its
-                last layer, ``fc``, are not read. None: :func:`imagenet_file`.
+            output_stride: see :class:`ResNet`.
+            lower_level: see :class:`ResNet`.
+            path: a file with the parameters of torchvision's ResNet of this depth, trained on anything. Those of its last layer,
+                ``fc``, are not read. None: :func:`imagenet_file`.
 
         Raises:
             ConfigError: see :class:`ResNet`.
             DataUnavailableError: see :func:`imagenet_file`.
             CheckpointError: the file is missing, damaged, or of another architecture.
         """
-        with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten, and must change no other draw
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # these random weights are overwritten; later random draws must not change
             model = cls(output_stride, lower_level)
         path = imagenet_file(cls.depth) if path is None else Path(path)
         try:
@@ -132,21 +137,21 @@ class ResNet(ActivationModel):
 
 
 class ResNet18(ResNet):
-    """8 residual blocks; about half of the work of :class:`ResNet34`."""
+    """ResNet-18: 8 residual blocks, about half of the computation of :class:`ResNet34`."""
 
     depth, receptive_field_px = 18, 435
 
 
 class ResNet34(ResNet):
-    """16 residual blocks: the paper's."""
+    """ResNet-34: 16 residual blocks, the paper's network."""
 
     depth, receptive_field_px = 34, 899
 
 
 def _dilate(stage: nn.Module, dilation: int) -> None:
-    """Turn the stride of a stage into dilation; its input is ``dilation`` times as fine as the stage was trained on.
+    """Replace the stride of a stage by dilation; its input is ``dilation`` times as fine as the input it was trained on.
 
-    Torchvision's blocks of two convolutions cannot be built dilated.
+    This is done afterwards because torchvision cannot build its blocks of two convolutions with dilation.
     """
     for part in stage.modules():
         if isinstance(part, nn.Conv2d):
@@ -157,9 +162,9 @@ def _dilate(stage: nn.Module, dilation: int) -> None:
 
 
 def _difference(state: Any, model: nn.Module) -> str:
-    """In what a weights file is not the model's, in a few words: torch names every parameter."""
+    """How the parameters in a file differ from those of the model, in a few words (torch would name every parameter)."""
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        return f"no names with a tensor each but a {type(state).__name__}"
+        return f"no dictionary of tensors but a {type(state).__name__}"
     ours = model.state_dict()
     counted = {
         "missing": [name for name in ours if name not in state],
@@ -172,13 +177,14 @@ def _difference(state: Any, model: nn.Module) -> str:
 def imagenet_file(depth: int) -> Path:
     """Torchvision's file of ImageNet weights.
 
-    Looked for in ``$HSAL_DATA``, in ``weights`` in the cache folder, and in the checkpoints of torch.hub; else downloaded to the
-    second of them. The file's SHA-256 must begin as its name says: a network with other weights than those it is named after
-    gives wrong results without a word. Weights of your own go by ``published(path=...)``.
+    The file is looked for in ``$HSAL_DATA``, in ``weights`` in the cache folder, and in the checkpoints of torch.hub. If it is in
+    none of them, it is downloaded to the second. The name of the file holds the first digits of its SHA-256, which are checked:
+    with other weights the network would give wrong results without an error. Load weights of your own with
+    ``published(path=...)``.
 
     Raises:
-        DataUnavailableError: found nowhere, and the download failed.
-        CheckpointError: found, but its SHA-256 is another: cut off, damaged or exchanged.
+        DataUnavailableError: the file was not found, and the download failed.
+        CheckpointError: the file was found, but has another SHA-256: it is cut off, damaged or another file.
     """
     name = WEIGHTS_FILES[depth]
     digits = name.rpartition("-")[2].partition(".")[0]
@@ -199,9 +205,9 @@ def imagenet_file(depth: int) -> Path:
     found = _sha256(path)
     if not found.startswith(digits):
         raise CheckpointError(
-            f"{path}: its SHA-256 begins with {found[: len(digits)]}, that of torchvision's ImageNet weights with {digits}: it "
-            "is cut off, damaged or another file. Delete it and fetch it again; weights of your own are loaded with "
-            f"hsal_env.perception.resnet.ResNet{depth}.published(path=...)."
+            f"{path}: expected torchvision's ImageNet weights, whose SHA-256 begins with {digits}; got a file whose SHA-256 "
+            f"begins with {found[: len(digits)]}. It is cut off, damaged or another file. Delete it and fetch it again. Load "
+            f"weights of your own with hsal_env.perception.resnet.ResNet{depth}.published(path=...)."
         )
     return path
 

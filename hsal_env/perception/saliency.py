@@ -1,7 +1,7 @@
 """Saliency models f_S: (image, activation volume) -> raw saliency map (paper section 3, "Saliency Model").
 
-The paper's own, and others to put in its place (section 5.2, "Saliency Map Input"). Those of the image alone that are more
-than a few lines have files of their own. ``docs/perception.md`` is the page about them, and about one of yours.
+This file holds the paper's own model and simple ones to put in its place (section 5.2, "Saliency Map Input"). Longer ones have
+files of their own. ``docs/perception.md`` describes all of them, and how to write one.
 """
 
 from __future__ import annotations
@@ -74,12 +74,19 @@ class CallableSaliency(SaliencyModel):
 
 
 def to_cells(maps: Iterable[Tensor], grid: Grid, image_px: tuple[int, int], map_size: tuple[int, int]) -> Tensor:
-    """Maps of whole images, ``[h, w]`` each, to ``[B, H, W]``: the mean over the area of each cell, 0 where it has none.
+    """Average maps of whole images over the areas of the cells, see :meth:`Grid.areas`.
 
-    A map may have another resolution than the image. See :meth:`Grid.areas`.
+    Args:
+        maps: ``[h, w]`` each; they may have another resolution than the image.
+        grid: where the cells lie.
+        image_px: (h, w) of the image.
+        map_size: (H, W) in cells.
+
+    Returns:
+        float32 ``[B, H, W]``; 0 in cells that lie beside the image.
     """
     cells = []
-    for pixels in maps:  # one at a time: a matrix product may round otherwise in a batch
+    for pixels in maps:  # one at a time: in a batch a matrix product may round differently
         rows, columns = (
             torch.from_numpy(share) for share in grid.areas(image_px, map_size, (pixels.shape[0], pixels.shape[1]))
         )
@@ -88,7 +95,7 @@ def to_cells(maps: Iterable[Tensor], grid: Grid, image_px: tuple[int, int], map_
 
 
 class ImageSaliency(SaliencyModel):
-    """A saliency model of the image alone: :meth:`pixel_map`, averaged over the area of each cell."""
+    """A saliency model of the image alone: the mean of :meth:`pixel_map` over the area of each cell."""
 
     reads = ("grid",)
 
@@ -96,16 +103,16 @@ class ImageSaliency(SaliencyModel):
         """See :class:`SaliencyModel`."""
         assert images is not None
         image_px, map_size = (images.shape[2], images.shape[3]), (volume.shape[2], volume.shape[3])
-        # one at a time: a convolution may round otherwise in a batch, and lanes must not matter
+        # one at a time: in a batch a convolution may round differently, and the other lanes must not matter
         return to_cells((self.pixel_map(image) for image in images), grid, image_px, map_size)
 
     def pixel_map(self, image: Tensor) -> Tensor:
-        """``[C, h_px, w_px]`` in [0, 1] to a map of the whole image ``[h, w]``, finite and non-negative."""
+        """An image ``[C, h_px, w_px]`` in [0, 1] to its map ``[h, w]`` of any resolution, finite and non-negative."""
         raise NotImplementedError
 
 
 class SumOfSquares(SaliencyModel):
-    """The paper's: ``S_ij = sum_c V_cij**2``."""
+    """The paper's model: ``S_ij = sum_c V_cij**2``."""
 
     needs_images = False
 
@@ -115,7 +122,7 @@ class SumOfSquares(SaliencyModel):
 
 
 class SumOfMagnitudes(SaliencyModel):
-    """``S_ij = sum_c |V_cij|``, the attention map of Zagoruyko and Komodakis (ICLR 2017) with p = 1; the paper's has p = 2."""
+    """``S_ij = sum_c |V_cij|``: the attention map of Zagoruyko and Komodakis (ICLR 2017) with p = 1; the paper's has p = 2."""
 
     needs_images = False
 
@@ -125,7 +132,7 @@ class SumOfMagnitudes(SaliencyModel):
 
 
 class Brightness(ImageSaliency):
-    """The mean of the pixels in the cell, in [0, 1]."""
+    """The mean of the pixels in each cell, in [0, 1]."""
 
     def pixel_map(self, image: Tensor) -> Tensor:
         """See :class:`ImageSaliency`."""
@@ -133,9 +140,10 @@ class Brightness(ImageSaliency):
 
 
 class CentrePrior(SaliencyModel):
-    """A Gaussian about the middle of the image, of a quarter of its sides: where photographers put things; a control.
+    """A control that ignores the image: a Gaussian about its middle, where photographers often place objects.
 
-    ``S_ij = exp(-1/2 [((y_i - h/2) / (h/4))**2 + ((x_j - w/2) / (w/4))**2])`` with the cell's centre (y_i, x_j) in px.
+    ``S_ij = exp(-1/2 [((y_i - h/2) / (h/4))**2 + ((x_j - w/2) / (w/4))**2])`` with the cell's centre (y_i, x_j) in px. The
+    standard deviations are a quarter of the height and of the width.
     """
 
     needs_images = False
@@ -148,11 +156,11 @@ class CentrePrior(SaliencyModel):
 
 
 class Uniform(SaliencyModel):
-    """1 in every cell but the last (bottom right), where it is 0: nothing stands out; a control.
+    """A control in which nothing stands out: 1 in every cell but the last (bottom right), which is 0.
 
-    A constant map would be normalised to zeros (S2), and S, P and the reward for glimpses with it: the agent could not say
-    where it has been. Normalisation needs one cell to be the lowest, and whatever is lower becomes 0, however little lower
-    it is; so one corner is all that this map tells.
+    The environment would normalise a constant map to zeros (S2). Then S, P and the reward for glimpses would be zero everywhere,
+    and the agent could not see where it has looked. So one cell has to be lower than the others. After normalisation it is 0,
+    however little lower it is.
     """
 
     needs_images = False
@@ -165,10 +173,11 @@ class Uniform(SaliencyModel):
 
 
 class Boxes(SaliencyModel):
-    """An oracle: of each object a Gaussian, a quarter of its box wide, about the cell whose centre is nearest to the box's.
+    """An oracle that knows the boxes: a Gaussian for each object, about the cell nearest to the centre of its box.
 
-    ``S_ij = max_n exp(-1/2 [((y_i - y_n) / (h_n/4))**2 + ((x_j - x_n) / (w_n/4))**2])`` with the centre (y_n, x_n) of the
-    nearest cell of object n. A bound on what a saliency model could do for an agent; objects nearest to one cell share it.
+    ``S_ij = max_n exp(-1/2 [((y_i - y_n) / (h_n/4))**2 + ((x_j - x_n) / (w_n/4))**2])``, where (y_n, x_n) is the centre of the
+    cell nearest to the centre of box n, and h_n and w_n are the height and width of that box. Two objects with the same nearest
+    cell have one peak. The oracle shows how well an agent can do if the saliency map finds every object.
     """
 
     needs_images = False
@@ -187,25 +196,25 @@ class Boxes(SaliencyModel):
 
 
 def known_boxes(labels: np.ndarray, boxes: np.ndarray) -> Tensor:
-    """The boxes ``[B, N, 4]`` of objects with ``labels`` ``[B, N]``.
+    """The boxes ``[B, N, 4]`` of the objects whose ``labels`` are ``[B, N]`` (-1: no object), as a tensor.
 
     Raises:
-        DataError: a box is unknown.
+        DataError: the box of an object is unknown.
     """
     if ((labels >= 0) & (boxes[..., 2] < 0)).any():
         raise DataError(
-            "This saliency model reads the boxes of the objects, which are unknown of these images. Choose another."
+            "This saliency model reads the boxes of the objects, which are unknown for these images. Choose another model."
         )
     return torch.from_numpy(boxes)
 
 
 def _centres(grid: Grid, volume: Tensor) -> np.ndarray:
-    """(row, col) of the cells' centres in px, ``[H, W, 2]``."""
+    """The centres (row, col) of all cells in px, ``[H, W, 2]``."""
     rows, columns = volume.shape[2:]
     return grid.centres(np.arange(rows * columns), columns).reshape(rows, columns, 2)
 
 
 def _gaussians(cells: np.ndarray, middle: np.ndarray, width: np.ndarray) -> Tensor:
-    """Highest of N Gaussians at the cells ``[H, W, 2]``, about ``middle`` and as wide as ``width``, ``[N, 2]``: ``[H, W]``."""
+    """The maximum ``[H, W]`` of N Gaussians at ``cells`` ``[H, W, 2]``; their means ``middle`` and ``width`` are ``[N, 2]``."""
     exponent = -np.square((cells[..., None, :] - middle) / width).sum(axis=3) / 2  # [H, W, N]
     return torch.from_numpy(np.exp(exponent).max(axis=2, initial=0).astype(np.float32))

@@ -1,4 +1,4 @@
-"""The saliency model of Hou and Zhang: what is unusual in an image's spectrum.
+"""The saliency model of Hou and Zhang: a place is salient if it belongs to what is unusual in the spectrum of the image.
 
 X. Hou, L. Zhang, "Saliency Detection: A Spectral Residual Approach", CVPR 2007.
 """
@@ -12,22 +12,25 @@ from torch.nn import functional as nnf
 from hsal_env.perception.saliency import ImageSaliency
 
 _SIDE_PX = 64
-_ROUNDING = _SIDE_PX / 12**0.5 / 255  # amplitude of what rounding to 8 bits adds to a spectrum
+_ROUNDING = _SIDE_PX / 12**0.5 / 255  # amplitude that rounding to 8 bits adds to a spectrum
 
 
 class SpectralResidual(ImageSaliency):
-    """``S = g * |F^-1[exp(R + iP)]|**2`` with the residual ``R = L - h * L`` of the log-amplitude L, at 64 px.
+    """``S = g * |F^-1[exp(R + iP)]|**2`` with the residual ``R = L - h * L`` of the log-amplitude L and the phase P, at 64 px.
 
-    ``exp(R + iP)`` is the spectrum times ``exp(-h * L)``. h averages 3x3 neighbours (a spectrum is periodic), g is a Gaussian
-    of ``smooth_px`` at that resolution. The amplitude that rounding to 8 bits adds is added to every amplitude, so that noise
-    where a spectrum is empty counts for nothing. A constant image gives zeros.
+    ``exp(R + iP)`` is computed as the spectrum times ``exp(-h * L)``. h is the mean over 3x3 neighbours; it wraps round because a
+    spectrum is periodic. g is a Gaussian. Rounding pixels to 8 bits causes noise. Its amplitude is added to every amplitude, so
+    that the noise does not count where the spectrum is empty. A constant image gives zeros.
+
+    Args:
+        smooth_px: standard deviation of g, in px of the resized image.
     """
 
     def __init__(self, smooth_px: float = 2.5) -> None:
         self.smooth_px = smooth_px
 
     def pixel_map(self, image: Tensor) -> Tensor:
-        """``[C, h_px, w_px]`` in [0, 1] to ``[h, w]`` of 64 px on its longer side."""
+        """An image ``[C, h_px, w_px]`` in [0, 1] to its map ``[h, w]``, 64 px on the longer side."""
         grey = image.mean(dim=0)
         size = [max(1, round(length * _SIDE_PX / max(grey.shape))) for length in grey.shape]
         if bool(grey.amax() == grey.amin()):
