@@ -84,7 +84,7 @@ def test_a_store_of_another_length_is_computed_again_with_a_warning(tmp_path, an
     ArrayStore.open(folder, lambda: [{"values": VALUES[:4], "names": np.arange(4)}], 4)
     if not same_process:
         another_process()
-    with pytest.warns(UserWarning, match="expected 10 examples, it holds 4"):
+    with pytest.warns(UserWarning, match="expected 10 examples, got 4"):
         assert_whole(ArrayStore.open(folder, batches, 10))
 
 
@@ -209,7 +209,7 @@ def test_a_large_store_has_no_other_rows(tmp_path, unmapped, row):
 def test_a_large_store_that_is_cut_off_while_in_use_is_an_error(tmp_path, unmapped):
     store = ArrayStore.open(tmp_path / "store", batches, 10)
     os.truncate(tmp_path / "store" / "values.npy", 200)
-    with pytest.raises(DataError, match=r"values\.npy was cut off while it was in use; delete"):
+    with pytest.raises(DataError, match=r"values\.npy was cut off while it was in use\. Delete"):
         store.read([9], "values")
 
 

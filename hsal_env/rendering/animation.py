@@ -1,4 +1,4 @@
-"""Animations of recorded episodes, decision by decision: GIF through Pillow, MP4 through ffmpeg."""
+"""Animations of recorded episodes, decision by decision: GIF files through Pillow, MP4 files through ffmpeg."""
 
 from __future__ import annotations
 
@@ -15,22 +15,27 @@ from hsal_env.storage.files import replacing
 from hsal_env.trace import Trace
 
 _TICK_SECONDS = 0.5
-_AT_END, _AT_LAST_END = 4, 8  # ticks that a finished episode is shown, and the last one
+_AT_END, _AT_LAST_END = 4, 8  # ticks that the end of an episode is shown, and the end of the last one
 _COLOURS = 256
 
 
 class Frame(NamedTuple):
-    """A picture, RGB uint8 ``[h, w, 3]``, and how many ticks of half a second it is shown."""
+    """A picture of an animation.
+
+    Attributes:
+        picture: RGB uint8 ``[h, w, 3]``.
+        ticks: how long it is shown, in ticks of half a second.
+    """
 
     picture: np.ndarray
     ticks: int
 
 
 def frames(traces: Sequence[Trace]) -> list[Frame]:
-    """One episode after the other, a frame before the first decision and one after each; all of one size.
+    """The frames of one episode after the other: one before the first decision and one after each. All have the same size.
 
     Raises:
-        DataError: no traces, or one that :func:`hsal_env.rendering.draw_trace` refuses.
+        DataError: there are no traces, or :func:`hsal_env.rendering.draw_trace` refuses one of them.
     """
     if not traces:
         raise DataError("Expected at least one trace to animate; got none.")
@@ -43,15 +48,15 @@ def frames(traces: Sequence[Trace]) -> list[Frame]:
 
 
 def save_animation(shown: Sequence[Frame], path: Path) -> None:
-    """Write ``.gif`` (endless) or ``.mp4``; ``path`` never holds half a file.
+    """Write an animation to ``path``, completely or not at all.
 
     Args:
-        shown: at least one frame, of :func:`frames`.
-        path: where to.
+        shown: at least one frame, from :func:`frames`.
+        path: a name that ends with ``.gif`` (repeats without end) or ``.mp4``.
 
     Raises:
         ConfigError: another suffix, or MP4 without ffmpeg.
-        OSError: the file cannot be written; what was at ``path`` is still there.
+        OSError: the file cannot be written; a file that was at ``path`` is still there.
     """
     writers = {".gif": _write_gif, ".mp4": _write_mp4}
     if path.suffix not in writers:
@@ -63,8 +68,8 @@ def save_animation(shown: Sequence[Frame], path: Path) -> None:
 
 
 def _write_gif(shown: Sequence[Frame], path: Path) -> None:
-    # one palette for all, so that nothing flickers and only what changes is stored: the commonest colours as they are,
-    # above all black and white, and a choice of the others
+    # All frames have one palette, so that nothing flickers and only changes are stored. One half of it holds the commonest
+    # colours, among them black and white; Pillow chooses the other half.
     packed = [_packed(frame.picture) for frame in shown]
     parts = [np.unique(part, return_counts=True) for part in packed]
     colours, which = np.unique(np.concatenate([part[0] for part in parts]), return_inverse=True)
@@ -81,7 +86,7 @@ def _write_gif(shown: Sequence[Frame], path: Path) -> None:
 
 
 def _packed(picture: np.ndarray) -> np.ndarray:
-    """Red, green and blue in one number."""
+    """RGB pixels ``[h, w, 3]`` as one number each, ``[h, w]``."""
     return picture.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
 
 

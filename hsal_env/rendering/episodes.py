@@ -1,8 +1,8 @@
 """Pictures of recorded episodes, in the manner of the paper's figures 2 and 12.
 
-Drawn through matplotlib's objects and in its default style, never through pyplot: a picture depends on its arguments
-alone, and no window, global figure or setting is touched. Cells lie where :class:`hsal_env.perception.grid.Grid` says, so a
-panel shows the image and, around it, as much as the outermost cells reach beyond it.
+They are drawn with matplotlib's classes in its default style, and never with pyplot. So a picture depends on its arguments only,
+and no window, global figure or setting changes. Cells lie where :class:`hsal_env.perception.grid.Grid` says. A panel shows the
+image, and a margin where the outermost cells reach beyond it.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _DPI = 128  # a power of two, so that px / dpi * dpi is exact
 _MAPS = "viridis"
 ORANGE, GREEN, VERMILLION = "#E69F00", "#009E73", "#D55E00"  # Okabe and Ito's colours
 _TICK, _CROSS = "\u2713", "\u2717"
-_LONGEST_MULTISET = 12  # labels that are written out
-_CONTOURS = (0.25, 0.5, 0.75)  # of the mask's maximum
-_FINER = 8  # points per cell and side that contours are drawn through
+_LONGEST_MULTISET = 12  # multisets of more labels are written as counts
+_CONTOURS = (0.25, 0.5, 0.75)  # as shares of the mask's maximum
+_FINER = 8  # points per cell and side from which contours are computed
 
 # px
 _LEFT, _TOP, _PANEL, _PITCH = 92, 60, 140, 148
@@ -40,22 +40,23 @@ _RIGHT, _FOOT, _LEAST_WIDTH = 34, 52, 440
 
 @style.context("default")
 def draw_trace(trace: Trace, until: int | None = None, columns: int | None = None) -> np.ndarray:
-    """Draw an episode, one column per meta-step: S with M's contours, P, the glimpses, and the label that was named.
+    """Draw an episode, one column per meta-step: S with contours of M, P, the image with glimpses, and the label that was named.
 
-    S and P are coloured on the fixed scale [0, 1]; the contours are at 1/4, 1/2 and 3/4 of the mask's maximum. A glimpse is
-    the square of its cell, numbered in the order of looking, and dashed the receptive field. A label is green with a tick if
-    it was among the remaining ones (stop: if none was), else vermillion with a cross; under it its probability, where known.
+    The colours of S and P have the fixed scale [0, 1]. The contours are at 1/4, 1/2 and 3/4 of the mask's maximum. A glimpse is
+    drawn as the square of its cell with its receptive field dashed; glimpses are numbered in the order of looking. A label is
+    green with a tick if it was among the remaining ones (stop: if none remained), and vermillion with a cross otherwise. Its
+    probability stands under it where it is known.
 
     Args:
-        trace: of an episode, or of its beginning.
-        until: show only its first so many decisions; None: all. The picture's size does not depend on it.
-        columns: leave room for so many meta-steps; None: as many as the trace has.
+        trace: the trace of an episode, or of its beginning.
+        until: how many decisions are shown, from the first on; None: all. The size of the picture does not depend on it.
+        columns: how many meta-steps there is room for; None: as many as the trace has.
 
     Returns:
-        RGB uint8 ``[h, w, 3]``; h is constant, w grows with the number of columns.
+        RGB uint8 ``[h, w, 3]``; h is constant, and w grows with the number of columns.
 
     Raises:
-        DataError: a trace whose parts do not fit each other, or ``until`` or ``columns`` outside its range.
+        DataError: the parts of the trace do not fit each other, or ``until`` or ``columns`` is outside its range.
     """
     return _sheet_of(trace, until, columns).pixels()
 
@@ -96,13 +97,13 @@ def _sheet_of(trace: Trace, until: int | None = None, columns: int | None = None
 
 
 def draw_traces(traces: Sequence[Trace]) -> np.ndarray:
-    """Stack the pictures of several episodes.
+    """Draw several episodes below one another.
 
     Returns:
-        RGB uint8 ``[h, w, 3]``, as wide as the widest; the others are filled up with white at their right.
+        RGB uint8 ``[h, w, 3]``, as wide as the widest picture; the others have white at their right.
 
     Raises:
-        DataError: no traces, or one that :func:`draw_trace` refuses.
+        DataError: there are no traces, or :func:`draw_trace` refuses one of them.
     """
     if not traces:
         raise DataError("Expected at least one trace to draw; got none.")
@@ -113,11 +114,11 @@ def draw_traces(traces: Sequence[Trace]) -> np.ndarray:
 
 
 def save_picture(picture: np.ndarray, path: Path) -> None:
-    """Write ``picture``, RGB uint8 ``[h, w, 3]``, as a PNG file; ``path`` never holds half of one.
+    """Write ``picture``, RGB uint8 ``[h, w, 3]``, as a PNG file, completely or not at all.
 
     Raises:
-        DataError: a picture of another dtype or shape; nothing is written.
-        OSError: the file cannot be written; what was at ``path`` is still there.
+        DataError: the picture has another dtype or shape; nothing is written.
+        OSError: the file cannot be written; a file that was at ``path`` is still there.
     """
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
         raise DataError(f"Expected a picture uint8 [h, w, 3]; got {picture.dtype} {list(picture.shape)}.")
@@ -127,16 +128,16 @@ def save_picture(picture: np.ndarray, path: Path) -> None:
 
 @style.context("default")
 def save_pdf(traces: Sequence[Trace], path: Path) -> None:
-    """Write the pictures of :func:`draw_trace` as vector graphics, a page each; ``path`` never holds half a file.
+    """Write the pictures of :func:`draw_trace` as a PDF of vector graphics, one page each, completely or not at all.
 
     Raises:
-        DataError: no traces, or one that :func:`draw_trace` refuses; nothing is written.
-        OSError: the file cannot be written; what was at ``path`` is still there.
+        DataError: there are no traces, or :func:`draw_trace` refuses one of them; nothing is written.
+        OSError: the file cannot be written; a file that was at ``path`` is still there.
     """
     if not traces:
         raise DataError("Expected at least one trace to draw; got none.")
     sheets = [_sheet_of(trace) for trace in traces]
-    undated = {"CreationDate": None}  # the same traces, the same bytes
+    undated = {"CreationDate": None}  # without a date, the same traces give the same bytes
     with replacing(path) as temporary, PdfPages(temporary, metadata=undated) as pages:
         for sheet in sheets:
             pages.savefig(sheet.finished())
@@ -174,21 +175,21 @@ def _draw_meta_step(sheet: Sheet, trace: Trace, begun: np.ndarray, panels: Seque
 
 
 def _is_next(trace: Trace, until: int, column: int) -> bool:
-    """Whether that meta-step is the one to begin with the next decision."""
+    """Whether the next decision, after ``until`` decisions, begins the meta-step ``column``."""
     finished = int(trace.meta_step[until - 1]) + (trace.label[until - 1] >= 0) if until else 0
     over = until == len(trace.phase) and (trace.terminated or trace.truncated)
     return bool(finished == column and not over)
 
 
 class Panel(NamedTuple):
-    """A square of the sheet that shows the image's plane.
+    """A square of the sheet that shows the image or a map of it.
 
     Attributes:
-        left, top: its corner on the sheet, px.
-        side: of the square, px.
+        left, top: its top left corner on the sheet, in px.
+        side: side of the square, in px.
         scale: px of the sheet per px of the image.
-        origin: the image's point (row, col) in that corner, px.
-        trace: whose image and cells.
+        origin: the point (row, col) of the image in that corner, in px.
+        trace: its image and cells are shown.
     """
 
     left: int
@@ -200,7 +201,7 @@ class Panel(NamedTuple):
 
     @classmethod
     def of(cls, trace: Trace, left: int, top: int, side: int = _PANEL) -> Panel:
-        """All of the image and of the cells, in the middle of the panel."""
+        """The panel that shows the whole image and all cells, centred."""
         (low_row, high_row), (low_col, high_col) = (
             (min(0.0, low), max(float(pixels), high))
             for (low, high), pixels in zip(_cells_extent(trace), trace.image.shape, strict=False)
@@ -212,7 +213,7 @@ class Panel(NamedTuple):
         return cls(left, top, side, scale, (low_row - spare_row, low_col - spare_col), trace)
 
     def at(self, row: Any, col: Any) -> tuple[Any, Any]:
-        """(x, y) on the sheet of a point of the image."""
+        """The place (x, y) on the sheet of the point (row, col) of the image."""
         return self.left + (col - self.origin[1]) * self.scale, self.top + (row - self.origin[0]) * self.scale
 
     def frame(self, axes: Axes, colour: str) -> None:
@@ -248,7 +249,7 @@ class Panel(NamedTuple):
         lines.set_path_effects([withStroke(linewidth=2.2, foreground="black")])
 
     def glimpses(self, axes: Axes, locations: Sequence[int]) -> None:
-        """Number the cells in the order of looking; a cell looked at twice carries both numbers."""
+        """Draw the glimpses and number them in the order of looking. A cell that was looked at twice has both numbers."""
         grid, columns = self.trace.grid, self.trace.map_size[1]
         for place, cell in enumerate(dict.fromkeys(locations)):
             centre = grid.centres(np.array(cell), columns)
@@ -256,7 +257,7 @@ class Panel(NamedTuple):
             self._square(axes, centre, grid.stride_px, linewidth=1.6)
             numbers = _runs([i for i, location in enumerate(locations, start=1) if location == cell])
             x, y = self.at(*centre)
-            away = grid.stride_px[0] * self.scale / 2 + 9  # outside of the cell, so that what lies in it stays visible
+            away = grid.stride_px[0] * self.scale / 2 + 9  # outside of the cell, so that its content stays visible
             above = y - away > self.top + 8 and (place % 2 == 0 or y + away > self.top + self.side - 8)
             text = axes.text(
                 min(max(x, self.left + 5 + 4 * len(numbers)), self.left + self.side - 5 - 4 * len(numbers)),
@@ -266,7 +267,7 @@ class Panel(NamedTuple):
             text.set_path_effects([withStroke(linewidth=2.0, foreground="black")])
 
     def _square(self, axes: Axes, centre: np.ndarray, sides: tuple[float, float], **looks: Any) -> None:
-        """As much of it as lies in the panel."""
+        """Draw a square of a cell, as far as it lies in the panel."""
         corners = [self.at(*(centre + sign * np.array(sides) / 2)) for sign in (-1, 1)]
         (x0, y0), (x1, y1) = (
             (min(max(x, self.left), self.left + self.side), min(max(y, self.top), self.top + self.side))
@@ -276,22 +277,22 @@ class Panel(NamedTuple):
 
 
 class Sheet:
-    """A white page measured in px from its top left corner, and the axes that cover it.
+    """A white page with axes that cover it. Places are in px from its top left corner.
 
     Args:
-        height, width: of the page, px.
+        height, width: size of the page, in px.
         zoom: pixels of the finished picture per px of the page.
     """
 
     def __init__(self, height: int, width: int, zoom: int = 1) -> None:
         self.height, self.width, self._zoom = height, width, zoom
         self._figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI * zoom, facecolor="white")
-        self._canvas: Any = FigureCanvasAgg(self._figure)  # whose methods matplotlib leaves untyped
+        self._canvas: Any = FigureCanvasAgg(self._figure)  # matplotlib leaves its methods untyped
         self.axes = self._figure.add_axes((0.0, 0.0, 1.0, 1.0))
         self.axes.axis("off")
 
     def text(self, left: int, top: int, words: str, room: int | None = None, **looks: Any) -> None:
-        """Write ``words`` below ``top``, smaller where they are wider than ``room`` px."""
+        """Write ``words`` below ``top``; make them smaller until they are no wider than ``room`` px."""
         at = (left / self.width, 1 - top / self.height)
         text = self._figure.text(*at, words, **{"va": "top", **looks})
         size = float(text.get_fontsize())
@@ -300,14 +301,14 @@ class Sheet:
             text.set_fontsize(size)
 
     def colour_bar(self, left: int, top: int, height: int, most: str = "1") -> None:
-        """The colours of values from 0 to ``most``."""
+        """Draw the colours of the values from 0 to ``most``."""
         values = np.linspace(1, 0, 256)[:, None]
         self.axes.imshow(values, cmap=_MAPS, vmin=0, vmax=1, extent=(left, left + 9, top + height, top), aspect="auto")
         self.text(left + 13, top - 2, most, size=7)
         self.text(left + 13, top + height + 2, "0", size=7, va="bottom")
 
     def finished(self) -> Figure:
-        """The figure, measured in px again, whatever was drawn on it."""
+        """The figure. Its limits are set to px again, which drawing may have changed."""
         self.axes.set(xlim=(0, self.width), ylim=(self.height, 0))
         return self._figure
 
@@ -319,7 +320,7 @@ class Sheet:
 
 
 def _cells_extent(trace: Trace) -> tuple[tuple[float, float], tuple[float, float]]:
-    """What the cells' squares cover of the image's plane, px: (top, bottom), (left, right)."""
+    """The rectangle that the cells cover, in px of the image: (top, bottom), (left, right)."""
     (low_row, high_row), (low_col, high_col) = (
         (first - step / 2, first + (cells - 0.5) * step)
         for first, step, cells in zip(trace.grid.first_px, trace.grid.stride_px, trace.map_size, strict=True)
@@ -328,7 +329,7 @@ def _cells_extent(trace: Trace) -> tuple[tuple[float, float], tuple[float, float
 
 
 def _runs(numbers: Sequence[int]) -> str:
-    """Increasing numbers in little room: ``[1, 2, 3, 4, 6, 7]`` as ``"1-4,6,7"``."""
+    """Increasing numbers in a short form: ``[1, 2, 3, 4, 6, 7]`` as ``"1-4,6,7"``."""
     parts: list[list[int]] = []
     for number in numbers:
         if parts and number == parts[-1][-1] + 1:
@@ -339,7 +340,7 @@ def _runs(numbers: Sequence[int]) -> str:
 
 
 def _multiset(counts: np.ndarray) -> str:
-    """Counts ``[C]`` as ``"{2 2 7}"``, or where that is too long to read as ``"{2x15 7x1}"``."""
+    """Counts ``[C]`` as ``"{2 2 7}"``, or as ``"{2x15 7x1}"`` if that would be too long."""
     if counts.sum() > _LONGEST_MULTISET:
         return _braces([f"{label}x{count}" for label, count in enumerate(counts) if count])
     return _braces(np.repeat(np.arange(len(counts)), counts).tolist())

@@ -1,4 +1,4 @@
-"""A picture of saliency maps beside their images."""
+"""A picture of images and their saliency maps."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _IN, _BESIDE = "#ffffff", "#D55E00"
 
 @style.context("default")
 def draw_maps(images: np.ndarray, boxes: np.ndarray, maps: dict[str, np.ndarray], grid: Grid) -> np.ndarray:
-    """A row per image: the image, and the map of each model, from its lowest to its highest value.
+    """Draw one row per image: the image, then the map of each model, coloured from its lowest to its highest value.
 
-    Boxes are drawn where they are known. A dot is a local maximum, white in a box and orange beside them.
+    The boxes are drawn where they are known. The dots are the local maxima: white inside a box, orange outside.
 
     Args:
         images: uint8 ``[B, h_px, w_px]`` or ``[B, h_px, w_px, 3]``.
-        boxes: ``[B, N, 4]`` (row, col, height, width) px, padded with -1.
-        maps: by name, ``[B, H, W]`` each.
-        grid: where the cells lie.
+        boxes: ``[B, N, 4]`` as (row, col, height, width) in px, padded with -1.
+        maps: the maps ``[B, H, W]`` of each model, by its name.
+        grid: where the cells lie on the image.
 
     Returns:
         RGB uint8 ``[h, w, 3]``.
@@ -34,7 +34,7 @@ def draw_maps(images: np.ndarray, boxes: np.ndarray, maps: dict[str, np.ndarray]
     count, rows, columns = next(iter(maps.values())).shape
     height, width = images.shape[1:3]
     figure = Figure(figsize=(1.5 * (1 + len(maps)), 1.5 * count * height / width + 0.35), dpi=100, facecolor="white")
-    canvas: Any = FigureCanvasAgg(figure)  # whose methods matplotlib leaves untyped
+    canvas: Any = FigureCanvasAgg(figure)  # matplotlib leaves its methods untyped
     panels = figure.subplots(count, 1 + len(maps), squeeze=False)
     figure.subplots_adjust(
         left=0.005, right=0.995, bottom=0.01, top=1 - 0.3 / figure.get_figheight(), wspace=0.05, hspace=0.05

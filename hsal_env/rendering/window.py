@@ -11,23 +11,25 @@ from hsal_env.errors import ConfigError
 
 
 class Window:
-    """Shows one picture at a time, in whatever window matplotlib has here; it opens with the first picture.
+    """A window of matplotlib that shows one picture at a time. It opens with the first picture.
 
     Args:
-        title: of the window.
-        pause_seconds: how long each picture stays at least; meanwhile the window answers to the mouse.
+        title: title of the window.
+        pause_seconds: how long each picture is shown at least; the window responds to the mouse in this time.
 
     Raises:
-        ConfigError: there is no display. Where ``$MPLBACKEND`` names a backend without one, that is taken as meant.
+        ConfigError: there is no display. This is not raised if ``$MPLBACKEND`` names a backend without a display.
     """
 
     def __init__(self, title: str, pause_seconds: float) -> None:
         from matplotlib import pyplot
 
         backend = pyplot.get_backend()
-        if backend.lower() == "agg" and not os.environ.get("MPLBACKEND"):  # what matplotlib falls back to
+        if backend.lower() == "agg" and not os.environ.get(
+            "MPLBACKEND"
+        ):  # matplotlib falls back to it without a display
             raise ConfigError(
-                f"render_mode='human' opens a window, and matplotlib finds no display here (its backend is {backend!r}). Use "
+                f"render_mode='human' opens a window, but matplotlib finds no display here (its backend is {backend!r}). Use "
                 "render_mode='rgb_array', or install a GUI toolkit such as PyQt6 and run where there is a display."
             )
         self._title, self._pause_seconds = title, pause_seconds
@@ -35,7 +37,7 @@ class Window:
         self._figure: Any = None
 
     def show(self, picture: np.ndarray) -> None:
-        """Replace what is shown by ``picture``, RGB uint8 ``[h, w, 3]``; a window that was closed opens again."""
+        """Show ``picture``, RGB uint8 ``[h, w, 3]``. If the window was closed, it opens again."""
         if self._figure is None or not self._pyplot.fignum_exists(self._figure.number):
             height, width = picture.shape[:2]
             with self._pyplot.rc_context({"toolbar": "None"}):
@@ -50,7 +52,7 @@ class Window:
         self._figure.canvas.start_event_loop(self._pause_seconds)
 
     def close(self) -> None:
-        """Close it; closing twice does no harm."""
+        """Close the window. It may be closed already."""
         if self._figure is not None:
             self._pyplot.close(self._figure)
             self._figure = None

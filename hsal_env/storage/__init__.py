@@ -1,1 +1,1 @@
-"""Files that are written whole or not at all, and arrays in a folder."""
+"""Storage: files that are written completely or not at all, and arrays in a folder."""

@@ -1,12 +1,14 @@
-"""A folder of memory-mapped arrays, computed once.
+"""A folder of arrays that are computed once and then read from disk.
 
-Written under a temporary name and renamed when whole, so an interrupted writer leaves nothing behind that a reader
-would take, and of two concurrent writers one wins. Opening checks every array against the checksum in ``store.json``;
-a damaged or cut-off store is deleted and computed again, with a warning.
+A store is written under a temporary name and renamed when it is complete. So an interrupted writer leaves nothing that a reader
+could take for a store, and if two processes write at the same time, one of them wins. Opening a store checks every array against
+its checksum in ``store.json``. A damaged store is deleted and computed again, with a warning.
 
-Memory stays bounded however large a store is: the writer appends to plain files, checksums are taken a chunk at a time, and
-an array of more than ``_MAPPED_BYTES`` is read from its file instead of a memory map, whose pages would stay in the process.
-Two kinds of data are kept so: features (:mod:`hsal_env.perception.examples`) and SVHN's crops (:mod:`hsal_env.data.svhn`).
+Memory use is bounded for stores of any size. The writer appends to plain ``.npy`` files and reserves their disk space beforehand;
+if it wrote through a memory map, a full disk would kill the process. Checksums are computed chunk by chunk. Arrays of more than
+``_MAPPED_BYTES`` are read from their file and not through a memory map, whose pages would stay in the process.
+
+Two kinds of data are stored: features (:mod:`hsal_env.perception.examples`) and SVHN's crops (:mod:`hsal_env.data.svhn`).
 """
 
 from __future__ import annotations
@@ -29,14 +31,18 @@ from hsal_env.errors import DataError
 from hsal_env.storage.files import creating_folder
 
 _CHUNK_BYTES = 1 << 20
-_MAPPED_BYTES = 1 << 30  # above the default store's 0.8 GB; of what has been touched, a map reads rows twice as fast
-_checked: set[Path] = set()  # stores whose checksums this process has verified or written
+_MAPPED_BYTES = 1 << 30  # more than the default store's 0.8 GB; a map reads rows twice as fast once they are in memory
+_checked: set[Path] = set()  # stores that this process has written or whose checksums it has verified
 
 Record = dict[str, np.ndarray]
 
 
 class ArrayStore:
-    """Arrays by name, memory-mapped and read-only."""
+    """Arrays by name, read-only.
+
+    Args:
+        folder: a store that :meth:`open` has written.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -48,7 +54,7 @@ class ArrayStore:
         self._arrays: dict[str, np.memmap[Any, Any]] = {
             name: np.load(self.folder / f"{name}.npy", mmap_mode="r") for name in self.meta["arrays"]
         }
-        self._files: dict[str, int] = {}  # descriptors of what is not read through its map
+        self._files: dict[str, int] = {}  # descriptors of the arrays that are not read through their map
         for name, array in self._arrays.items():
             if array.nbytes > _MAPPED_BYTES and hasattr(os, "preadv"):  # not on Windows
                 self._files[name] = os.open(self.folder / f"{name}.npy", os.O_RDONLY)
@@ -58,22 +64,22 @@ class ArrayStore:
     def open(
         cls, folder: Path, batches: Callable[[], Iterable[Record]], length: int | None, hint: str = ""
     ) -> ArrayStore:
-        """Open the store in ``folder``, filling it from ``batches()`` where it is absent or damaged.
+        """Open the store in ``folder``. If it is missing or damaged, write it from ``batches()``.
 
         Args:
-            folder: where it lies; its parent is made if need be.
+            folder: the folder of the store; its parents are made.
             batches: yields the next rows of some or all arrays, by name.
-            length: rows of every array; None: as many of each as come.
-            hint: what else helps where it cannot be written, for the message.
+            length: number of rows of every array; None: as many as ``batches`` yields for each.
+            hint: further advice for the message if the store cannot be written.
 
         Raises:
-            DataError: it cannot be written (no space, no permission); nothing is left behind.
+            DataError: the store cannot be written (no space, no permission); nothing is left behind.
         """
         if folder.exists():
             try:
                 store = cls(folder)
                 if store.meta["length"] != length:
-                    raise ValueError(f"expected {length} examples, it holds {store.meta['length']}")
+                    raise ValueError(f"expected {length} examples, got {store.meta['length']}")
                 if folder not in _checked:
                     store.check(length)
                     _checked.add(folder)
@@ -90,9 +96,9 @@ class ArrayStore:
             ) from error
         try:
             store = cls(folder)
-            store.check(length)  # another process may have been first, or a damaged folder could not be deleted
+            store.check(length)  # another process may have been first, or the damaged folder could not be deleted
         except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"The store {folder} is damaged ({error}) and could not be replaced; delete it.") from error
+            raise DataError(f"The store {folder} is damaged ({error}) and could not be replaced. Delete it.") from error
         _checked.add(folder)
         return store
 
@@ -119,17 +125,17 @@ class ArrayStore:
                 if length not in (None, array["rows"]):
                     raise DataError(f"Expected {length} examples for the store; got {array['rows']} of {name}.")
                 files[name].seek(0)
-                _begin(files[name], array["rows"], *kinds[name])  # numpy leaves room for a number of any length
+                _begin(files[name], array["rows"], *kinds[name])  # the header has room for any number of rows
         (folder / "store.json").write_text(json.dumps({"length": length, "arrays": arrays}))
 
     def check(self, length: int | None) -> None:
-        """Compare lengths and checksums.
+        """Compare the lengths of the arrays with ``length``, and their checksums with those in ``store.json``.
 
         Raises:
-            ValueError: they differ.
+            ValueError: one of them differs.
         """
         if self.meta["length"] != length:
-            raise ValueError(f"expected {length} examples, it holds {self.meta['length']}")
+            raise ValueError(f"expected {length} examples, got {self.meta['length']}")
         for name, expected in self.meta["arrays"].items():
             total, chunk = 0, bytearray(_CHUNK_BYTES)
             with (self.folder / f"{name}.npy").open("rb", buffering=0) as file:
@@ -169,14 +175,14 @@ class ArrayStore:
         return rows
 
     def _fill(self, rows: np.ndarray, name: str, start: int) -> None:
-        """Read consecutive rows from the file, the first of them row ``start``."""
+        """Read consecutive rows from the file into ``rows``, from row ``start`` on."""
         array = self._arrays[name]
         offset = array.offset + start * (array.nbytes // len(array))
         if os.preadv(self._files[name], [rows.reshape(-1).view(np.uint8).data], offset) != rows.nbytes:
-            raise DataError(f"{self.folder / name}.npy was cut off while it was in use; delete {self.folder}.")
+            raise DataError(f"{self.folder / name}.npy was cut off while it was in use. Delete {self.folder}.")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder, "meta": self.meta}  # a pickled memory map would be a copy of the file
+        return {"folder": self.folder, "meta": self.meta}  # pickling a memory map would copy the whole file
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -184,7 +190,7 @@ class ArrayStore:
 
 
 def _begin(file: BinaryIO, rows: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-    """Write the head of a ``.npy`` file and take its disk space at once: a full disk is said before minutes of work."""
+    """Write the header of a ``.npy`` file and reserve its disk space, so that a full disk fails now and not after minutes."""
     head = {"shape": (rows, *shape), "fortran_order": False, "descr": np.lib.format.dtype_to_descr(dtype)}
     np.lib.format.write_array_header_1_0(file, head)
     if rows and hasattr(os, "posix_fallocate"):

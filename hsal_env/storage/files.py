@@ -1,4 +1,4 @@
-"""Writing files so that a reader never sees half of one."""
+"""Writing files so that a reader never finds an incomplete one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hsal_env.errors import CheckpointError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside ``path``; on success it takes the place of ``path``, on any error it is removed."""
+    """Yield a temporary file beside ``path``. On success it replaces ``path``; on any error it is removed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
@@ -30,7 +30,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def creating_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside ``path``; on success it becomes ``path``, unless another process was first."""
+    """Yield a temporary folder beside ``path``. On success it becomes ``path``, unless another process was first."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
@@ -47,10 +47,10 @@ def creating_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def writing(place: Path, errors: tuple[type[Exception], ...] = (OSError,)) -> Iterator[None]:
-    """Say of an error inside that ``place`` cannot be written.
+    """Turn an error inside the block into one that says that ``place`` cannot be written.
 
     Raises:
-        CheckpointError: in place of one of ``errors``.
+        CheckpointError: the block raised one of ``errors``.
     """
     try:
         yield
@@ -59,10 +59,10 @@ def writing(place: Path, errors: tuple[type[Exception], ...] = (OSError,)) -> It
 
 
 def check_writable(folder: Path) -> None:
-    """Make ``folder``, and try whether files can be written in it: before minutes of work, not after.
+    """Make ``folder`` and try to write a file in it, so that a long computation does not fail at its end.
 
     Raises:
-        CheckpointError: they cannot.
+        CheckpointError: the folder cannot be made, or files cannot be written in it.
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -71,10 +71,10 @@ def check_writable(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file of text by way of :func:`replacing`.
+    """Write ``text`` to ``path`` completely or not at all.
 
     Raises:
-        CheckpointError: it cannot be written.
+        CheckpointError: the file cannot be written.
     """
     with writing(path), replacing(path) as temporary:
         temporary.write_text(text)

@@ -1,4 +1,4 @@
-"""Episodes decision by decision: what is in them, how they are saved and recorded, and measures of scan paths."""
+"""Traces: recorded episodes, decision by decision. What they hold, how they are recorded and saved, and scan-path measures."""
 
 from hsal_env.trace.episode import Trace, load, save
 

@@ -1,7 +1,7 @@
-"""A trace: one recorded episode, decision by decision. Pictures, scan-path measures, reports and files are made from it.
+"""A trace: one recorded episode, decision by decision. Pictures, scan-path measures and reports are made from traces.
 
-Files, by suffix: ``.npz`` holds everything of any number of traces and is read by :func:`load`. ``.csv`` and ``.parquet`` hold
-one row per decision, in the columns of :data:`SCHEMA`, for other programs (``docs/traces.md``).
+Traces are saved in files of three kinds. ``.npz`` files hold everything, and :func:`load` reads them. ``.csv`` and ``.parquet``
+files hold one row per decision for other programs, in the columns of :data:`SCHEMA` (``docs/traces.md``).
 """
 
 from __future__ import annotations
@@ -23,35 +23,37 @@ _FORMAT = "hsal trace 1"
 
 
 class Trace(NamedTuple):
-    """One episode of N decisions, in order. Map and label fields are as the decision found them; NaN stands for unknown.
+    """One episode of N decisions, in order.
+
+    Saliency and remaining labels are those from before the decision. NaN stands for unknown.
 
     Attributes:
         image: uint8 ``[h_px, w_px]`` or ``[h_px, w_px, 3]``.
-        source: what its pixels are: ``"mnist"``, ``"digits"``, ``"house-numbers"``, ``"svhn"`` or ``"custom"``.
-        canvas_index: which canvas of the split.
+        source: where the image comes from: ``"mnist"``, ``"digits"``, ``"house-numbers"``, ``"svhn"`` or ``"custom"``.
+        canvas_index: index of the image in its split.
         grid: where the cells lie on the image.
-        labels: the true multiset, int64 ``[m]`` in 0..C - 1, in no meaningful order.
-        boxes: their objects' boxes, int64 ``[m, 4]`` as (row, col, height, width) in px; -1 where unknown.
+        labels: the true multiset, int64 ``[m]`` in 0..C - 1; their order has no meaning.
+        boxes: the boxes of the m objects, int64 ``[m, 4]`` as (row, col, height, width) in px; -1 where unknown.
         num_classes: C.
-        glimpses: k.
-        terminated: the episode came to its end.
-        truncated: it was cut off.
-        meta_step: int64 ``[N]`` from 0 on.
+        glimpses: k, the locations per meta-step.
+        terminated: whether the episode came to its end.
+        truncated: whether the episode was cut off.
+        meta_step: number of the meta-step, int64 ``[N]`` from 0 on.
         phase: int64 ``[N]``; 0: attention, 1..k: a location, k + 1: a label.
-        saliency: S_t ``[N, H, W]`` in [0, 1].
-        mask: M_t ``[N, H, W]``, that of the meta-step; at phase 0 the one that was placed.
-        priority: P_t ``[N, H, W]`` in [0, 1], likewise.
-        alpha, beta, row, col: mixture of the mask ``[N, K]`` each, see :class:`hsal_env.functional.Mixture`.
-        location: int64 ``[N]``, the cell looked at; -1 at other phases.
-        label: int64 ``[N]``, the label named, C = stop; -1 at other phases.
-        reward: ``[N]``.
-        remaining: int64 ``[N, C]``, labels not yet named.
-        log_prob: ``[N]`` of the location or label under the policy.
-        value: ``[N]``, the baseline.
-        entropy: ``[N]`` of the policy, in nats.
-        location_probs: ``[N, H W]`` of every location, at phases 1..k.
-        label_probs: ``[N, C + 1]`` of every label and stop, at phase k + 1.
-        states: the agent's recurrent states after the decision, ``[N, ...]`` by name; {} where there is no agent.
+        saliency: S_t ``[N, H, W]`` in [0, 1], before the decision.
+        mask: M_t of the meta-step ``[N, H, W]``; at phase 0 the mask that this decision placed.
+        priority: P_t of the meta-step ``[N, H, W]`` in [0, 1]; at phase 0 the one that follows from the mask that was placed.
+        alpha, beta, row, col: the Gaussian mixture of the mask, ``[N, K]`` each, see :class:`hsal_env.functional.Mixture`.
+        location: the cell that was chosen, int64 ``[N]``, row-major; -1 at other phases.
+        label: the label that was named, int64 ``[N]``; C: stop; -1 at other phases.
+        reward: of the decision ``[N]``.
+        remaining: how often each label is still to be named, int64 ``[N, C]``, before the decision.
+        log_prob: log-probability of the location or label under the policy ``[N]``, in nats.
+        value: the baseline ``[N]``.
+        entropy: of the policy ``[N]``, in nats.
+        location_probs: probability of every location ``[N, H W]``, at phases 1..k.
+        label_probs: probability of every label and of stop ``[N, C + 1]``, at phase k + 1.
+        states: recurrent states of the agent after the decision, ``[N, ...]`` by name; empty without an agent.
         saliency_left: S after the last decision ``[H, W]``.
     """
 
@@ -93,23 +95,23 @@ class Trace(NamedTuple):
 
     @property
     def meta_steps(self) -> int:
-        """Meta-steps begun."""
+        """Number of meta-steps that have begun."""
         return int(self.meta_step[-1]) + 1 if len(self.meta_step) else 0
 
     @property
     def named(self) -> np.ndarray:
-        """The labels named, in order, stop not counted, int64."""
+        """The labels that were named, in order and without stop, int64."""
         return self.label[(self.label >= 0) & (self.label < self.num_classes)]
 
     @property
     def right(self) -> np.ndarray:
-        """bool ``[N]``: a label that was among the remaining ones, or stop when none was (the multiset rule)."""
+        """Which decisions named a remaining label, or stop when no label remained (the multiset rule): bool ``[N]``."""
         left = np.column_stack([self.remaining, self.remaining.sum(axis=1) == 0])
         return (self.label >= 0) & (left[np.arange(len(left)), self.label] > 0)
 
     @property
     def exact_match(self) -> bool:
-        """Whether the named multiset is the true one."""
+        """Whether the multiset of the named labels equals the true one."""
         return sorted(self.named.tolist()) == sorted(self.labels.tolist())
 
 
@@ -117,11 +119,11 @@ class Column(NamedTuple):
     """One column of the flat files.
 
     Attributes:
-        name: its head.
-        dtype: of a value: ``"int64"``, ``"float32"``, ``"float64"``, ``"string"``, or ``"list<...>"`` of one of them.
-        meaning: in words, with unit.
+        name: its header.
+        dtype: type of a value: ``"int64"``, ``"float32"``, ``"float64"``, ``"string"``, or ``"list<...>"`` of one of them.
+        meaning: what it holds, in words, with its unit.
         range: which values occur.
-        values: its N values in a trace, ``[N]``, or ``[N, n]`` for a list.
+        values: computes its N values in a trace: ``[N]``, or ``[N, n]`` for a list.
     """
 
     name: str
@@ -185,23 +187,26 @@ SCHEMA = (
     _constant("labels", "list<int64>", "the image's labels", "m numbers in 0..C - 1"),
     _constant("boxes", "list<int64>", "their boxes: row, col, height, width in px of each", "4 m numbers; -1: unknown"),
 )  # fmt: skip
-"""The columns of the flat files, after ``episode``, int64: the number of the trace in the file, from 0 on."""
+"""The columns of the flat files. Before them comes ``episode``, int64, the number of the trace in the file from 0 on."""
 
 
 def fixations_px(trace: Trace) -> np.ndarray:
-    """Centres of the cells looked at, (row, col) in px ``[N, 2]``; NaN where no location was chosen."""
+    """Centres (row, col) of the chosen cells in px ``[N, 2]``; NaN where the decision chose no location."""
     centres = trace.grid.centres(trace.location, trace.map_size[1])
     return np.where(trace.location[:, None] >= 0, centres, np.nan)
 
 
 def save(traces: Sequence[Trace], path: Path | str) -> None:
-    """Write traces to ``path``: ``.npz`` everything, ``.csv`` or ``.parquet`` a table of decisions; never half a file.
+    """Write traces to ``path``, completely or not at all.
 
-    In a CSV file the numbers of a list are separated by spaces.
+    Args:
+        traces: any number of traces.
+        path: a name that ends with ``.npz`` (everything), ``.csv`` or ``.parquet`` (a table of decisions). In a CSV file the
+            numbers of a list are separated by spaces.
 
     Raises:
         ConfigError: another suffix, or Parquet without pyarrow.
-        DataError: the file cannot be written; what was at ``path`` is still there.
+        DataError: the file cannot be written; a file that was at ``path`` is still there.
 
     Example:
         >>> import tempfile
@@ -230,7 +235,7 @@ def save(traces: Sequence[Trace], path: Path | str) -> None:
 
 
 def load(path: Path | str) -> list[Trace]:
-    """Read what :func:`save` has written as ``.npz``, equal to the bit.
+    """Read the traces in an ``.npz`` file of :func:`save`. They equal those that were saved, to the bit.
 
     Raises:
         ConfigError: another suffix.
@@ -280,7 +285,7 @@ def _write_npz(traces: Sequence[Trace], path: Path) -> None:
             content[f"{episode}/states/{name}"] = value
         content |= {f"{episode}/{name}": np.asarray(value) for name, value in fields.items()}
     with path.open("wb") as file:
-        np.savez_compressed(file, **content)  # type: ignore[arg-type]  # its stub takes the names for its own
+        np.savez_compressed(file, **content)  # type: ignore[arg-type]  # its stub takes the names for its own arguments
 
 
 def _write_csv(traces: Sequence[Trace], path: Path) -> None:
@@ -294,7 +299,9 @@ def _write_csv(traces: Sequence[Trace], path: Path) -> None:
 
 def _texts(values: np.ndarray, dtype: str) -> list[str]:
     kind = dtype.removeprefix("list<").removesuffix(">")
-    texts = values.astype(kind if kind != "string" else "U").astype("U")  # the shortest that reads back the same
+    texts = values.astype(kind if kind != "string" else "U").astype(
+        "U"
+    )  # the shortest text that reads back as the same number
     return [" ".join(row) for row in texts] if dtype.startswith("list") else texts.tolist()
 
 

@@ -1,4 +1,4 @@
-"""Recording: the states that lanes pass through, decision by decision, and the traces that are made of them."""
+"""Recording: collects the states of the environment decision by decision, and makes traces of them."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _KEPT = (
 
 
 class Scores(NamedTuple):
-    """What an agent said of one decision of B lanes, for a trace.
+    """What an agent computed at one decision of B lanes, for a trace.
 
     Attributes:
         attention: raw mixture parameters ``[B, 4K]``.
-        log_prob: ``[B]``.
-        value: ``[B]``.
-        log_probs: of every location or label ``[B, n]``; None where the agent does not say.
-        states: recurrent states after it, ``[B, ...]`` by name.
+        log_prob: log-probability of the location or label that was chosen ``[B]``, in nats.
+        value: the baseline ``[B]``.
+        log_probs: log-probabilities of all locations or all labels ``[B, n]``; None if the agent does not give them.
+        states: recurrent states after the decision, ``[B, ...]`` by name.
     """
 
     attention: Tensor
@@ -39,21 +39,21 @@ class Scores(NamedTuple):
 
 
 class Recorder:
-    """Collects the states that B lanes pass through from reset on, and makes traces of them.
+    """Collects the states of B lanes from reset on, and makes traces of them.
 
-    A decision changes the phase of its lane; a lane whose phase stays as it was has decided nothing (an action that its view
-    forbids, or another lane's turn).
+    A decision changes the phase of its lane. A lane whose phase did not change has decided nothing: its action was forbidden, or
+    it was another lane's turn.
 
     Args:
-        rules: of the environment.
+        rules: the rules of the environment.
         num_classes: C.
-        state: the first one, or where a given policy attends by itself, the one after that.
+        state: the state after reset. If a given policy places the attention itself, that may be a state after its first mask.
     """
 
     def __init__(self, rules: Rules, num_classes: int, state: State) -> None:
         self.rules, self.num_classes = rules, num_classes
         self._states: list[dict[str, Tensor]] = []
-        self._scores: list[Scores | None] = []  # of the decision that led to the state of the same place
+        self._scores: list[Scores | None] = []  # at each place: of the decision that led to that state
         self._first = np.zeros(len(state.phase), np.int64)  # where each lane's episode begins
         self._last = np.full(len(state.phase), -1)  # where it ended; -1: not yet
         self._ends = np.zeros((2, len(state.phase)), bool)  # terminated, truncated
@@ -61,11 +61,11 @@ class Recorder:
         self.begin(state, np.arange(len(state.phase)))
 
     def add(self, state: State, scores: Scores | None = None) -> None:
-        """What a decision led to, and what the agent said of it."""
+        """Add the state after a decision, and what the agent computed at it."""
         self._append({name: getattr(state, name) for name in _KEPT}, scores)
 
     def begin(self, state: State, lanes: np.ndarray) -> None:
-        """Begin an episode in ``lanes``; ``state`` is that of all lanes."""
+        """Begin an episode in ``lanes`` (indices). ``state`` is the state of all lanes."""
         if not len(lanes):
             return
         chosen = torch.zeros(len(state.phase), dtype=torch.bool)
@@ -78,17 +78,17 @@ class Recorder:
                 {name: dynamics.select(chosen, getattr(fresh, name), getattr(state, name)) for name in _KEPT}, None
             )
         self.add(state)
-        done = int(self._first.min())  # what no lane needs any more
+        done = int(self._first.min())  # states before this one are needed by no lane
         del self._states[:done], self._scores[:done]
         self._first -= done
         self._last[self._last >= 0] -= done
 
     def end(self, terminated: Tensor, truncated: Tensor) -> None:
-        """Which episodes ended in the state that was added last, bool ``[B]``; what follows in them is left out."""
+        """Say which episodes ended in the state that was added last, bool ``[B]``. Later states are left out of their traces."""
         ends = np.stack([terminated.cpu().numpy(), truncated.cpu().numpy()])
         new = ends.any(axis=0) & (self._last < 0)
         earlier, latest = (state["phase"].numpy() for state in self._states[-2:])
-        attended = (earlier == 0) & (latest > 0)  # a given policy, after the label that ended the episode
+        attended = (earlier == 0) & (latest > 0)  # a given policy placed a mask after the label that ended the episode
         self._last[new], self._ends[:, new] = (len(self._states) - 1 - attended)[new], ends[:, new]
 
     def _append(self, state: dict[str, Tensor], scores: Scores | None) -> None:
@@ -110,26 +110,28 @@ class Recorder:
         """The trace of one lane.
 
         Args:
-            lane: which.
-            image: its canvas.
-            labels: its label list, padding of -1 left out or not.
-            boxes: as many boxes.
-            source: what its pixels are.
-            canvas_index: which canvas of the split.
-            grid: where its cells lie.
+            lane: index of the lane.
+            image: its image.
+            labels: its labels; they may be padded with -1.
+            boxes: a box for each of ``labels``.
+            source: where the image comes from.
+            canvas_index: index of the image in its split.
+            grid: where the cells lie on the image.
         """
         if self._stacked is None:
             self._stacked = _Stacked(self._states, self._scores, self.rules, self.num_classes)
         whole, states, known = self._stacked, self._stacked.states, labels >= 0
         last = self._last[lane] if self._last[lane] >= 0 else len(self._states) - 1
         phases = states["phase"][self._first[lane] : last + 1, lane]
-        after = self._first[lane] + 1 + np.flatnonzero(np.diff(phases))  # no decision leaves the phase as it is
+        after = self._first[lane] + 1 + np.flatnonzero(np.diff(phases))  # where the phase changed, a decision was made
         before = after - 1
         phase, meta_step = states["phase"][before, lane], states["meta_step"][before, lane]
         attends, names = phase == 0, phase == self.rules.glimpses + 1
         looks = ~attends & ~names
         placed = np.where(attends, after, before)
-        attended = after[np.searchsorted(meta_step, meta_step)] if len(after) else after  # that placed its mask
+        attended = (
+            after[np.searchsorted(meta_step, meta_step)] if len(after) else after
+        )  # the state after the mask was placed
         returns = states["returns"][:, lane].sum(axis=1, dtype=np.float64)
         return Trace(
             image=image,

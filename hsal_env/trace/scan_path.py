@@ -1,12 +1,12 @@
-"""Scan-path measures of recorded episodes, each beside two controls.
+"""Scan-path measures of recorded episodes, each with two controls.
 
-A fixation is a glimpse made while something remained to be named: after that there is nothing to find. A scan path is the
-fixations of one episode in order, across meta-steps. The controls replace the cells of each scan path and leave its length:
+A fixation is a glimpse while a label remained to be named; later there is nothing left to find. A scan path consists of the
+fixations of one episode in order, across meta-steps. A control replaces the cells of each scan path and keeps its length:
 
-- ``uniform``: cells drawn uniformly from the map;
-- ``centre``: cells drawn from the agent's fixations on all *other* images, which share whatever bias it has towards the centre
-  or any other place but know nothing of this image (the shuffled control of Tatler, Baddeley and Gilchrist 2005, Visual
-  correlates of fixation selection, Vision Research 45, 643-659; on the centre bias Tatler 2007, Journal of Vision 7(14):4).
+- ``uniform``: the cells are drawn uniformly from the map;
+- ``centre``: the cells are drawn from the agent's fixations on all *other* images. These have the same bias towards the centre or
+  any other place, but do not depend on this image. This is the shuffled control of Tatler, Baddeley and Gilchrist (2005, Visual
+  correlates of fixation selection, Vision Research 45, 643-659); on the centre bias see Tatler (2007, Journal of Vision 7(14):4).
 """
 
 from __future__ import annotations
@@ -27,18 +27,25 @@ MEASURES = {
     "saccade_length_cells": "distance between successive fixations, in cells; mean over all saccades",
     "saccade_length_px": "the same between the centres of the cells, in px of the image",
     "return_share": "share of fixations on a cell already fixated in the episode",
-    "object_share": "share of fixations whose cell's centre lies in an object's box",
-    "object_mask_share": "share of the masks' mass at cells whose centre lies in an object's box; the controls' masks are a flat "
-    "one and the mean of those on other images",
+    "object_share": "share of fixations on a cell whose centre lies in an object's box",
+    "object_mask_share": "share of the masks' mass at cells whose centre lies in an object's box; the controls use a flat mask "
+    "and the mean of the masks on other images",
     "fixations_per_object": "fixations in an object's box, mean over objects",
-    "saliency_order": "Spearman's rank correlation, over the cells fixated in an episode, of the order in which they were first "
-    "fixated and the order of their saliency in S_1, highest first; mean over episodes",
+    "saliency_order": "Spearman's rank correlation, over the cells fixated in an episode, between the order in which they were "
+    "first fixated and the order of their saliency in S_1, highest first; mean over episodes",
 }
-"""What each measure is. NaN where nothing defines it: no fixations, no boxes, or for ``centre`` no other image."""
+"""What each measure is. It is NaN if it is undefined: no fixations, no boxes, or for ``centre`` no other image."""
 
 
 class _Looked(NamedTuple):
-    """What the measures read of one trace: cells fixated ``[n]``, their map, and for each object the cells in its box."""
+    """What the measures read of one trace.
+
+    Attributes:
+        cells: the fixated cells in order ``[n]``, row-major.
+        trace: the trace.
+        inside: which cells each object's box holds, bool ``[m, H W]``; None without known boxes.
+        masks: the masks placed while a label remained ``[meta-steps, H W]``.
+    """
 
     cells: np.ndarray
     trace: Trace
@@ -47,17 +54,17 @@ class _Looked(NamedTuple):
 
 
 def measures(traces: Sequence[Trace], rng: np.random.Generator) -> dict[str, dict[str, float]]:
-    """Every measure of :data:`MEASURES`, by name.
+    """All measures of :data:`MEASURES`, by name.
 
     Args:
-        traces: of one environment.
+        traces: traces of one environment.
         rng: draws the controls.
 
     Returns:
-        Per measure ``agent``, ``uniform`` and ``centre``.
+        For each measure its values ``agent``, ``uniform`` and ``centre``.
 
     Raises:
-        DataError: no traces, or of maps of different sizes.
+        DataError: there are no traces, or their maps have different sizes.
 
     Example:
         >>> import agents
@@ -79,7 +86,7 @@ def measures(traces: Sequence[Trace], rng: np.random.Generator) -> dict[str, dic
     cells = sizes[0][0] * sizes[0][1]
 
     def centre(number: int) -> np.ndarray:
-        """As many cells as the trace of that number has fixations, from all others."""
+        """Cells from the fixations of all other traces, as many as this trace has fixations: ``[draws, n]``."""
         own, others = len(paths[number]), len(everywhere) - len(paths[number])
         if not others or not own:
             return np.zeros((_DRAWS, 0), np.int64)
@@ -146,7 +153,7 @@ def _saliency_order(path: np.ndarray, looked: _Looked) -> tuple[float, float]:
     return float(np.corrcoef(rankdata(first), rankdata(-saliency))[0, 1]), 1.0
 
 
-# the sum over one scan path, and over how many: pooled over all of them
+# each gives a sum over one scan path and the number of its terms; both are added up over all scan paths
 _OF_PATHS: dict[str, Callable[[np.ndarray, _Looked], tuple[float, float]]] = {
     "saccade_length_cells": lambda path, looked: _saccades(path, looked.trace, (1.0, 1.0)),
     "saccade_length_px": lambda path, looked: _saccades(path, looked.trace, looked.trace.grid.stride_px),
@@ -158,7 +165,7 @@ _OF_PATHS: dict[str, Callable[[np.ndarray, _Looked], tuple[float, float]]] = {
 
 
 def _mask_shares(looked: Sequence[_Looked]) -> dict[str, float]:
-    """Mean over the masks, each over its sum: the agent's, a flat one, and the mean of those on other images."""
+    """Mean share of the masks' mass in boxes: the agent's masks, a flat mask, and the mean of the masks on other images."""
     shares = [part.masks / part.masks.sum(axis=1, keepdims=True) for part in looked]
     total, count = np.concatenate(shares).sum(axis=0), sum(map(len, shares))
     sums, cases = np.zeros(3), np.zeros(3)
