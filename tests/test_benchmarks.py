@@ -89,6 +89,7 @@ def test_the_loop_beside_draws_from_the_same_distribution(module):
     assert np.mean([len(found) for found in labels]) == pytest.approx((ours.labels >= 0).sum(1).mean(), rel=0.1)
 
 
+@pytest.mark.slow
 def test_encoding(tmp_path: Path):
     found = run("encoding.py", "--source digits --images 64 --batch-sizes 32 --turns 1", tmp_path)
     assert len(found["first_look_per_second"]) == 4  # two dtypes, two layouts
@@ -117,6 +118,7 @@ def test_startup(tmp_path: Path):
     assert found["import hsal_env"]["processor_seconds"] < found["import torch"]["processor_seconds"]
 
 
+@pytest.mark.slow
 def test_scaling(tmp_path: Path):
     picture = tmp_path / "s.png"
     flags = f"--rows canvases --canvases 20 10 --pooled --seconds 0 --folder {tmp_path / 'stores'} --plot {picture}"
@@ -202,6 +204,7 @@ print(peak_mib() - before)
     assert float(done.stdout) < 32
 
 
+@pytest.mark.slow
 def test_sb3s_throughput_is_measured_side_by_side(tmp_path: Path):
     command = [sys.executable, str(ROOT / "benchmarks" / "sb3_throughput.py")]
     small = shlex.split("--num-envs 2 --steps 4 --turns 1 --learn 128 --json numbers.json")
