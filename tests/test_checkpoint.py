@@ -212,7 +212,7 @@ def test_the_same_weights_on_a_finer_map_are_another_activation_model(
 
 def test_the_environment_may_change_with_the_source():
     loaded = checkpoint.Loaded(None, EnvConfig(source="digits", max_objects=6, max_size_px=33), "digits")
-    with pytest.raises(ConfigError, match="<= 5 of house numbers; got 1 and 6"):
+    with pytest.raises(ConfigError, match="<= 5 with house numbers; got 1 and 6"):
         loaded.env_on("test", "house-numbers")
     changed = loaded.env_on("test", "house-numbers", max_objects=5)
     assert (changed.source, changed.max_objects, changed.max_size_px) == ("house-numbers", 5, 50)
