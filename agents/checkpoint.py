@@ -22,7 +22,7 @@ from hsal_env.errors import CheckpointError, ConfigError
 from hsal_env.perception.model_file import fingerprint
 from hsal_env.perception.registry import activation_model
 from hsal_env.rules import Rules
-from hsal_env.storage.files import replacing, writing
+from hsal_env.storage.weights import load_weights, save_weights
 
 FORMAT = 1
 _REQUIRED = {"format", "agent", "agent_config", "env", "world", "source", "perception", "model"}
@@ -120,9 +120,7 @@ def save(path: Path, content: dict[str, Any]) -> None:
     Raises:
         CheckpointError: the file cannot be written.
     """
-    full = (OSError, RuntimeError)  # torch raises RuntimeError on a full disk
-    with writing(path, full), replacing(path) as temporary:
-        torch.save(content, temporary)
+    save_weights(path, content)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -135,7 +133,7 @@ def read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"No checkpoint at {path}.")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_weights(path)
     except Exception as error:  # torch raises many kinds for a damaged file
         raise CheckpointError(
             f"{path} is cut off, damaged, or not a checkpoint ({type(error).__name__}: {error})."

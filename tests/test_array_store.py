@@ -274,3 +274,42 @@ def test_a_forked_process_reads_a_large_store_on_its_own(tmp_path, unmapped):
     for i in reversed(range(10)):
         np.testing.assert_array_equal(store.read([i], "values")["values"], VALUES[[i]])
     assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.parametrize("name", ["values", "names"])
+def test_a_flipped_bit_in_a_header_is_damage(tmp_path, another_process, name):
+    ArrayStore.open(tmp_path / "store", batches, 10)
+    path = tmp_path / "store" / f"{name}.npy"
+    whole = path.read_bytes()
+    for bit in range(0, 8 * 128, 3):
+        path.write_bytes(bytes(byte ^ (1 << bit % 8 if i == bit // 8 else 0) for i, byte in enumerate(whole)))
+        another_process()
+        with pytest.warns(UserWarning, match=r"store is damaged"):
+            assert_whole(ArrayStore.open(tmp_path / "store", batches, 10))
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.EACCES])
+def test_a_store_that_cannot_be_read_is_not_called_damaged(tmp_path, another_process, monkeypatch, code):
+    ArrayStore.open(tmp_path / "store", batches, 10)
+    another_process()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "load", refuse)
+        with pytest.raises(DataError, match=f"Cannot read the store .*, which may be whole: .*{os.strerror(code)}"):
+            ArrayStore.open(tmp_path / "store", nothing, 10)
+    assert_whole(ArrayStore.open(tmp_path / "store", nothing, 10))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="modes are those of POSIX")
+@pytest.mark.parametrize("mask", [0o022, 0o002, 0o077])
+def test_others_may_read_a_store_if_the_umask_lets_them(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        ArrayStore.open(tmp_path / "store", batches, 10)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "store").stat().st_mode & 0o777 == 0o777 & ~mask
+    assert (tmp_path / "store" / "values.npy").stat().st_mode & 0o777 == 0o666 & ~mask

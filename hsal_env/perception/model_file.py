@@ -16,7 +16,7 @@ from torch import nn
 
 from hsal_env.errors import CheckpointError
 from hsal_env.perception.activation import ActivationModel
-from hsal_env.storage.files import replacing, writing
+from hsal_env.storage.weights import load_weights, save_weights
 
 _PARTS = {"architecture", "arguments", "weights"}
 
@@ -33,9 +33,7 @@ def save_model(path: Path, architecture: str, model: ActivationModel) -> None:
         CheckpointError: the file cannot be written.
     """
     content = {"architecture": architecture, "arguments": model.arguments, "weights": model.state_dict()}
-    full = (OSError, RuntimeError)  # torch raises RuntimeError on a full disk
-    with writing(path, full), replacing(path) as temporary:
-        torch.save(content, temporary)
+    save_weights(path, content)
 
 
 def read_model(path: Path) -> dict[str, Any]:
@@ -48,7 +46,7 @@ def read_model(path: Path) -> dict[str, Any]:
         folder = "" if path.is_absolute() else f" in {Path.cwd()}"
         raise CheckpointError(f"No activation model at {path}{folder}. Put the file there, or name another.")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_weights(path)
     except Exception as error:  # torch raises several kinds for a damaged file
         raise CheckpointError(
             f"{path} is cut off, damaged, or no activation model ({type(error).__name__}: {error}). If the file belongs to "

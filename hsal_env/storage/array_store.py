@@ -13,10 +13,12 @@ Two kinds of data are stored: features (:mod:`hsal_env.perception.examples`) and
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
 import shutil
+import tokenize
 import warnings
 import weakref
 import zlib
@@ -33,6 +35,19 @@ from hsal_env.storage.files import creating_folder
 _CHUNK_BYTES = 1 << 20
 _MAPPED_BYTES = 1 << 30  # more than the default store's 0.8 GB; a map reads rows twice as fast once they are in memory
 _checked: set[Path] = set()  # stores that this process has written or whose checksums it has verified
+
+# what reading a damaged store raises; numpy parses the header of a file as Python
+_DAMAGE = (
+    FileNotFoundError,
+    NotADirectoryError,
+    EOFError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    SyntaxError,
+    tokenize.TokenError,
+)
 
 Record = dict[str, np.ndarray]
 
@@ -73,7 +88,8 @@ class ArrayStore:
             hint: further advice for the message if the store cannot be written.
 
         Raises:
-            DataError: the store cannot be written (no space, no permission); nothing is left behind.
+            DataError: the store cannot be written (no space, no permission), and nothing is left behind; or it cannot be read
+                for a reason that is not its own (no permission, too many open files), and it is left as it is.
         """
         if folder.exists():
             try:
@@ -84,9 +100,11 @@ class ArrayStore:
                     store.check(length)
                     _checked.add(folder)
                 return store
-            except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+            except _DAMAGE as error:
                 warnings.warn(f"{folder} is damaged ({error}); computing it again.", stacklevel=2)
                 shutil.rmtree(folder, ignore_errors=True)
+            except OSError as error:
+                raise DataError(f"Cannot read the store {folder}, which may be whole: {error}.") from error
         try:
             with creating_folder(folder) as temporary:
                 cls._write(temporary, batches(), length)
@@ -97,8 +115,10 @@ class ArrayStore:
         try:
             store = cls(folder)
             store.check(length)  # another process may have been first, or the damaged folder could not be deleted
-        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        except _DAMAGE as error:
             raise DataError(f"The store {folder} is damaged ({error}) and could not be replaced. Delete it.") from error
+        except OSError as error:
+            raise DataError(f"Cannot read the store {folder}, which may be whole: {error}.") from error
         _checked.add(folder)
         return store
 
@@ -114,7 +134,7 @@ class ArrayStore:
                         files[name] = opened.enter_context((folder / f"{name}.npy").open("wb"))
                         kinds[name] = values.shape[1:], values.dtype
                         _begin(files[name], length or 0, *kinds[name])
-                        arrays[name] = {"rows": 0, "crc32": 0}
+                        arrays[name] = {"rows": 0, "crc32": 0, "header_crc32": 0}
                     arrays[name]["rows"] += len(values)
                     if length is not None and arrays[name]["rows"] > length:
                         raise DataError(f"Expected {length} examples for the store; got more.")
@@ -125,11 +145,12 @@ class ArrayStore:
                 if length not in (None, array["rows"]):
                     raise DataError(f"Expected {length} examples for the store; got {array['rows']} of {name}.")
                 files[name].seek(0)
-                _begin(files[name], array["rows"], *kinds[name])  # the header has room for any number of rows
+                # the header has room for any number of rows
+                array["header_crc32"] = _begin(files[name], array["rows"], *kinds[name])
         (folder / "store.json").write_text(json.dumps({"length": length, "arrays": arrays}))
 
     def check(self, length: int | None) -> None:
-        """Compare the lengths of the arrays with ``length``, and their checksums with those in ``store.json``.
+        """Compare the lengths of the arrays with ``length``, and the checksums of their files with those in ``store.json``.
 
         Raises:
             ValueError: one of them differs.
@@ -139,10 +160,11 @@ class ArrayStore:
         for name, expected in self.meta["arrays"].items():
             total, chunk = 0, bytearray(_CHUNK_BYTES)
             with (self.folder / f"{name}.npy").open("rb", buffering=0) as file:
-                file.seek(self._arrays[name].offset)
+                header = zlib.crc32(file.read(self._arrays[name].offset))
                 while count := file.readinto(chunk):
                     total = zlib.crc32(memoryview(chunk)[:count], total)
-            if (total, len(self._arrays[name])) != (expected["crc32"], expected["rows"]):
+            found = {"rows": len(self._arrays[name]), "crc32": total, "header_crc32": header}
+            if found != expected:
                 raise ValueError(f"{name}.npy does not match its checksum")
 
     def read(self, indices: np.ndarray | list[int], *names: str) -> Record:
@@ -189,10 +211,17 @@ class ArrayStore:
         self._map()
 
 
-def _begin(file: BinaryIO, rows: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-    """Write the header of a ``.npy`` file and reserve its disk space, so that a full disk fails now and not after minutes."""
+def _begin(file: BinaryIO, rows: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+    """Write the header of a ``.npy`` file, and reserve the array's space, so that a full disk fails now and not after minutes.
+
+    Returns:
+        the header's checksum.
+    """
     head = {"shape": (rows, *shape), "fortran_order": False, "descr": np.lib.format.dtype_to_descr(dtype)}
-    np.lib.format.write_array_header_1_0(file, head)
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, head)
+    file.write(header.getvalue())
     if rows and hasattr(os, "posix_fallocate"):
         file.flush()
         os.posix_fallocate(file.fileno(), 0, file.tell() + dtype.itemsize * rows * math.prod(shape))
+    return zlib.crc32(header.getvalue())

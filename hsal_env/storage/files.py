@@ -34,6 +34,7 @@ def creating_folder(path: Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
+    temporary.chmod(0o777 & ~_umask())  # mkdtemp lets nobody else in
     try:
         yield temporary
         try:
