@@ -25,5 +25,9 @@ class CheckpointError(HSALError, ValueError):
     """A checkpoint is cut off, damaged, or does not fit the model it is loaded into."""
 
 
+class DivergenceError(HSALError, ArithmeticError):
+    """Training has left the range of floating-point numbers."""
+
+
 class ProcessError(HSALError, RuntimeError):
     """Another process of the same run ended before its time."""

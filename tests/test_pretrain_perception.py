@@ -11,7 +11,7 @@ from commands import PRETRAIN, Command, script
 from agents.supervised import pretraining
 from hsal_env import functional as F
 from hsal_env.config import EnvConfig
-from hsal_env.errors import CheckpointError
+from hsal_env.errors import CheckpointError, DivergenceError
 from hsal_env.perception.examples import Examples
 from hsal_env.perception.model_file import load_model
 from hsal_env.perception.registry import ARCHITECTURES, WEIGHTS_FOLDER
@@ -48,6 +48,17 @@ def test_perception_can_be_pretrained(mnist_root: str, tmp_path: Path, objects: 
     model = load_model(output, ARCHITECTURES)
     volume = model(torch.rand(1, model.in_channels, 100, 100))
     assert F.sum_of_squares(volume).shape == (1, map_px, map_px)
+
+
+def test_pretraining_that_diverges_leaves_the_output_as_it_was(tmp_path: Path):
+    module, output = script(PRETRAIN), tmp_path / "model.pt"
+    output.write_bytes(b"good")
+    few = {"passes": 1, "num_canvases": 64, "batch_size": 16, "val_canvases": 1, "test_canvases": 1}
+    with pytest.raises(
+        DivergenceError, match=r"not finite in pass 1, .*model\.pt is as it was\. Try a lower learning rate"
+    ):
+        module.main(module.Args(output=output, objects="house-numbers", learning_rate=1e30, **few))
+    assert output.read_bytes() == b"good"
 
 
 def test_pretraining_twice_gives_the_same_weights(tmp_path: Path):

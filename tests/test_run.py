@@ -20,7 +20,7 @@ from agents import evaluation as evaluation_module
 from agents.actor_critic import ActorCritic
 from agents.config import AgentConfig, LearnerConfig
 from agents.evaluation import blind_guess, evaluation_config, make_env, score_agent, scores_by_count
-from agents.learning.learner import Learner
+from agents.learning.learner import Learner, all_finite
 from agents.learning.provenance import resources
 from agents.learning.run import Run, RunConfig
 from agents.protocol import Decision, World
@@ -28,7 +28,7 @@ from agents.rollout import collect
 from agents.tracing import record
 from hsal_env import multiset
 from hsal_env.config import EnvConfig
-from hsal_env.errors import CheckpointError, ConfigError
+from hsal_env.errors import CheckpointError, ConfigError, DivergenceError
 from hsal_env.storage.array_store import ArrayStore
 
 ROOT = Path(__file__).parents[1]
@@ -110,6 +110,34 @@ def test_a_toy_task_is_learnt(tmp_path: Path, variant: str, passes: int):
         assert first["reward/label"] < -0.6
         assert last["reward/label"] > 0.5
         assert last["attention/saliency_ratio"] > 1.4 * first["attention/saliency_ratio"]
+
+
+@pytest.mark.parametrize("attention", ["learned", "winner-take-all"])
+def test_a_run_that_diverges_stops_with_one_line_and_writes_no_weights(tmp_path: Path, attention: str):
+    agent = dataclasses.replace(AGENT, attention_policy=attention)
+    run = start(tmp_path, agent=agent, learning_rate=1e30)
+    with pytest.raises(
+        DivergenceError, match=r"^Training diverged: [^\n]* in update [1-4] of 8\. .* lower learning rate than 1e\+30"
+    ):
+        run.train()
+    assert not run.checkpoint_path.exists()
+
+
+@pytest.mark.parametrize("attention", ["learned", "winner-take-all"])
+def test_a_run_that_diverges_keeps_its_last_good_weights(tmp_path: Path, attention: str):
+    agent = dataclasses.replace(AGENT, attention_policy=attention)
+    run = start(tmp_path, agent=agent)
+    run.train(checkpoint_minutes=0)
+    good = run.checkpoint_path.read_bytes()
+    run.learner.num_updates += 4
+    with torch.no_grad():
+        next(run.agent.parameters()).fill_(torch.nan)
+    with pytest.raises(DivergenceError):
+        run.train(checkpoint_minutes=0)
+    with pytest.raises(DivergenceError, match="The weights are not finite after update"):
+        run._save()
+    assert run.checkpoint_path.read_bytes() == good
+    assert all_finite(checkpoint.load(run.checkpoint_path).agent)
 
 
 META = {"meta_controller.encode", "meta_controller.gru", "meta_controller.attention"}

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from agents.supervised import Objective
 from hsal_env.command_line import run_command
 from hsal_env.config import EnvConfig
-from hsal_env.errors import ConfigError
+from hsal_env.errors import ConfigError, DivergenceError
 from hsal_env.fields import check_fields
 from hsal_env.perception import Architecture
 from hsal_env.storage.files import check_writable, write_text
@@ -56,6 +56,9 @@ LOOKS: dict[str, dict[str, tuple[dict[str, Any], float]]] = {
 
 The crowded looks of single objects have large crops as clutter, in place of neighbouring objects.
 """
+
+
+_CHECKED_EVERY = 50  # updates; an accelerator is waited for at each check
 
 
 @dataclass
@@ -178,6 +181,7 @@ def main(args: Args) -> None:
     Raises:
         ConfigError: see :func:`check`; or the device is unknown or not there.
         CheckpointError: ``init`` is no model file of the architecture, or the output cannot be written.
+        DivergenceError: the loss or its gradient is not finite; the output is left as it was.
         DataUnavailableError: the images or the published weights of the architecture were not found and cannot be downloaded.
     """
     check(args)
@@ -250,7 +254,8 @@ def train(net: Pretrainer, training: list[Supply], args: Args, device: str) -> I
     )
     supply = pretraining.batches(training, args.batch_size, args.passes * steps, args.seed)
     for epoch in range(args.passes):
-        for _ in tqdm(range(steps), desc=f"pass {epoch + 1}/{args.passes}", mininterval=10):
+        finite = torch.ones((), dtype=torch.bool, device=device)
+        for step in tqdm(range(1, steps + 1), desc=f"pass {epoch + 1}/{args.passes}", mininterval=10):
             canvases, label_counts = next(supply)
             counts = torch.from_numpy(label_counts).float()
             images = pretraining.warped(to_images(canvases, net.model.in_channels).to(device), args.warp_px)
@@ -258,9 +263,16 @@ def train(net: Pretrainer, training: list[Supply], args: Args, device: str) -> I
                 loss = net.loss(images, counts, args.objective, args.sharp_coef)
             optimiser.zero_grad()
             loss.backward()
-            nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+            grad_norm = nn.utils.clip_grad_norm_(net.parameters(), 1.0)
             optimiser.step()
             schedule.step()
+            finite = finite & loss.detach().isfinite() & grad_norm.isfinite()
+            if (step % _CHECKED_EVERY == 0 or step == steps) and not finite:
+                raise DivergenceError(
+                    f"Training diverged: the loss or its gradient is not finite in pass {epoch + 1}, at update {step} of {steps} "
+                    f"or a little before. {args.output} is as it was. Try a lower learning rate than {args.learning_rate:g} "
+                    "(--learning-rate)."
+                )
         yield loss.item()
 
 

@@ -17,6 +17,7 @@ from agents.protocol import Agent
 from agents.rollout import Rollout, collect
 from agents.sampling import SharedGenerator
 from agents.trajectory import Evaluation, Trajectory
+from hsal_env.errors import ActionError, DivergenceError
 from hsal_env.vector_env import HSALVectorEnv
 
 
@@ -87,6 +88,11 @@ class Objective(nn.Module):
         }[term]
 
 
+def all_finite(agent: Agent) -> bool:
+    """Whether every weight of the agent is a finite number."""
+    return all(bool(tensor.isfinite().all()) for tensor in agent.state_dict().values())
+
+
 class Learner:
     """Updates an agent, and holds its optimiser.
 
@@ -124,6 +130,9 @@ class Learner:
 
         Returns:
             The numbers to log; docs/learning/runs.md explains them.
+
+        Raises:
+            DivergenceError: a loss or the norm of the gradient is not finite. Then the weights are worth nothing.
         """
         config = self.config
         device = env.simulation.device
@@ -134,8 +143,13 @@ class Learner:
             env.reset(options={"index": own})
             counts = self._of_all(env.state.example.counts)
             forced = losses.shuffled_labels(counts, env.simulation.rules.max_meta_steps, shuffling)[:, self.lanes]
-        with weights_cast_once(device):
-            rollout = collect(env, self.agent, own, generator=sampling, forced_labels=forced)
+        try:
+            with weights_cast_once(device):
+                rollout = collect(env, self.agent, own, generator=sampling, forced_labels=forced)
+        except ActionError as error:
+            if all_finite(self.agent):
+                raise
+            raise self._divergence("the weights") from error
         learning_rate = config.learning_rate * self._schedule()
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate
@@ -148,7 +162,16 @@ class Learner:
             grad_norm = torch.nn.utils.clip_grad_norm_(self.agent.parameters(), config.max_grad_norm)
             self.optimiser.step()
         self.step += 1
-        return self._log(rollout, terms, float(grad_norm), learning_rate)
+        row = self._log(rollout, terms, float(grad_norm), learning_rate)
+        if wrong := [name for name, value in row.items() if not math.isfinite(value)]:
+            raise self._divergence(", ".join(wrong))
+        return row
+
+    def _divergence(self, what: str) -> DivergenceError:
+        return DivergenceError(
+            f"Training diverged: {what} not finite in update {self.step} of {self.num_updates}. The last checkpoint is as it "
+            f"was. Start again with a lower learning rate than {self.config.learning_rate:g} (--learning-rate)."
+        )
 
     def _generators(self, device: torch.device) -> tuple[torch.Generator, torch.Generator]:
         """Two generators: for actions, and for shuffles."""

@@ -21,14 +21,14 @@ from agents import checkpoint
 from agents.config import AgentConfig, LearnerConfig
 from agents.evaluation import blind_guess, evaluation_config, make_env, score_agent
 from agents.learning.distributed import ALONE, Processes
-from agents.learning.learner import Learner
+from agents.learning.learner import Learner, all_finite
 from agents.learning.provenance import resources, versions
 from agents.protocol import World, build_agent, find_agent
 from agents.reports.runs import flat
 from agents.reports.tables import comma_separated, format_table, method_in_words, source_in_words
 from agents.tracing import record
 from hsal_env.config import EnvConfig
-from hsal_env.errors import CheckpointError, ConfigError
+from hsal_env.errors import CheckpointError, ConfigError, DivergenceError
 from hsal_env.multiset import SCORES
 from hsal_env.perception.examples import Examples
 from hsal_env.rendering import draw_traces, save_picture
@@ -135,6 +135,9 @@ class Run:
         """Run the remaining updates, with a progress bar.
 
         After every pass the agent is validated. It is saved then, and every ``checkpoint_minutes``.
+
+        Raises:
+            DivergenceError: see :meth:`agents.learning.learner.Learner.update`. The folder keeps the last good checkpoint.
         """
         leads, learner = self.processes.leads, self.config.learner
         if leads:
@@ -265,6 +268,10 @@ class Run:
         self.rows.append({"update": self.learner.step, "seconds": self.train_seconds, **row})
 
     def _save(self) -> None:
+        if not all_finite(self.agent):
+            raise DivergenceError(
+                f"The weights are not finite after update {self.learner.step}: {self.folder} keeps the last good ones."
+            )
         config = self.config
         content = checkpoint.describe(config.agent_name, self.agent, config.agent, config.env, self.source, self.world)
         content |= {
