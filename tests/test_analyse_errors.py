@@ -92,3 +92,11 @@ def test_the_errors_do_not_depend_on_the_batches(trained: Path, tmp_path: Path, 
 def test_a_wrong_analysis_is_a_clear_error(command: Command, flags: str, said: list[str], trained: Path):
     places = {"checkpoint": trained / "checkpoint.pt", "metrics": trained / "metrics.json"}
     command.fails(ANALYSE, flags.format(**places), *said)
+
+
+def test_what_cannot_be_written_is_said_before_the_work(
+    command: Command, monkeypatch: pytest.MonkeyPatch, trained: Path
+):
+    monkeypatch.setattr("agents.tracing.record", None)  # it is not called
+    flags = f"{trained / 'checkpoint.pt'} --episodes 5 --output-dir {trained / 'metrics.json'}/errors"
+    command.fails(ANALYSE, flags, "error: Cannot write")

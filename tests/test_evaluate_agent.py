@@ -112,3 +112,13 @@ def test_where_mnist_is_absent_an_agent_is_tested_on_digits(command: "Command", 
 def test_a_wrong_evaluation_is_a_clear_error(command: Command, flags: str, said: list[str], trained: Path):
     places = {"checkpoint": trained / "checkpoint.pt", "metrics": trained / "metrics.json"}
     command.fails(EVALUATE, flags.format(**places), *said)
+
+
+@pytest.mark.parametrize("flag", ["--json", "--picture"])
+@pytest.mark.parametrize("place", ["{metrics}/t", "{folder}"])
+def test_what_cannot_be_written_is_said_before_the_work(
+    command: Command, monkeypatch: pytest.MonkeyPatch, trained: Path, tmp_path: Path, flag: str, place: str
+):
+    monkeypatch.setattr("agents.evaluation.score_agent", None)  # it is not called
+    place = place.format(metrics=trained / "metrics.json", folder=tmp_path)
+    command.fails(EVALUATE, f"{trained / 'checkpoint.pt'} --episodes 5 {flag} {place}", "error: Cannot write", place)

@@ -737,6 +737,12 @@ def test_what_cannot_be_compared_is_a_clear_error(tmp_path: Path, changed: dict,
         compare_saliency.main(compare_saliency.Args(**{**FEW, "output_dir": tmp_path, **changed}))
 
 
+def test_what_cannot_be_written_is_said_before_the_work(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(compare_saliency, "maps_by_model", None)  # it is not called
+    with pytest.raises(CheckpointError, match="Cannot write /dev/null/x"):
+        compare_saliency.main(compare_saliency.Args(**{**FEW, "output_dir": Path("/dev/null/x")}))
+
+
 # --- the page ---------------------------------------------------------------------------------------------------------
 
 

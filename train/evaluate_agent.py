@@ -57,7 +57,7 @@ def main(args: Args) -> None:
     from agents.reports.tables import format_table
     from agents.tracing import record
     from hsal_env.rendering import draw_traces, save_picture
-    from hsal_env.storage.files import write_text, writing
+    from hsal_env.storage.files import check_writable_file, write_text, writing
 
     loaded = load(args.agent)
     changed = {
@@ -66,6 +66,8 @@ def main(args: Args) -> None:
         if (value := getattr(args, name)) is not None
     }
     env = loaded.env_on(args.split, args.source, args.data_root, args.images, **changed)
+    for output in filter(None, (args.json, args.picture)):
+        check_writable_file(output)
     config = evaluation_config(env, args.split, args.episodes, args.seed)
     results = {
         "source": env.source,

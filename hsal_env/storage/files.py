@@ -71,6 +71,20 @@ def check_writable(folder: Path) -> None:
             pass
 
 
+def check_writable_file(path: Path) -> None:
+    """Try to write a file beside ``path``, as :func:`check_writable` does.
+
+    Raises:
+        CheckpointError: its folder cannot be made or written in, or ``path`` is a folder.
+    """
+    with writing(path):
+        if path.is_dir():
+            raise IsADirectoryError("it is a folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+
+
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` to ``path`` completely or not at all.
 
