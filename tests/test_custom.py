@@ -788,3 +788,30 @@ def test_an_image_that_a_camera_stored_lying_is_turned_upright(tmp_path: Path):
     image = load_folder(str(tmp_path)).images[0]
     assert image.shape == (6, 4)
     np.testing.assert_array_equal(image, np.rot90(np.asarray(lying), -1))
+
+
+# --- files outside the folder ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["..", "absolute", "link"])
+def folder_that_reaches_out(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A folder whose labels.csv names an image that lies beside it."""
+    folder, image = tmp_path / "folder", tmp_path / "secret.png"
+    folder.mkdir()
+    Image.fromarray(np.full((8, 8), 7, np.uint8)).save(image)
+    name = {"..": "../secret.png", "absolute": str(image), "link": "link.png"}[request.param]
+    if request.param == "link":
+        (folder / "link.png").symlink_to(image)
+    (folder / "labels.csv").write_text(f"file,labels\n{name},1\n")
+    return folder
+
+
+def test_a_file_outside_the_folder_is_refused(folder_that_reaches_out: Path):
+    with pytest.raises(
+        DataError, match=r"labels\.csv, line 2: expected a file in .*folder; got .*, which lies outside"
+    ):
+        load_folder(str(folder_that_reaches_out))
+
+
+def test_a_file_outside_the_folder_may_be_allowed(folder_that_reaches_out: Path):
+    assert load_folder(str(folder_that_reaches_out), outside=True).images.max() == 7

@@ -242,11 +242,16 @@ def load_images(images: str | LabelledImages | None) -> LabelledImages:
     return images if isinstance(images, LabelledImages) else load_folder(images)
 
 
-def load_folder(folder: str) -> LabelledImages:
+def load_folder(folder: str, outside: bool = False) -> LabelledImages:
     """Read a folder as described at the head of this file. A process keeps what it has read until a file changes.
 
+    Args:
+        folder: the folder.
+        outside: whether ``labels.csv`` may name files outside the folder. A folder from a stranger should not.
+
     Raises:
-        DataError: the folder, ``labels.csv`` or an image is missing, damaged, or not as described. The message names it.
+        DataError: the folder, ``labels.csv`` or an image is missing, damaged, or not as described; or ``labels.csv`` names a file
+            outside the folder, be it by ``..``, by an absolute path or by a link. The message names it.
     """
     root = Path(folder).expanduser()
     if not root.is_dir():
@@ -258,10 +263,11 @@ def load_folder(folder: str) -> LabelledImages:
             f"{root}: expected {LABELS_FILE}, or train/{LABELS_FILE}, val/{LABELS_FILE} and test/{LABELS_FILE}; {found}."
         )
     rows: list[tuple[_Stamp, tuple[int, ...]]] = []
+    within = None if outside else root.resolve()
     parts = []
     for part in splits or ["."]:
         before = len(rows)
-        rows += [(_stamp(file), labels) for file, labels in _read_labels(root / part / LABELS_FILE)]
+        rows += [(_stamp(file), labels) for file, labels in _read_labels(root / part / LABELS_FILE, within)]
         parts.append((part, before, len(rows)))
     return _read_images(tuple(rows), tuple(parts) if splits else ())
 
@@ -297,8 +303,8 @@ def _label_list(row: Any, name: str) -> tuple[int, ...]:
     return tuple(int(value) for value in values)
 
 
-def _read_labels(path: Path) -> list[tuple[Path, tuple[int, ...]]]:
-    """The files that a ``labels.csv`` names, and their labels."""
+def _read_labels(path: Path, root: Path | None) -> list[tuple[Path, tuple[int, ...]]]:
+    """The files that a ``labels.csv`` names, all of them in ``root``, and their labels."""
     rows: dict[Path, tuple[int, ...]] = {}
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -313,6 +319,11 @@ def _read_labels(path: Path) -> list[tuple[Path, tuple[int, ...]]]:
                 if len(row) != len(_COLUMNS) or not row[0]:
                     raise DataError(f"{where}: expected a file, a comma, and labels separated by spaces; got {row}.")
                 file_name, labels = path.parent / row[0], row[1].split()
+                if root and not file_name.resolve().is_relative_to(root):
+                    raise DataError(
+                        f"{where}: expected a file in {root}; got {row[0]}, which lies outside. Move it there, or read the "
+                        "folder with hsal_env.data.custom.load_folder(FOLDER, outside=True)."
+                    )
                 if file_name in rows:
                     raise DataError(f"{where}: {row[0]} is listed twice.")
                 wrong = [text for text in labels if not (text.isascii() and text.isdigit())]
