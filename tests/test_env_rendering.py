@@ -23,7 +23,8 @@ from hsal_env.rendering import draw_trace
 @pytest.mark.parametrize("mode", MODES)
 def test_a_picture_shows_the_episode_so_far_in_every_view(mode):
     """All decisions, in the right lane: as if a recorder had watched the native environment."""
-    env, lanes = single(render_mode="rgb_array", action_mode=mode), vector(2, render_mode="rgb_array", action_mode=mode)
+    config = {"render_mode": "rgb_array", "action_mode": mode, "max_objects": 2}
+    env, lanes = single(**config), vector(2, **config)
     rng = np.random.default_rng(0)
     with pytest.raises(ResetNeeded, match="reset"):
         env.render()
@@ -49,7 +50,7 @@ def test_a_picture_shows_the_episode_so_far_in_every_view(mode):
     assert (trace.terminated, trace.truncated) == (terminated, truncated)
     assert (trace.location >= 0).tolist() == ((phases == 1) | (phases == 2)).tolist()
     assert np.isnan(trace.alpha).all()
-    np.testing.assert_array_equal(pictures[-1], draw_trace(trace, columns=5))
+    np.testing.assert_array_equal(pictures[-1], draw_trace(trace, columns=3))
 
 
 @pytest.mark.parametrize("autoreset", ["NextStep", "SameStep", "Disabled"])
