@@ -86,7 +86,7 @@ def test_an_agent_of_synthetic_house_numbers_says_so(command: "Command", capsys:
         ("--env-id CartPole-v1", ["Unknown env id 'CartPole-v1'", "HSAL-DigitsSet-v0"]),
         (
             "--source imagenet",
-            ["Expected source to be one of auto, mnist, digits, house-numbers, svhn, custom; got 'imagenet'"],
+            ["'imagenet'", "'auto', 'mnist', 'digits', 'house-numbers', 'svhn', 'custom'"],
         ),
         (
             "--algorithm dqn",
@@ -97,7 +97,7 @@ def test_an_agent_of_synthetic_house_numbers_says_so(command: "Command", capsys:
         ("--location-policy north", ["--location-policy", "'north'", "learned", "greedy", "uniform"]),
         ("--attention-policy none", ["--attention-policy", "'none'", "learned", "winner-take-all"]),
         ("--location-prior -1", ["Expected location_prior of at least 0; got -1.0"]),
-        ("--glimpses -1", ["Expected glimpses of at least 0; got -1"]),
+        ("--glimpses -1", ["Expected glimpses of at least 0 and components of at least 1; got -1 and"]),
         ("--components 5", ["error: attention_init='grid' needs a square number of components; got 5"]),
         ("--gamma 0.9", ["immediate credit", "use estimator='sampled'"]),
         ("--gamma 2", ["Expected gamma in [0, 1]; got 2.0"]),
