@@ -101,6 +101,7 @@ def test_encoding(tmp_path: Path):
     assert found["ratio"]["store / best"] == pytest.approx(ratio)
 
 
+@pytest.mark.slow
 def test_perception(tmp_path: Path):
     found = run("perception.py", "--models compact 'compact, 14x14' --images 2 --turns 1", tmp_path)
     assert set(found["models"]) == {"compact", "compact, 14x14"}
@@ -111,6 +112,7 @@ def test_perception(tmp_path: Path):
     assert coarse["encode_ratio_to_compact"] == coarse["fine-tune_ratio_to_compact"] == 1
 
 
+@pytest.mark.slow
 def test_startup(tmp_path: Path):
     found = run("startup.py", "--turns 1 --only import", tmp_path)
     assert set(found) == {"python", "import torch", "import hsal_env"}

@@ -25,7 +25,12 @@ from train import pretrain_perception
         ("crowded", {"init": "compact-ten", "output_stride": 8}, 14),
         ("single", {"objective": "classify"}, 7),
         ("house-numbers", {}, 7),
-        ("single", {"architecture": "resnet18", "init": "scratch", "objective": "classify", "num_canvases": 16}, 7),
+        pytest.param(
+            "single",
+            {"architecture": "resnet18", "init": "scratch", "objective": "classify", "num_canvases": 16},
+            7,
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_perception_can_be_pretrained(mnist_root: str, tmp_path: Path, objects: str, flags: dict, map_px: int):

@@ -206,6 +206,7 @@ def test_a_wrong_row_is_a_clear_error(command: Command, started: list, tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_is_really_resumed(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     module, seed = script(REPRODUCE), tmp_path / "runs" / "small" / "seed-0"
     seed.mkdir(parents=True)

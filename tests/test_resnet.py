@@ -439,7 +439,7 @@ def test_a_frozen_resnet_stays_as_it_is(of):
     torch.testing.assert_close(example.volume, expected, rtol=1e-2, atol=1e-2)
 
 
-@pytest.mark.parametrize("bfloat16", [False, True])
+@pytest.mark.parametrize("bfloat16", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_store_holds_what_is_computed_and_tells_variants_apart(folders, of, monkeypatch, bfloat16):
     monkeypatch.setattr(examples_module, "native_bfloat16", lambda: bfloat16)
     stored, lazy = examples(activation=of(), features="store"), examples(activation=of())

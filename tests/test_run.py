@@ -346,7 +346,10 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("undrawn")
-@pytest.mark.parametrize("variant", ["sampled", "ppo", "cross-entropy", "multiset-loss"])
+@pytest.mark.parametrize(
+    "variant",
+    ["sampled", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ppo", "cross-entropy", "multiset-loss"))],
+)
 def test_a_seed_decides_a_training_to_the_bit(tmp_path: Path, variant: str):
     runs = [start(tmp_path / name, seed=seed, **VARIANTS[variant]) for name, seed in (("a", 0), ("again", 0), ("b", 1))]
     at_first = [weights(run) for run in runs]
@@ -388,7 +391,12 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, updates: int) -> None:
 @pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(
     ("variant", "minutes", "saved_at"),
-    [(variant, 0.0, 6) for variant in VARIANTS] + [("sampled", 60.0, 4), ("ppo", 60.0, 4)],
+    [
+        ("sampled", 0.0, 6),
+        ("sampled", 60.0, 4),
+        *(pytest.param(variant, 0.0, 6, marks=pytest.mark.slow) for variant in VARIANTS if variant != "sampled"),
+        pytest.param("ppo", 60.0, 4, marks=pytest.mark.slow),
+    ],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variant: str, minutes: float, saved_at: int

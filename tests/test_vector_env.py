@@ -67,7 +67,7 @@ def test_the_vector_environment_is_its_single_ones_to_the_bit(mode, autoreset, c
     (observations, info), (expected, expected_info) = lanes.reset(seed=7), singles.reset(seed=7)
     assert_equal(observations, expected)
     assert_equal(info, expected_info)
-    for _ in range(60):
+    for _ in range(40):
         actions = batch(
             [random_action(rng, lanes.single_action_space, lane_of(expected, i), forbidden_share=0.1) for i in range(4)]
         )
