@@ -90,6 +90,8 @@ class LearnerConfig:
         batch_size: images in a roll-out.
         passes: passes over the training images.
         learning_rate: peak of Adam's learning rate.
+        meta_lr_scale: the meta-controller's learning rate, as a share of that of all other weights. It holds for an agent whose
+            part ``meta_controller`` has one.
         warmup: share of all updates during which the learning rate rises linearly. After that it falls as a cosine to 0.
         ent_coef: weight of the entropy bonus.
         vf_coef: weight of the value loss, which the estimator ``"sampled"`` and PPO have.
@@ -108,6 +110,7 @@ class LearnerConfig:
     batch_size: int = 256
     passes: int = 10
     learning_rate: float = 1e-3
+    meta_lr_scale: float = 1.0
     warmup: float = 0.05
     ent_coef: float = 0.0
     vf_coef: float = 0.5
@@ -132,7 +135,7 @@ class LearnerConfig:
         for name in ("gamma", "gae_lambda", "warmup"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"Expected {name} in [0, 1]; got {getattr(self, name)}.")
-        for name in ("learning_rate", "clip_coef", "max_grad_norm"):
+        for name in ("learning_rate", "meta_lr_scale", "clip_coef", "max_grad_norm"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"Expected {name} above 0; got {getattr(self, name)}.")
         for name in ("ent_coef", "vf_coef", "stop_coef", "location_coef"):

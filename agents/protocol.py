@@ -109,6 +109,7 @@ class Agent(Actor, Protocol):
     training: bool
 
     def parameters(self) -> Iterator[nn.Parameter]: ...  # noqa: D102
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...  # noqa: D102
     def state_dict(self) -> dict[str, Any]: ...  # noqa: D102
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any: ...  # noqa: D102
     def train(self, mode: bool = True) -> Self: ...  # noqa: D102

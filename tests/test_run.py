@@ -229,6 +229,18 @@ def test_the_learning_rate_rises_in_a_line_and_falls_as_a_cosine():
     assert rates == pytest.approx(rising + falling)
 
 
+def test_the_meta_controller_has_its_share_of_the_learning_rate():
+    """Adam's first step is as long as the rate, whatever the size of the gradient."""
+    env = make_env(ENV, 16)
+    agent = build(env)
+    before = {name: weight.detach().clone() for name, weight in agent.named_parameters()}
+    config = dataclasses.replace(LEARNER, learning_rate=0.01, meta_lr_scale=0.25, warmup=0.0)
+    Learner(agent, config, 10).update(env, np.arange(16))
+    steps = {name: (weight - before[name]).abs().max().item() for name, weight in agent.named_parameters()}
+    for name, step in steps.items():
+        assert step == pytest.approx(0.0025 if name.startswith("meta_controller.") else 0.01, rel=0.02), name
+
+
 def test_ppo_sees_every_lane_once_an_epoch():
     env = make_env(ENV, 16)
     agent = build(env)
@@ -424,28 +436,40 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         assert results[part] == expected[part]
 
 
-def test_a_run_from_when_every_baseline_was_trained_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Its optimiser has a state for the value head, too."""
-    whole = start(tmp_path / "whole", estimator="log")
-    whole.train()
-    folder = tmp_path / "parts"
+def validating(monkeypatch: pytest.MonkeyPatch, scores: list[float]) -> None:
+    """Let the passes of a run validate with these scores."""
+    monkeypatch.setattr(
+        Run,
+        "_validate",
+        lambda run: {"val/exact_match": scores[run.learner.step // run.updates_per_pass - 1], "val/macro_f1": 0.5},
+    )
+
+
+@pytest.mark.parametrize(("scores", "best"), [([0.5, 0.75], 8), ([0.75, 0.5], 4), ([0.5, 0.5], 8)])
+def test_the_weights_that_validate_best_are_kept_and_tested(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scores: list[float], best: int
+):
+    validating(monkeypatch, scores)
+    first = start(tmp_path / "first")
     with monkeypatch.context() as patch:
-        interrupt_after(patch, 5)
-        run = start(folder, estimator="log")
+        interrupt_after(patch, 4)
         with pytest.raises(KeyboardInterrupt):
-            run.train()
-    content = checkpoint.read(folder / "checkpoint.pt")
-    state = content["optimiser"]["state"]
-    value_head = [i for i, (name, _) in enumerate(run.agent.named_parameters()) if "controller.value" in name]
-    assert len(value_head) == 2
-    assert not set(value_head) & set(state)
-    for i in value_head:
-        moments = torch.ones_like(list(run.agent.parameters())[i])
-        state[i] = {"step": torch.tensor(4.0), "exp_avg": moments, "exp_avg_sq": moments.clone()}
-    checkpoint.save(folder / "checkpoint.pt", content)
-    resumed = start(folder, resume=True, estimator="log")
+            first.train()
+    whole = start(tmp_path / "whole")
+    whole.train()
+    last = weights(whole)
+    expected = weights(first) if best == 4 else last
+    results = whole.test(24)
+    assert results["tested_update"] == best
+    assert same(weights(whole), expected)
+    assert same(checkpoint.load(whole.checkpoint_path).agent.state_dict(), expected)
+    assert same(checkpoint.read(whole.checkpoint_path)["last"], last)
+
+    resumed = start(tmp_path / "first", resume=True)
     resumed.train()
-    assert same(weights(resumed), weights(whole))
+    assert same(weights(resumed), last)
+    assert resumed.test(24)["tested_update"] == best
+    assert same(weights(resumed), expected)
 
 
 def test_the_time_before_an_interruption_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -493,7 +517,7 @@ SCORES = {"exact_match", "macro_f1", "micro_f1", "overall_precision", "overall_r
 def test_metrics_hold_what_is_promised(finished: Path):
     metrics = json.loads((finished / "metrics.json").read_text(), parse_constant=no_nan)
     assert set(metrics) == {
-        "source", "test", "blind_guess", "train_seconds", "feature_seconds", "cpu_seconds", "max_memory_mib",
+        "source", "test", "tested_update", "blind_guess", "train_seconds", "feature_seconds", "cpu_seconds", "max_memory_mib",
         "processes", "threads", "config", "versions", "command",
     }  # fmt: skip
     assert metrics["source"] == "digits"

@@ -113,7 +113,7 @@ PRESETS: dict[str, Defaults] = {
     },
 }
 ALGORITHM_DEFAULTS: dict[str, dict[str, Any]] = {
-    "reinforce": {"estimator": "log", "learning_rate": 4e-3},
+    "reinforce": {"estimator": "log", "learning_rate": 4e-3, "meta_lr_scale": 0.3},
     "ppo": {"ent_coef": 0.03, "learning_rate": 2e-3, "update_epochs": 2, "num_minibatches": 1},
     "cross-entropy": {"learning_rate": 2e-3},
     "multiset-loss": {"learning_rate": 4e-3},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -93,6 +93,19 @@ def all_finite(agent: Agent) -> bool:
     return all(bool(tensor.isfinite().all()) for tensor in agent.state_dict().values())
 
 
+def parameter_groups(agent: Agent, meta_lr_scale: float) -> list[dict[str, Any]]:
+    """The agent's weights in two groups: the meta-controller's, and all others.
+
+    The meta-controller's gradient comes through the mask alone. At first it is a hundredth of the controller's, and mostly
+    noise; but Adam divides it by its own size, and takes steps as long as the controller's. Then masks wander to the edges of
+    the map before the labels can teach them anything.
+    """
+    weights: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for name, weight in agent.named_parameters():
+        weights[name.startswith("meta_controller.")].append(weight)
+    return [{"params": weights[True], "lr_scale": meta_lr_scale}, {"params": weights[False], "lr_scale": 1.0}]
+
+
 class Learner:
     """Updates an agent, and holds its optimiser.
 
@@ -118,7 +131,7 @@ class Learner:
         self.processes = processes
         self.lanes = self.processes.lanes(config.batch_size)
         self.objective = self.processes.parallel(Objective(agent, config))
-        self.optimiser = torch.optim.Adam(agent.parameters(), lr=config.learning_rate)
+        self.optimiser = torch.optim.Adam(parameter_groups(agent, config.meta_lr_scale), lr=config.learning_rate)
         self.step = 0
 
     def update(self, env: HSALVectorEnv, indices: np.ndarray) -> dict[str, float]:
@@ -152,7 +165,7 @@ class Learner:
             raise self._divergence("the weights") from error
         learning_rate = config.learning_rate * self._schedule()
         for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["lr_scale"]
         terms: dict[str, Tensor] = {}
         grad_norm = torch.zeros((), device=device)
         for part in self._minibatches(rollout, shuffling):

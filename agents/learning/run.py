@@ -10,10 +10,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -23,7 +24,7 @@ from agents.evaluation import blind_guess, evaluation_config, make_env, score_ag
 from agents.learning.distributed import ALONE, Processes
 from agents.learning.learner import Learner, all_finite
 from agents.learning.provenance import resources, versions
-from agents.protocol import World, build_agent, find_agent
+from agents.protocol import Agent, World, build_agent, find_agent
 from agents.reports.runs import flat
 from agents.reports.tables import comma_separated, format_table, method_in_words, source_in_words
 from agents.tracing import record
@@ -75,8 +76,25 @@ class RunConfig:
                 raise ConfigError(f"Expected {name} of at least {least} and below 2**32; got {getattr(self, name)}.")
 
 
+class Best(NamedTuple):
+    """The weights that validated best so far, the later ones of equals.
+
+    Attributes:
+        update: number of updates before them.
+        scores: exact match and macro-F1 on validation canvases.
+        weights: the agent's.
+    """
+
+    update: int
+    scores: tuple[float, float]
+    weights: dict[str, Tensor]
+
+
 class Run:
     """One training run in one folder.
+
+    Its checkpoint holds the weights that validated best, which are what others load and what is tested, and the last ones, with
+    which ``resume`` goes on.
 
     Args:
         config: settings of the run.
@@ -123,6 +141,7 @@ class Run:
         num_updates = self.updates_per_pass * config.learner.passes
         self.learner = Learner(self.agent, config.learner, num_updates, config.seed, processes)
         self.rows: list[dict[str, float]] = []
+        self.best: Best | None = None
         self.train_seconds = self.cpu_seconds = self.cpu_seconds_of_others = 0.0
         if resume:
             self._restore()
@@ -167,6 +186,8 @@ class Run:
                 row |= self._validate()
                 exact, f1 = row["val/exact_match"], row["val/macro_f1"]
                 bar.write(f"pass {passes}: validation exact match {exact:.3f}, macro-F1 {f1:.3f}")
+                if self.best is None or (exact, f1) >= self.best.scores:
+                    self.best = Best(self.learner.step, (exact, f1), _copied(self.agent))
             now = time.perf_counter()
             self.train_seconds = before + now - started
             self._log(row, board)
@@ -182,7 +203,7 @@ class Run:
             board.close()
 
     def test(self, episodes: int) -> dict[str, Any]:
-        """Test the agent on held-out canvases. Only the leading process may call this.
+        """Test the agent on held-out canvases, with the weights that validated best. Only the leading process may call this.
 
         It prints the table, writes metrics.json and episodes.png, and gives TensorBoard the settings and test scores.
 
@@ -190,10 +211,13 @@ class Run:
             CheckpointError: a file cannot be written.
         """
         config = evaluation_config(self.config.env, "test", episodes)
+        if self.best:
+            self.agent.load_state_dict(self.best.weights)
         self.agent.eval()
         results: dict[str, Any] = {
             "source": self.source,
             "test": score_agent(self.agent, config, self.device),
+            "tested_update": self.best.update if self.best else self.learner.step,
             "blind_guess": blind_guess(self.config.env, config),
             "train_seconds": self.train_seconds,
             "feature_seconds": self.feature_seconds,
@@ -275,6 +299,8 @@ class Run:
         config = self.config
         content = checkpoint.describe(config.agent_name, self.agent, config.agent, config.env, self.source, self.world)
         content |= {
+            "last": content["model"],
+            "best": self.best and self.best._asdict(),
             "optimiser": self.learner.optimiser.state_dict(),
             "step": self.learner.step,
             "rows": self.rows,
@@ -282,6 +308,8 @@ class Run:
             "cpu_seconds": self.cpu_seconds + self.cpu_seconds_of_others + time.process_time(),
             "run": self._identity(),
         }
+        if self.best:
+            content["model"] = self.best.weights
         with self.processes.tidy():
             checkpoint.save(self.checkpoint_path, content)
             write_text(self.folder / "progress.csv", comma_separated(self.rows))
@@ -294,7 +322,8 @@ class Run:
                 f"{self.checkpoint_path} is of another run: {different} differ. Resume with the flags it was "
                 "started with, or choose another --output-dir."
             )
-        checkpoint.restore(self.agent, content["model"], self.checkpoint_path)
+        checkpoint.restore(self.agent, content["last"], self.checkpoint_path)
+        self.best = content["best"] and Best(**content["best"])
         self.learner.optimiser.load_state_dict(content["optimiser"])
         self.learner.step, self.rows = content["step"], content["rows"]
         self.train_seconds, self.cpu_seconds = content["train_seconds"], content["cpu_seconds"]
@@ -321,6 +350,10 @@ class Run:
     def _writing(self) -> Iterator[None]:
         with writing(self.folder), self.processes.tidy():
             yield
+
+
+def _copied(agent: Agent) -> dict[str, Tensor]:
+    return {name: weight.detach().clone() for name, weight in agent.state_dict().items()}
 
 
 def _different(one: dict[str, Any], other: dict[str, Any]) -> str:
