@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import tyro
 
 from hsal_env.errors import ConfigError, HSALError
 from hsal_env.plugins import check_agents
+from hsal_env.storage.files import Terminated, terminable
+
+_SIGTERM_STATUS = 143  # what a shell reports of a process that SIGTERM has ended: 128 + 15
 
 Args = TypeVar("Args")
 
@@ -17,15 +20,25 @@ Args = TypeVar("Args")
 def run_command(main: Callable[[Args], None], args: type[Args]) -> None:
     """Run ``main`` on what the command line makes of the dataclass ``args``.
 
-    A deliberate error, another package in the place of ours, and Ctrl-C end in one line on stderr and status 1.
+    A deliberate error, another package in the place of ours, and Ctrl-C end in one line on stderr and status 1. SIGTERM ends in
+    the line of Ctrl-C and status 143.
     """
     try:
-        check_agents()
-        main(tyro.cli(args))
+        with terminable():
+            check_agents()
+            main(tyro.cli(args))
     except HSALError as error:
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted")
+    except KeyboardInterrupt as signal:
+        end_interrupted(signal, "interrupted")
+
+
+def end_interrupted(signal: KeyboardInterrupt, line: str) -> NoReturn:
+    """End with ``line`` on stderr, and the status that belongs to the signal."""
+    if isinstance(signal, Terminated):
+        print(f"\n{line}", file=sys.stderr)  # below a progress bar
+        sys.exit(_SIGTERM_STATUS)
+    sys.exit(line)
 
 
 def require_agents() -> None:

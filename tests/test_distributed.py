@@ -29,7 +29,7 @@ from agents.learning.run import Run, RunConfig
 from agents.sampling import SharedGenerator, sample
 from hsal_env.config import EnvConfig
 from hsal_env.errors import ConfigError, ProcessError
-from hsal_env.storage.files import replacing
+from hsal_env.storage.files import Terminated, replacing
 
 ROOT = Path(__file__).parents[1]
 TRAIN = ROOT / "train" / "ppo_or_reinforce.py"
@@ -387,7 +387,7 @@ def test_a_process_that_is_ended_leaves_no_temporary_file(tmp_path: Path):
             os.kill(os.getpid(), signal.SIGTERM)
 
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit):
+    with pytest.raises(Terminated):
         write(Processes(0, 2))
     assert list(tmp_path.iterdir()) == []
     assert signal.getsignal(signal.SIGTERM) == before

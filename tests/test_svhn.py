@@ -662,13 +662,13 @@ def test_a_download_that_fails_its_checksum_is_refused_and_leaves_nothing(tmp_pa
 
 def test_of_two_downloads_the_first_is_kept(tmp_path, svhn_folder, site, monkeypatch):
     """The other process is through while this one still unpacks."""
-    target, staging = tmp_path / "root" / "SVHN" / "test", svhn.tempfile.TemporaryDirectory
+    target, staging = tmp_path / "root" / "SVHN" / "test", svhn.temporary_folder
 
-    def meanwhile(*args, **kwargs):
+    def meanwhile(place):
         write_part(target, [(NOISE, PAIR)])
-        return staging(*args, **kwargs)
+        return staging(place)
 
-    monkeypatch.setattr(svhn.tempfile, "TemporaryDirectory", meanwhile)
+    monkeypatch.setattr(svhn, "temporary_folder", meanwhile)
     assert len(SVHN("test", data_root=str(tmp_path / "root"))) == 1
     assert [path.name for path in target.parent.iterdir()] == ["test"]
 

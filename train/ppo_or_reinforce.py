@@ -18,6 +18,7 @@ import dataclasses
 import os
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -25,11 +26,12 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import tyro
 
 from hsal_env import ENVIRONMENTS
-from hsal_env.command_line import require_agents
+from hsal_env.command_line import end_interrupted, require_agents
 from hsal_env.config import ActionMode, EnvConfig, Features, Forbidden
 from hsal_env.data.custom import CustomSplit
 from hsal_env.errors import ConfigError, HSALError
 from hsal_env.rules import RewardProtocol
+from hsal_env.storage.files import terminable
 
 require_agents()
 
@@ -202,14 +204,18 @@ def rank() -> int:
 
 def cli() -> None:
     """Parse, run, and say what went wrong: once, however many processes run."""
+    alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
     try:
-        main(parse(sys.argv[1:]))
+        with terminable() if alone else nullcontext():  # see agents.learning.distributed.Processes.tidy
+            main(parse(sys.argv[1:]))
     except HSALError as error:
         fail(f"error: {error}")
     except SystemExit as stop:  # --help, or flags that tyro has refused
         fail(stop.code or 0, wait_seconds=3.0 if stop.code else 0.0)
-    except KeyboardInterrupt:
-        sys.exit(1 if rank() else "interrupted; continue with --resume and the same --output-dir")
+    except KeyboardInterrupt as signal:
+        if rank():
+            sys.exit(1)
+        end_interrupted(signal, "interrupted; continue with --resume and the same --output-dir")
 
 
 if __name__ == "__main__":

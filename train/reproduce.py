@@ -25,7 +25,7 @@ import tyro
 
 from hsal_env.command_line import run_command
 from hsal_env.errors import CheckpointError, ConfigError
-from hsal_env.storage.files import write_text
+from hsal_env.storage.files import Terminated, write_text
 
 _ROOT = Path(__file__).resolve().parents[1]
 
@@ -282,7 +282,13 @@ def run(command: list[str]) -> None:
     Raises:
         ConfigError: it failed.
     """
-    if subprocess.run([sys.executable, *command], cwd=_ROOT, check=False).returncode:
+    with subprocess.Popen([sys.executable, *command], cwd=_ROOT) as process:
+        try:
+            status = process.wait()
+        except Terminated:
+            process.terminate()  # it removes its temporary files; of Ctrl-C it hears itself
+            raise
+    if status:
         raise ConfigError(
             f"The command failed; its message is above. Run this again to go on: python {shlex.join(command)}"
         )

@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import gc
 import os
-import signal
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -24,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from hsal_env.errors import ConfigError, ProcessError
+from hsal_env.storage.files import terminable
 
 _Value = TypeVar("_Value")
 
@@ -132,15 +131,12 @@ class Processes:
 
     @contextmanager
     def tidy(self) -> Iterator[None]:
-        """A block that removes its temporary files if torchrun ends this process, which it does after another one died."""
-        if self.count == 1:
+        """A block that removes its temporary files if torchrun ends this process, which it does after another one died.
+
+        Elsewhere SIGTERM ends one of several processes at once: it may be waiting, in C, for one that is gone.
+        """
+        with nullcontext() if self.count == 1 else terminable():
             yield
-            return
-        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGTERM, before)
 
     def _barrier(self) -> None:
         if self.count > 1:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import gzip
 import math
 import os
-import tempfile
 import warnings
 import zlib
 from functools import cache
@@ -20,6 +19,7 @@ import numpy as np
 
 from hsal_env.data.resize import bilinear_resize
 from hsal_env.errors import ConfigError, DataError, DataUnavailableError
+from hsal_env.storage.files import temporary_folder
 
 GLYPH_PX = 28
 NUM_CLASSES = 10
@@ -174,9 +174,9 @@ def _download(target: Path) -> None:
     from hsal_env.data.torchvision_import import import_torchvision
 
     target.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".mnist-") as staging:
-        import_torchvision().datasets.MNIST(staging, download=True)
-        for path in (Path(staging) / "MNIST" / "raw").iterdir():
+    with temporary_folder(target) as staging:
+        import_torchvision().datasets.MNIST(str(staging), download=True)
+        for path in (staging / "MNIST" / "raw").iterdir():
             path.replace(target / path.name)
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -29,6 +28,7 @@ from hsal_env.data.glyphs import SPLITS, Split, cache_folder
 from hsal_env.data.resize import bilinear_resize
 from hsal_env.errors import ConfigError, DataError, DataUnavailableError
 from hsal_env.storage.array_store import ArrayStore, Record
+from hsal_env.storage.files import temporary_folder
 
 MOST_DIGITS = 6  # in an image of any part
 TASKS: tuple[Task, ...] = ("single", "multiset")
@@ -362,11 +362,10 @@ def _download(part: str, target: Path) -> None:
     from hsal_env.data.torchvision_import import import_torchvision
 
     fetch = import_torchvision().datasets.utils.download_and_extract_archive
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{part}-") as staging:
-        fetch(f"{URL}/{part}.tar.gz", staging, md5=MD5[part])
+    with temporary_folder(target) as staging:
+        fetch(f"{URL}/{part}.tar.gz", str(staging), md5=MD5[part])
         if not target.exists():  # another process may have been first
-            os.rename(Path(staging) / part, target)
+            os.rename(staging / part, target)
 
 
 def _listing(folder: Path) -> dict[str, tuple[int, int]]:

@@ -22,6 +22,7 @@ from hsal_env.data.glyphs import cache_folder
 from hsal_env.data.torchvision_import import import_torchvision
 from hsal_env.errors import CheckpointError, ConfigError, DataUnavailableError
 from hsal_env.perception.activation import ActivationModel
+from hsal_env.storage.files import temporary_folder
 
 SIDE_PX = 224
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels: red, green, blue
@@ -194,8 +195,9 @@ def imagenet_file(depth: int) -> Path:
     path = next((folder / name for folder in folders if (folder / name).is_file()), downloads / name)
     if not path.is_file():
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(WEIGHTS_URL + name, str(path), hash_prefix=digits)
+            with temporary_folder(path) as staging:
+                torch.hub.download_url_to_file(WEIGHTS_URL + name, str(staging / name), hash_prefix=digits)
+                os.replace(staging / name, path)
         except Exception as error:  # torch raises whatever its transport raises
             raise DataUnavailableError(
                 f"ImageNet weights {name} were not found in {', '.join(str(folder) for folder in folders)}, and downloading "
