@@ -2,15 +2,13 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from commands import COUNT, ROOT, TRAIN
+from processes import python
 
 from hsal_env.storage import files
 from hsal_env.storage.files import creating_folder, replacing, sweep
@@ -22,26 +20,8 @@ with files.replacing("weights.pt") as file, files.creating_folder("store") as fo
     for path in (file, folder / "a.npy", part / "archive"):
         path.write_text("half")
     print("writing", flush=True)
-    time.sleep(60)
+    time.sleep(600)
 """
-
-
-@contextmanager
-def python(*command: object, cwd: Path, **environment: str) -> Iterator[subprocess.Popen]:
-    """A Python process that is killed at the end."""
-    running = subprocess.Popen(
-        [sys.executable, *map(str, command)],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    with running:
-        try:
-            yield running
-        finally:
-            running.kill()
 
 
 @pytest.fixture

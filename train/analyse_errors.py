@@ -76,7 +76,8 @@ def main(args: Args) -> None:
     from agents.tracing import record
     from hsal_env.data.sources import SOURCES
     from hsal_env.rendering import draw_traces, save_picture
-    from hsal_env.storage.files import check_writable, write_text, writing
+    from hsal_env.storage.claims import claim_folder
+    from hsal_env.storage.files import write_text, writing
 
     if args.episodes < 1:
         raise ConfigError(f"Expected --episodes of at least 1; got {args.episodes}.")
@@ -87,7 +88,7 @@ def main(args: Args) -> None:
             "Expected images whose objects have known boxes; got images of your own. Use hsal-evaluate --picture, or pass "
             "--source digits for an agent of ten classes."
         )
-    check_writable(args.output_dir)
+    _claim = claim_folder(args.output_dir)
     config = evaluation_config(env, args.split, args.episodes)
     episodes = []
     for start in tqdm(range(0, config.size, _BATCH), desc="record"):

@@ -122,9 +122,10 @@ def main(args: Args) -> None:
     from hsal_env.perception.finding import find_objects
     from hsal_env.rendering import save_picture
     from hsal_env.rendering.maps import draw_maps
-    from hsal_env.storage.files import check_writable, write_text, writing
+    from hsal_env.storage.claims import claim_folder
+    from hsal_env.storage.files import write_text, writing
 
-    check_writable(args.output_dir)
+    _claim = claim_folder(args.output_dir)
     maps, examples = maps_by_model(args)
     canvases = examples.compose(np.arange(len(examples)))
     results = {

@@ -107,9 +107,10 @@ def main(args: Args) -> None:
     from agents.supervised.count_network import CountNetwork
     from hsal_env import multiset
     from hsal_env.perception.examples import Examples
-    from hsal_env.storage.files import check_writable, write_text
+    from hsal_env.storage.claims import claim_folder
+    from hsal_env.storage.files import write_text
 
-    check_writable(args.output_dir)
+    _claim = claim_folder(args.output_dir)
     start = time.perf_counter()
     examples = Examples(env)
     feature_seconds = time.perf_counter() - start

@@ -26,7 +26,8 @@ from hsal_env.config import EnvConfig
 from hsal_env.errors import ConfigError, DivergenceError
 from hsal_env.fields import check_fields
 from hsal_env.perception import Architecture
-from hsal_env.storage.files import check_writable, write_text
+from hsal_env.storage.claims import claim_file
+from hsal_env.storage.files import write_text
 
 if TYPE_CHECKING:
     from agents.supervised.pretraining import Pretrainer, Supply
@@ -196,7 +197,7 @@ def main(args: Args) -> None:
     from hsal_env.perception.registry import initial_model
 
     device = ALONE.device(args.device)
-    check_writable(args.output.parent)
+    _claim = claim_file(args.output)
     torch.manual_seed(args.seed)
     training = [supply for looks in supplies(args, "train", args.seed).values() for supply in looks.values()]
     held_out = {split: supplies(args, split, 99) for split in ("val", "test")}

@@ -27,6 +27,7 @@ from hsal_env import ENVIRONMENTS
 from hsal_env.command_line import run_command
 from hsal_env.config import EnvConfig
 from hsal_env.errors import CheckpointError, ConfigError
+from hsal_env.storage.claims import claim_folder
 from hsal_env.storage.files import creating_folder, write_text, writing
 
 _POLICY: dict[str, Any] = {"policy": "agents.policies:mnist_multiset"}
@@ -96,7 +97,7 @@ def main(args: Args) -> None:
 
     Raises:
         ConfigError: see :func:`check`; or no cluster answers at the address; or ray is not installed.
-        CheckpointError: the folder already holds a run, or cannot be written.
+        CheckpointError: the folder already holds a run, another process writes in it, or it cannot be written.
     """
     check(args)
     try:
@@ -108,8 +109,6 @@ def main(args: Args) -> None:
 
     name = f"{args.env_id}-rllib-{args.view}-{args.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = args.output_dir or Path("runs") / name
-    if (folder / "metrics.json").exists() or (folder / "checkpoint").exists():
-        raise CheckpointError(f"{folder} holds a finished run; choose another --output-dir.")
     given = {name: getattr(args, name) for name in ("source", "data_root") if getattr(args, name) is not None}
     task = {"features": "store", **given}
     training = {**VIEWS[args.view], **task, "num_examples": args.num_examples}
@@ -119,7 +118,10 @@ def main(args: Args) -> None:
 
     results: dict[str, Any] = {}
     with rllib.session(args.address, num_cpus=max(2, args.num_env_runners + 1)):
-        write_text(folder / "progress.csv", "")  # raises before minutes of work if it cannot be written
+        _claim = claim_folder(folder)
+        if (folder / "metrics.json").exists() or (folder / "checkpoint").exists():
+            raise CheckpointError(f"{folder} holds a finished run; choose another --output-dir.")
+        write_text(folder / "progress.csv", "")
         started = time.perf_counter()
         rllib.make_env(
             args.env_id, args.view, training

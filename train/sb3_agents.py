@@ -26,6 +26,7 @@ from hsal_env import ENVIRONMENTS
 from hsal_env.command_line import run_command
 from hsal_env.config import EnvConfig
 from hsal_env.errors import CheckpointError, ConfigError
+from hsal_env.storage.claims import claim_folder
 from hsal_env.storage.files import replacing, write_text, writing
 
 
@@ -167,7 +168,7 @@ def main(args: Args) -> None:
 
     Raises:
         ConfigError: see :func:`check`; or sb3-contrib is not installed.
-        CheckpointError: the folder already holds a run, or cannot be written.
+        CheckpointError: the folder already holds a run, another process writes in it, or it cannot be written.
     """
     check(args)
 
@@ -181,8 +182,6 @@ def main(args: Args) -> None:
     playing.find_algorithm(setup.name)  # raises before minutes of work if it is not installed
     name = f"{args.env_id}-{args.algorithm}-{args.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = args.output_dir or Path("runs") / name
-    if (folder / "metrics.json").exists():
-        raise CheckpointError(f"{folder} holds a finished run; choose another --output-dir.")
     given = {name: getattr(args, name) for name in ("source", "data_root") if getattr(args, name) is not None}
     task = {"features": "store", **setup.env, **given, "action_mode": setup.view}
     fixed = {k: v for k, v in {**ENVIRONMENTS[args.env_id], **task}.items() if k != "policy"}
@@ -190,7 +189,10 @@ def main(args: Args) -> None:
         EnvConfig.from_kwargs({**fixed, "split": split, "num_examples": wanted}).size
         for split, wanted in (("val", args.val_episodes), ("test", args.test_episodes))
     )
-    write_text(folder / "progress.csv", "")  # raises before minutes of work if it cannot be written
+    _claim = claim_folder(folder)
+    if (folder / "metrics.json").exists():
+        raise CheckpointError(f"{folder} holds a finished run; choose another --output-dir.")
+    write_text(folder / "progress.csv", "")
     started = time.perf_counter()
     num_envs = setup.num_envs if args.num_envs is None else args.num_envs
     env = monitored(args.env_id, num_envs, **task, num_examples=args.num_examples)

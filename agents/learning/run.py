@@ -33,7 +33,8 @@ from hsal_env.errors import CheckpointError, ConfigError, DivergenceError
 from hsal_env.multiset import SCORES
 from hsal_env.perception.examples import Examples
 from hsal_env.rendering import draw_traces, save_picture
-from hsal_env.storage.files import check_writable, write_text, writing
+from hsal_env.storage.claims import claim_folder
+from hsal_env.storage.files import write_text, writing
 
 _PICTURED_EPISODES, _WATCHED_EPISODES = 4, 3  # of episodes.png, and of TensorBoard after every pass
 _TESTED = (*SCORES, "attn_saliency_ratio")
@@ -91,7 +92,7 @@ class Best(NamedTuple):
 
 
 class Run:
-    """One training run in one folder.
+    """One training run in one folder, which is refused to other processes while this object lives.
 
     Its checkpoint holds the weights that validated best, which are what others load and what is tested, and the last ones, with
     which ``resume`` goes on.
@@ -105,8 +106,8 @@ class Run:
         ConfigError: the agent is unknown; the device is not there; there are fewer images than a batch has; the processes
             cannot share a batch equally, or have different settings; or the images or models cannot be stored in a
             checkpoint (:meth:`EnvConfig.plain`).
-        CheckpointError: the folder cannot be written, already holds a checkpoint (without ``resume``), holds none (with
-            it), or holds one of another configuration.
+        CheckpointError: the folder cannot be written, another process writes in it, it already holds a checkpoint (without
+            ``resume``), holds none (with it), or holds one of another configuration.
     """
 
     def __init__(self, config: RunConfig, resume: bool = False, processes: Processes = ALONE) -> None:
@@ -335,6 +336,12 @@ class Run:
         return {**self._settings(), "source": self.source, "perception": checkpoint.perception(env), **own}
 
     def _claim_folder(self, resume: bool) -> None:
+        self._check_checkpoint(resume)
+        with self.processes.tidy():
+            self._claim = claim_folder(self.folder)
+        self._check_checkpoint(resume)  # another run may have ended between the two
+
+    def _check_checkpoint(self, resume: bool) -> None:
         if resume and not self.checkpoint_path.is_file():
             raise CheckpointError(
                 f"Nothing to resume: no {self.checkpoint_path}. Leave out --resume, or mend --output-dir."
@@ -343,8 +350,6 @@ class Run:
             raise CheckpointError(
                 f"{self.checkpoint_path} exists. Continue it with --resume, or choose another --output-dir."
             )
-        with self.processes.tidy():
-            check_writable(self.folder)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
