@@ -12,6 +12,7 @@ from hsal_env.errors import CheckpointError
 
 if TYPE_CHECKING:
     from agents.checkpoint import Loaded
+    from hsal_env.plugins import Trust
 
 BUNDLED_FOLDER = Path(__file__).with_name("bundled")
 
@@ -26,14 +27,18 @@ def bundled() -> list[str]:
     return sorted(path.stem for path in BUNDLED_FOLDER.glob("*.pt"))
 
 
-def load(name: str | Path, **switches: Any) -> Loaded:
+def load(name: str | Path, *, trust: Trust = False, **switches: Any) -> Loaded:
     """Load a trained agent: a bundled one by its name, or one of yours by the path of its checkpoint.
 
     ``agents.load("mnist-multiset").agent`` is the agent, in evaluation mode. ``.env`` is the environment that it was trained
     on. ``switches`` replace fields of its :class:`agents.config.AgentConfig`, such as ``location_policy="greedy"``.
 
+    A checkpoint may name an agent or a model that is no part of an installed package, as ``package.module:Name``. That name is
+    imported and called only with ``trust=True``, or if ``trust`` is a list that has it: do so for files of people you trust.
+
     Raises:
-        CheckpointError: there is no such agent; or the file is damaged; or it does not fit this version or the switches.
+        CheckpointError: there is no such agent; or the file is damaged; or it does not fit this version or the switches; or it
+            names code that is not trusted.
         ConfigError: a switch is unknown or outside its range.
 
     Example:
@@ -44,10 +49,10 @@ def load(name: str | Path, **switches: Any) -> Loaded:
     from agents import checkpoint  # torch: not before it is needed
 
     if str(name) in bundled():
-        return checkpoint.load(BUNDLED_FOLDER / f"{name}.pt", **switches)
+        return checkpoint.load(BUNDLED_FOLDER / f"{name}.pt", trust=trust, **switches)
     if not Path(name).is_file():
         known = ", ".join(bundled()) or "nothing is bundled"
         raise CheckpointError(
             f"No agent {str(name)!r}: expected the path of a checkpoint, or a bundled agent's name ({known})."
         )
-    return checkpoint.load(Path(name), **switches)
+    return checkpoint.load(Path(name), trust=trust, **switches)

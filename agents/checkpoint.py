@@ -1,7 +1,7 @@
 """Checkpoints: weights, with everything needed to rebuild the agent, its environment and its training.
 
-A checkpoint holds plain tensors, numbers, texts, lists and dicts. It holds no code and no class path, and is read with
-``weights_only=True``.
+A checkpoint holds plain tensors, numbers, texts, lists and dicts, and is read with ``weights_only=True``. It holds no code. It
+names its agent, its activation model and its saliency model; :func:`load` says which names it follows.
 """
 
 from __future__ import annotations
@@ -14,18 +14,23 @@ from typing import Any, NamedTuple, cast, get_args
 import torch
 
 from agents.config import AgentConfig
-from agents.protocol import Agent, World, build_agent, find_agent
+from agents.protocol import Agent, World, build_agent, check_agent_in_file, find_agent
 from hsal_env.config import EnvConfig
 from hsal_env.data.glyphs import NUM_CLASSES, GlyphSource, Split, load_glyphs
 from hsal_env.data.sources import SourceName
 from hsal_env.errors import CheckpointError, ConfigError
 from hsal_env.perception.model_file import fingerprint
-from hsal_env.perception.registry import activation_model
+from hsal_env.perception.registry import activation_model, check_models_in_file
+from hsal_env.plugins import Trust, check_place_in_file, trusted
 from hsal_env.rules import Rules
 from hsal_env.storage.weights import load_weights, save_weights
 
 FORMAT = 1
-_REQUIRED = {"format", "agent", "agent_config", "env", "world", "source", "perception", "model"}
+_PARTS = {
+    "format": int, "agent": str, "agent_config": dict, "env": dict, "world": dict, "source": str, "perception": str,
+    "model": dict,
+}  # fmt: skip
+_NAMES = {"activation": str, "saliency": str, "images": str | None}  # of env: an EnvConfig also takes objects
 
 
 class Loaded(NamedTuple):
@@ -138,23 +143,59 @@ def read(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} is cut off, damaged, or not a checkpoint ({type(error).__name__}: {error})."
         ) from error
-    missing = _REQUIRED - set(content) if isinstance(content, dict) else _REQUIRED
+    missing = _PARTS.keys() - set(content) if isinstance(content, dict) else _PARTS.keys()
     if missing:
         raise CheckpointError(f"{path} is not an agent's checkpoint: it lacks {', '.join(sorted(missing))}.")
     if content["format"] != FORMAT:
         raise CheckpointError(f"{path} has format {content['format']}; this version reads {FORMAT}.")
+    for part, kinds in ((content, _PARTS), (content["env"], _NAMES)):
+        for name, kind in kinds.items():
+            if name in part and not isinstance(part[name], kind):
+                raise CheckpointError(
+                    f"{path} does not fit this version of HSAL: expected {name} as {getattr(kind, '__name__', kind)}; got "
+                    f"{type(part[name]).__name__}."
+                )
     return content
 
 
-def load(path: Path, **switches: Any) -> Loaded:
-    """Rebuild the agent of a checkpoint. ``switches`` replace fields of its :class:`AgentConfig`.
+def check_names(content: dict[str, Any], path: Path, trust: Trust = False) -> None:
+    """Refuse a checkpoint that names code which nobody here has chosen. See :func:`load`.
 
     Raises:
-        CheckpointError: see :func:`read`; or its agent is not installed; or its configuration or weights do not fit this
-            version's agent or the switches; or the activation model has other weights now.
-        ConfigError: a switch is unknown or outside its range.
+        CheckpointError: the message says what would have been run, and how to allow it.
+        ConfigError: ``trust`` is neither a bool nor a list.
+    """
+    env = content["env"]
+    _ = trusted("", trust)  # raises if it is of another kind
+    try:
+        check_agent_in_file(content["agent"], trust)
+        check_models_in_file(env.get("activation", ""), env.get("saliency", ""), trust)
+        check_place_in_file(env.get("images") or "", "images", trust)
+    except ConfigError as error:
+        raise CheckpointError(f"{path} is not loaded. {error}") from error
+
+
+def load(path: Path, *, trust: Trust = False, **switches: Any) -> Loaded:
+    """Rebuild the agent of a checkpoint. ``switches`` replace fields of its :class:`AgentConfig`.
+
+    A checkpoint names its agent and its models. A name of a bundled one, or of an entry point of an installed package, is
+    followed. Any other ``package.module:Name`` would be imported and called, so whoever made the file could run what they like:
+    it needs ``trust``. Files that a checkpoint names (a model file, saliency maps, a folder of images) are data; they are read,
+    unless they lie on another machine.
+
+    Args:
+        path: the file.
+        trust: follow every name in the file, or those listed.
+        switches: see above.
+
+    Raises:
+        CheckpointError: see :func:`read`; or it names code that is not trusted; or its agent is not installed; or its
+            configuration or weights do not fit this version's agent or the switches; or the activation model has other weights
+            now.
+        ConfigError: a switch is unknown or outside its range; or ``trust`` is neither a bool nor a list.
     """
     content = read(path)
+    check_names(content, path, trust)
     known = [field.name for field in dataclasses.fields(AgentConfig)]
     if unknown := sorted(set(switches) - set(known)):
         raise ConfigError(f"Unknown switches {', '.join(unknown)}. Known ones: {', '.join(known)}.")
@@ -165,7 +206,7 @@ def load(path: Path, **switches: Any) -> Loaded:
         raise CheckpointError(f"{path} holds an agent that is not available here: {error}") from error
     try:
         config = AgentConfig(**{**content["agent_config"], **switches})
-        env = EnvConfig.from_kwargs(content["env"])
+        env = EnvConfig.from_kwargs({key: value for key, value in content["env"].items() if key != "data_root"})
         world = content["world"]
         world = World(Rules(**world["rules"]), tuple(world["map_size"]), world["channels"], world["num_classes"])
         agent = build_agent(content["agent"], world, config)

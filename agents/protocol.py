@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from agents.config import AgentConfig
 from hsal_env.errors import ConfigError
-from hsal_env.plugins import find_object
+from hsal_env.plugins import Trust, check_name_in_file, find_object
 from hsal_env.rules import Rules
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from hsal_env.perception.examples import Examples
 
 ENTRY_POINTS = "hsal.agents"
+_OURS = {"hsal": "agents.actor_critic:ActorCritic"}
 
 RecurrentState: TypeAlias = Any
 """A tensor ``[B, ...]`` or a nested tuple of them. Only the agent that made it looks inside."""
@@ -132,11 +133,20 @@ def find_agent(name: str) -> Callable[[World, AgentConfig], Agent]:
     Raises:
         ConfigError: nothing of that name is installed, it cannot be imported, or it lacks a method.
     """
-    found = find_object(name, "agent", {"hsal": "agents.actor_critic:ActorCritic"}, ENTRY_POINTS)
+    found = find_object(name, "agent", _OURS, ENTRY_POINTS)
     missing = [method for method in ("initial", "act", "evaluate") if not callable(getattr(found, method, None))]
     if missing:
         raise ConfigError(f"Agent {name!r} lacks {', '.join(missing)}; see agents/protocol.py.")
     return found
+
+
+def check_agent_in_file(name: str, trust: Trust = False) -> None:
+    """Refuse an agent's name that stands in a file, see :func:`hsal_env.plugins.check_name_in_file`.
+
+    Raises:
+        ConfigError: it would run code that nobody here has chosen.
+    """
+    check_name_in_file(name, "agent", _OURS, ENTRY_POINTS, trust)
 
 
 def build_agent(name: str, world: World, config: AgentConfig) -> Agent:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib.metadata import entry_points
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PureWindowsPath
+from typing import Any, TypeAlias
 
 from hsal_env.errors import ConfigError
+
+Trust: TypeAlias = bool | Collection[str]
+"""Which names in a file may be followed that are neither ours nor of an installed package: none, all, or those listed."""
 
 
 def find_object(
@@ -42,6 +45,52 @@ def find_object(
         return installed[name].load()
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"{what} {name!r} cannot be loaded: {error}. Is its package completely installed?") from error
+
+
+def check_name_in_file(name: str, what: str, known: Mapping[str, Any], group: str, trust: Trust = False) -> None:
+    """Refuse a name that stands in a file, if following it would run code that nobody here has chosen.
+
+    Whoever made the file could name ``os:abort``. So it may name what :func:`find_object` finds without ``package.module:Name``,
+    and that form only where an entry point in ``group`` is the same object. See there for the arguments.
+
+    Raises:
+        ConfigError: the name is another ``package.module:Name``, and ``trust`` does not have it.
+    """
+    if ":" not in name or name in known.values() or trusted(name, trust):
+        return
+    if name not in {entry.value for entry in entry_points(group=group)}:
+        module, _, attribute = name.partition(":")
+        raise ConfigError(
+            f"It names the {what} {name!r}, which would import {module} and call its {attribute}. A file may only name what "
+            f"comes with hsal or is an entry point ({group}) of an installed package. If you trust who made the file, pass "
+            "trust=True (on the command line --trust-names)."
+        )
+
+
+def check_place_in_file(place: str, what: str, trust: Trust = False) -> None:
+    """Refuse a path that stands in a file, if reading it would call another machine, as Windows does.
+
+    Other paths are followed: what lies there is data, which is read and never run.
+
+    Raises:
+        ConfigError: the path is of that kind, and ``trust`` does not have it.
+    """
+    if PureWindowsPath(place).drive.startswith("\\\\") and not trusted(place, trust):
+        raise ConfigError(
+            f"It names the {what} {place!r}, which would be fetched from another machine. If you trust who made the file, pass "
+            "trust=True (on the command line --trust-names)."
+        )
+
+
+def trusted(name: str, trust: Trust) -> bool:
+    """Whether ``trust`` has a name.
+
+    Raises:
+        ConfigError: ``trust`` is neither a bool nor a collection of names.
+    """
+    if isinstance(trust, str) or not isinstance(trust, bool | Collection):
+        raise ConfigError(f"Expected trust as True, False or a list of names; got {trust!r}.")
+    return trust if isinstance(trust, bool) else name in trust
 
 
 def import_object(path: str, what: str) -> Any:

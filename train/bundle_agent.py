@@ -39,6 +39,8 @@ class Args:
     """folder of the data sets"""
     episodes: int = 10_000
     """number of test canvases"""
+    trust_names: bool = False
+    """import and call any package.module:Name that the checkpoint names; only for files of people you trust"""
 
 
 def card(name: str, content: dict[str, Any], metrics: dict[str, Any], table: str) -> str:
@@ -99,6 +101,7 @@ def main(args: Args) -> None:
             f"Expected an agent that uses a bundled activation model, {', '.join(BUNDLED)}; got one that uses "
             f"{content['env']['activation']}."
         )
+    checkpoint.check_names(content, args.run / "checkpoint.pt", args.trust_names)
     try:
         metrics = json.loads((args.run / "metrics.json").read_text())
         card(args.name, content, metrics, "")
@@ -113,7 +116,7 @@ def main(args: Args) -> None:
     }
     path = args.output_dir / f"{args.name}.pt"
     checkpoint.save(path, kept)
-    loaded = checkpoint.load(path)
+    loaded = checkpoint.load(path, trust=args.trust_names)
     env = dataclasses.replace(loaded.env, source=loaded.source, data_root=args.data_root)
     results = {
         "source": loaded.source,

@@ -25,6 +25,8 @@ class Args:
     """0: any that is free"""
     open: bool = False
     """open the page in the browser"""
+    trust_names: bool = False
+    """import and call any package.module:Name that the checkpoint names; only for files of people you trust"""
 
 
 def main(args: Args) -> None:
@@ -36,7 +38,7 @@ def main(args: Args) -> None:
     from agents.demo.player import Player
     from agents.demo.server import create_app, listen
 
-    server, address = listen(create_app(Player(args.agent), args.host), args.host, args.port)
+    server, address = listen(create_app(Player(args.agent, args.trust_names), args.host), args.host, args.port)
     print(f"Serving on {address} (Ctrl-C stops)", flush=True)
     if args.open:
         webbrowser.open(address)

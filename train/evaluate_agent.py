@@ -47,6 +47,8 @@ class Args:
     """file for the table as JSON"""
     picture: Path | None = None
     """PNG file for a picture of the first three episodes"""
+    trust_names: bool = False
+    """import and call any package.module:Name that the checkpoint names; only for files of people you trust"""
 
 
 def main(args: Args) -> None:
@@ -59,7 +61,7 @@ def main(args: Args) -> None:
     from hsal_env.rendering import draw_traces, save_picture
     from hsal_env.storage.files import check_writable_file, write_text, writing
 
-    loaded = load(args.agent)
+    loaded = load(args.agent, trust=args.trust_names)
     changed = {
         name: value
         for name in ("min_objects", "max_objects", "max_size_px")

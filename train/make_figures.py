@@ -40,6 +40,8 @@ class Args:
     """folder of the data sets"""
     images: str | None = None
     """folder of your own images and labels.csv; default: the folder that the agent was trained on, if it was trained on one"""
+    trust_names: bool = False
+    """import and call any package.module:Name that the checkpoint names; only for files of people you trust"""
 
 
 def main(args: Args) -> None:
@@ -65,7 +67,7 @@ def main(args: Args) -> None:
 
     if not args.index or not args.format:
         raise ConfigError("Expected at least one canvas after --index and one format after --format; got none.")
-    loaded = load(args.agent)
+    loaded = load(args.agent, trust=args.trust_names)
     env = loaded.env_on(args.split, args.source, args.data_root, args.images)
     config = dataclasses.replace(evaluation_config(env, args.split, 1, args.seed), num_examples=None, features="lazy")
     traces = record(loaded.agent, config, np.array(args.index))

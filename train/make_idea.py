@@ -34,6 +34,8 @@ class Args:
     """auto, mnist, digits, house-numbers or svhn; default: that of the training, digits for MNIST where it cannot be had"""
     data_root: str | None = None
     """where the data lie"""
+    trust_names: bool = False
+    """import and call any package.module:Name that the checkpoint names; only for files of people you trust"""
 
 
 def main(args: Args) -> None:
@@ -54,7 +56,7 @@ def main(args: Args) -> None:
     from hsal_env.rendering.steps import draw_steps
     from hsal_env.storage.files import replacing, writing
 
-    loaded = load(args.agent)
+    loaded = load(args.agent, trust=args.trust_names)
     env = loaded.env_on(args.split, args.source, args.data_root)
     config = dataclasses.replace(evaluation_config(env, args.split, 1, args.seed), num_examples=None, features="lazy")
     trace = record(loaded.agent, config, args.index)

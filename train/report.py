@@ -42,6 +42,8 @@ class Args:
     """auto, mnist, digits, house-numbers or svhn; default: the source of the agent's training (digits where MNIST is missing)"""
     data_root: str | None = None
     """folder of the data sets"""
+    trust_names: bool = False
+    """import and call any package.module:Name that the checkpoint names; only for files of people you trust"""
 
 
 def main(args: Args) -> None:
@@ -71,7 +73,7 @@ def main(args: Args) -> None:
             raise ConfigError(f"{name}: expected --episodes above 0; got 0. The report itself tests a bundled agent.")
         if with_agent and args.episodes:
             first = with_agent[0]
-            loaded = checkpoint.load(Path(str(first.checkpoint)))
+            loaded = checkpoint.load(Path(str(first.checkpoint)), trust=args.trust_names)
             if not first.metrics:
                 runs = [of_bundled(first, loaded, loaded.env_on("test", args.source, args.data_root), args.episodes)]
             traces = play(loaded, args, name)

@@ -29,6 +29,7 @@ from hsal_env.errors import CheckpointError, ConfigError, DataError
 from hsal_env.fields import check_fields
 from hsal_env.perception.examples import Examples
 from hsal_env.perception.registry import SALIENCY_MODELS
+from hsal_env.plugins import Trust
 from hsal_env.trace import Trace
 
 CANVAS_PX = 100
@@ -98,17 +99,18 @@ class Player:
 
     Args:
         chosen: the agent that plays where a request names none: a bundled agent's name, or the path of a checkpoint.
+        trust: which names in that checkpoint are followed, see :func:`agents.load`.
 
     Raises:
         CheckpointError: the agent cannot be loaded (see :func:`agents.load`), or cannot read grey images of 100x100 px.
     """
 
-    def __init__(self, chosen: str | Path = "mnist-multiset") -> None:
+    def __init__(self, chosen: str | Path = "mnist-multiset", trust: Trust = False) -> None:
         found = {name: agents.load(name) for name in agents.bundled()}
         self.agents = {name: loaded for name, loaded in found.items() if _fits(loaded)}
         self.chosen = str(chosen)
         if self.chosen not in found:
-            loaded = agents.load(chosen)
+            loaded = agents.load(chosen, trust=trust)
             path = Path(chosen)
             self.chosen = f"{path.parent.name}/{path.name}".lstrip("/")  # the page does not show where it lies
             found[self.chosen] = loaded

@@ -37,7 +37,7 @@ from hsal_env.perception.saliency import (
     Uniform,
 )
 from hsal_env.perception.spectral_residual import SpectralResidual
-from hsal_env.plugins import find_object
+from hsal_env.plugins import Trust, check_name_in_file, check_place_in_file, find_object
 
 WEIGHTS_FOLDER = Path(__file__).with_name("weights")
 ARCHITECTURES: dict[Architecture, type[ActivationModel]] = {
@@ -142,6 +142,24 @@ def saliency_model(given: str | Callable[..., Tensor]) -> SaliencyModel:
             given object cannot be called or is a class; or its ``reads`` holds an unknown name.
     """
     return _saliency_of_name(given) if isinstance(given, str) else _checked_saliency(given, given)
+
+
+def check_models_in_file(activation: str, saliency: str, trust: Trust = False) -> None:
+    """Refuse names of models that stand in a file, see :func:`hsal_env.plugins.check_name_in_file`.
+
+    A model file and files of maps are data: they may be named, unless they lie on another machine.
+
+    Raises:
+        ConfigError: a name would run code that nobody here has chosen.
+    """
+    if activation.endswith(".pt"):
+        check_place_in_file(activation, "activation model", trust)
+    else:
+        check_name_in_file(activation, "activation model", ACTIVATION_MODELS, ACTIVATION_GROUP, trust)
+    if saliency.startswith(PREFIX):
+        check_place_in_file(saliency.removeprefix(PREFIX), "saliency maps", trust)
+    else:
+        check_name_in_file(saliency, "saliency model", SALIENCY_MODELS, SALIENCY_GROUP, trust)
 
 
 def model_name(given: Any) -> str:
