@@ -11,7 +11,7 @@ from hsal_env.data.canvases import CanvasConfig, CanvasLook, CanvasSource
 from hsal_env.data.custom import CustomSplit, LabelledImages, given_images, load_images
 from hsal_env.data.glyphs import NUM_CLASSES, GlyphPolicy
 from hsal_env.data.sources import ARGUMENTS, SOURCES, SourceName, takers
-from hsal_env.errors import ConfigError
+from hsal_env.errors import ConfigError, UnknownArgumentError
 from hsal_env.rules import MetaStepRules, Rules
 
 Features = Literal["lazy", "store"]
@@ -105,7 +105,8 @@ class EnvConfig(MetaStepRules, CanvasLook):
         """Build from keyword arguments.
 
         Raises:
-            ConfigError: an unknown name, or a value outside its range.
+            UnknownArgumentError: an unknown name.
+            ConfigError: a value outside its range.
 
         Example:
             >>> EnvConfig.from_kwargs({"task": "set", "glimpses": 3}).rules.option_length
@@ -113,12 +114,13 @@ class EnvConfig(MetaStepRules, CanvasLook):
             >>> EnvConfig.from_kwargs({"glances": 3})  # doctest: +ELLIPSIS
             Traceback (most recent call last):
             ...
-            hsal_env.errors.ConfigError: Unknown environment arguments glances. Known ones: task, ...
+            hsal_env.errors.UnknownArgumentError: The environment got an unexpected keyword argument 'glances'. Known ones: ...
         """
         unknown = sorted(set(kwargs) - {field.name for field in fields(cls)})
         if unknown:
             known = ", ".join(field.name for field in fields(cls))
-            raise ConfigError(f"Unknown environment arguments {', '.join(unknown)}. Known ones: {known}.")
+            named = " and ".join(f"got an unexpected keyword argument {name!r}" for name in unknown)
+            raise UnknownArgumentError(f"The environment {named}. Known ones: {known}.")
         return cls(**kwargs)
 
     def on_source(self, source: str, **changes: Any) -> EnvConfig:

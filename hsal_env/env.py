@@ -93,7 +93,8 @@ class HSALEnv(gym.Env[dict[str, Any], Any]):
     folder and models as ``"package.module:Name"``.
 
     Raises:
-        ConfigError: an unknown argument or a value outside its range.
+        UnknownArgumentError: an unknown argument. It is a ConfigError, and a TypeError.
+        ConfigError: a value outside its range.
         DataError: the data are missing or damaged.
     """
 

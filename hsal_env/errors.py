@@ -9,6 +9,10 @@ class ConfigError(HSALError, ValueError):
     """An argument is outside its documented range or names something unknown."""
 
 
+class UnknownArgumentError(ConfigError, TypeError):
+    """A keyword argument that nothing takes. As Python's own TypeError, which libraries look for, the message names it."""
+
+
 class DataError(HSALError, ValueError):
     """Images, labels or a data file are missing, damaged or of the wrong shape, dtype or range."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -34,12 +36,16 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         policy: as in :class:`hsal_env.env.HSALEnv`.
         autoreset_mode: as in Gymnasium. ``DISABLED``: a lane that has ended goes on with reward 0 and keeps its flags until
             ``reset`` starts it again, with all lanes or by ``options["reset_mask"]``.
+        max_episode_steps: episodes are truncated after so many steps, as by the wrapper ``TimeLimit`` that ``gymnasium.make``
+            puts around a single environment. None or -1: no such limit.
         config: fields of :class:`hsal_env.config.EnvConfig`.
 
-    ``reset(seed=s)`` seeds lane i with s + i; ``options={"index": array}`` picks the canvases.
+    ``reset(seed=s)`` seeds lane i with s + i; ``options={"index": array}`` picks the canvases. Infos have the layout of
+    Gymnasium's ``SyncVectorEnv``, and ``call``, ``get_attr``, ``set_attr``, ``np_random`` and ``np_random_seed`` answer as there.
 
     Raises:
-        ConfigError: an unknown argument or a value outside its range.
+        UnknownArgumentError: an unknown argument. It is a ConfigError, and a TypeError.
+        ConfigError: a value outside its range.
         DataError: the data are missing or damaged.
     """
 
@@ -57,6 +63,7 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         device: str = "cpu",
         policy: Policy | str | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+        max_episode_steps: int | None = None,
         **config: Any,
     ) -> None:
         if num_envs < 1:
@@ -76,6 +83,11 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
             raise ConfigError(
                 f"Expected render_mode None or 'rgb_array'; got {render_mode!r}. A window shows a single environment."
             )
+        if max_episode_steps is not None and (not isinstance(max_episode_steps, int) or max_episode_steps < 1):
+            if max_episode_steps != -1:
+                raise ConfigError(f"Expected max_episode_steps of at least 1, None or -1; got {max_episode_steps!r}.")
+            max_episode_steps = None
+        self.max_episode_steps = max_episode_steps
         self.num_envs, self.render_mode, self.output = num_envs, render_mode, output
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         self.simulation = Simulation(EnvConfig.from_kwargs(config), device, policy)
@@ -91,6 +103,7 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         self._images: Tensor | None = None
         self._nowhere = torch.zeros(num_envs, dtype=torch.bool, device=self.simulation.device)
         self._terminated = self._truncated = self._nowhere
+        self._elapsed = self._nowhere.long()  # steps of each lane's episode, counted where there is a limit
 
     @property
     def state(self) -> State:
@@ -108,9 +121,58 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
             raise ResetNeeded("No episode has begun; call reset() before step() and render().")
         return self._state
 
+    @property
+    def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
+        """The generator of each lane, which draws its canvases."""
+        return self._draws.generators()
+
+    @np_random.setter
+    def np_random(self, value: Sequence[np.random.Generator]) -> None:
+        self._draws.replace(value)
+
+    @property
+    def np_random_seed(self) -> tuple[int, ...]:  # type: ignore[override]
+        """The seed of each lane's generator; -1 if it was replaced."""
+        return self._draws.seeds()
+
+    def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """What an attribute is in each lane, or what a method answers for each: ``call("action_masks")``, ``call("render")``.
+
+        Raises:
+            AttributeError: there is no such attribute.
+            ConfigError: ``reset`` or ``step``, which all lanes do together.
+        """
+        if name in ("reset", "step"):
+            raise ConfigError(f"The lanes are one environment; call {name}() of it, with one batch for all of them.")
+        found = getattr(self, f"single_{name}" if name in ("action_space", "observation_space") else name)
+        answer = found(*args, **kwargs) if callable(found) else found
+        if name in _BY_LANE and answer is not None:
+            return tuple(answer)
+        return (answer,) * self.num_envs
+
+    def get_attr(self, name: str) -> tuple[Any, ...]:
+        """An attribute of each lane, see :meth:`call`."""
+        return self.call(name)
+
+    def set_attr(self, name: str, values: Any) -> None:
+        """Set an attribute of every lane to one value, or to the values of a list or tuple of N.
+
+        Raises:
+            ConfigError: another number of values; or they differ, where the lanes have the attribute in common.
+        """
+        listed = list(values) if isinstance(values, list | tuple) else [values] * self.num_envs
+        if len(listed) != self.num_envs:
+            raise ConfigError(f"Expected {self.num_envs} values of {name}, one for each lane; got {len(listed)}.")
+        if name == "np_random":
+            self.np_random = listed
+        elif any(value is not listed[0] and value != listed[0] for value in listed):
+            raise ConfigError(f"The lanes are one environment and have one {name}; got different values: {listed}.")
+        else:
+            setattr(self, name, listed[0])
+
     @torch.no_grad()
     def reset(
-        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Start an episode in every lane, or in those of ``options["reset_mask"]``.
 
@@ -125,6 +187,8 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         for what, value in (("index", indices), ("reset_mask", mask)):
             if value is not None and np.shape(value) != (self.num_envs,):
                 raise ConfigError(f"Expected options[{what!r}] of shape ({self.num_envs},); got {np.shape(value)}.")
+        if mask is not None and np.asarray(mask).dtype != bool:
+            raise ConfigError(f"Expected options['reset_mask'] of bool; got {np.asarray(mask).dtype}.")
         lanes = np.arange(self.num_envs) if mask is None else np.flatnonzero(mask)
         self._seed(seed, lanes)
         if not len(lanes):
@@ -135,7 +199,8 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         begun = torch.from_numpy(lanes).to(self.simulation.device)
         self._terminated = self._terminated.index_fill(0, begun, False)
         self._truncated = self._truncated.index_fill(0, begun, False)
-        return self._observe(), self._info(self._nowhere)
+        started = None if mask is None else self._nowhere.index_fill(0, begun, True)
+        return self._observe(), self._info(self._nowhere, started)
 
     @torch.no_grad()
     def step(self, actions: Any) -> tuple[dict[str, Any], Any, Any, Any, dict[str, Any]]:
@@ -148,6 +213,10 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         restarted = self.autoreset_mode is AutoresetMode.SAME_STEP  # lanes that ended have already begun again
         ended = self._nowhere if restarted else self._terminated | self._truncated
         state, reward, terminated, truncated, between = self.simulation.step(self._current, actions)
+        by_rules = (terminated | truncated) & ~ended  # these lanes have metrics of an episode
+        if self.max_episode_steps is not None:
+            self._elapsed = self._elapsed + 1
+            truncated = truncated | (self._elapsed >= self.max_episode_steps)
         if self.autoreset_mode is AutoresetMode.DISABLED:
             terminated, truncated = terminated & ~ended | self._terminated, truncated & ~ended | self._truncated
         else:
@@ -165,14 +234,14 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         if self.autoreset_mode is AutoresetMode.SAME_STEP and bool(now_ended.any()):
             info = {
                 "final_obs": self._final_observations(now_ended),
-                "final_info": self._info(now_ended),
+                "final_info": self._info(by_rules, now_ended),
                 "_final_obs": self._out(now_ended),
             }
             info["_final_info"] = info["_final_obs"]
             self._restart(np.flatnonzero(now_ended.cpu()))
             info |= self._info(self._nowhere)
         else:
-            info = self._info(now_ended if self.autoreset_mode is not AutoresetMode.DISABLED else now_ended & ~ended)
+            info = self._info(by_rules)
         return self._observe(), self._out(reward, np.float64), self._out(terminated), self._out(truncated), info
 
     def render(self) -> tuple[np.ndarray, ...] | None:
@@ -198,16 +267,25 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         require_action_mask(self.simulation.view)
         return self.simulation.view.observe(self._current, self._images)["action_mask"].cpu().numpy().astype(bool)
 
-    def _seed(self, seed: int | list[int | None] | None, lanes: np.ndarray) -> None:
-        if isinstance(seed, list) and len(seed) != self.num_envs:
-            raise ConfigError(f"Expected {self.num_envs} seeds; got {len(seed)}.")
+    def _seed(self, seed: int | Sequence[int | None] | None, lanes: np.ndarray) -> None:
+        given = np.ndim(seed) > 0  # type: ignore[arg-type]
+        try:
+            first = None if seed is None or given else operator.index(seed)  # type: ignore[arg-type]
+            seeds = list(seed) if given else [None if first is None else first + i for i in range(self.num_envs)]  # type: ignore[arg-type]
+            seeds = [None if one is None else operator.index(one) for one in seeds]
+        except TypeError as error:
+            raise ConfigError(f"Expected a whole number as seed, or one for each lane; got {seed!r}.") from error
+        if len(seeds) != self.num_envs:
+            raise ConfigError(f"Expected {self.num_envs} seeds; got {len(seeds)}.")
         for lane in lanes.tolist():
-            self._draws.seed(lane, seed[lane] if isinstance(seed, list) else None if seed is None else seed + lane)
+            self._draws.seed(lane, seeds[lane])
 
     def _restart(self, lanes: np.ndarray, indices: np.ndarray | None = None) -> None:
         if indices is None:
             indices = self._draws.take(lanes)
         self._place(lanes, indices)
+        if self.max_episode_steps is not None:
+            self._elapsed = self._elapsed.index_fill(0, torch.from_numpy(lanes).to(self.simulation.device), 0)
         if self._recorder:
             self._recorder.begin(self._current, lanes)
         elif self.render_mode is not None:
@@ -245,11 +323,19 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         parts = self.simulation.view.observe(self._current, self._images)
         return {name: self._out(value) for name, value in parts.items()}
 
-    def _info(self, ended: Tensor) -> dict[str, Any]:
-        """Gymnasium's vector layout: an array per key, and under ``_key`` the lanes it holds for."""
-        everywhere = self._out(torch.ones_like(ended))
-        info: dict[str, Any] = {"source": self._source.copy(), "_source": everywhere}
+    def _info(self, ended: Tensor, told: Tensor | None = None) -> dict[str, Any]:
+        """Gymnasium's vector layout: an array per key, and under ``_key`` the lanes it holds for. It is 0 or None in others.
+
+        Args:
+            ended: the lanes whose episode has just ended by its rules: they have its metrics.
+            told: the lanes to tell of; None: all.
+        """
+        everywhere = self._out(torch.ones_like(ended) if told is None else told)
+        source = self._source.copy() if told is None else np.where(told.cpu(), self._source, None)
+        info: dict[str, Any] = {"source": source, "_source": everywhere}
         for name, value in self.simulation.info(self._current).items():
+            if told is not None:
+                value = torch.where(told.view(-1, *[1] * (value.dim() - 1)), value, 0)
             info[name], info[f"_{name}"] = self._out(value), everywhere
         if not ended.is_cpu or bool(ended.any()):  # asking an accelerator would wait for it
             for name, value in self.simulation.episode_info(self._current).items():
@@ -262,8 +348,13 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         return np.array(value.numpy(), dtype=dtype)  # a copy: writing to it must not change the state
 
 
+_BY_LANE = ("np_random", "np_random_seed", "render", "action_masks")  # what the vector environment answers lane by lane
+
+
 class _Draws:
     """Which canvas each lane begins with: its own generator's ``integers(size)``, drawn several at a time.
+
+    A generator that was handed out is drawn from one at a time, since its holder may draw from it, too.
 
     Args:
         lanes: number of lanes.
@@ -275,21 +366,58 @@ class _Draws:
     def __init__(self, lanes: int, size: int) -> None:
         self._size = size
         self._rngs: list[np.random.Generator | None] = [None] * lanes
+        self._seeds = [-1] * lanes
+        self._before: list[Any] = [None] * lanes  # the state of each generator before it drew ahead
+        self._shared = np.zeros(lanes, bool)
         self._drawn = np.zeros((lanes, self._AHEAD), np.int64)
         self._used = np.full(lanes, self._AHEAD)
 
     def seed(self, lane: int, seed: int | None) -> None:
         """Begin the sequence of a lane. None: go on with the one it has, or begin a random one."""
         if seed is not None or self._rngs[lane] is None:
-            self._rngs[lane], _ = seeding.np_random(seed)
-            self._used[lane] = self._AHEAD
+            self._rngs[lane], self._seeds[lane] = seeding.np_random(seed)
+            self._used[lane], self._shared[lane] = self._AHEAD, False
+
+    def seeds(self) -> tuple[int, ...]:
+        """The seed of each lane."""
+        self._begin()
+        return tuple(self._seeds)
+
+    def generators(self) -> tuple[np.random.Generator, ...]:
+        """The generator of each lane, where the draws so far have left it."""
+        self._begin()
+        for lane in np.flatnonzero(~self._shared).tolist():
+            if self._used[lane] < self._AHEAD:
+                self._rng(lane).bit_generator.state = self._before[lane]
+                self._rng(lane).integers(self._size, size=self._used[lane])
+                self._used[lane] = self._AHEAD
+        self._shared[:] = True
+        return tuple(map(self._rng, range(len(self._rngs))))
+
+    def replace(self, rngs: Sequence[np.random.Generator]) -> None:
+        """Draw from ``rngs`` from now on."""
+        self._rngs, self._seeds = list(rngs), [-1] * len(rngs)
+        self._used[:], self._shared[:] = self._AHEAD, True
+
+    def _begin(self) -> None:
+        """Begin a random sequence in lanes that have none."""
+        for lane in range(len(self._rngs)):
+            self.seed(lane, None)
+
+    def _rng(self, lane: int) -> np.random.Generator:
+        rng = self._rngs[lane]
+        assert rng is not None  # the first reset seeds every lane
+        return rng
 
     def take(self, lanes: np.ndarray) -> np.ndarray:
         """The next canvas of each of ``lanes``, which are all different."""
         for lane in lanes[self._used[lanes] == self._AHEAD].tolist():
-            rng = self._rngs[lane]
-            assert rng is not None  # the first reset seeds every lane
-            self._drawn[lane], self._used[lane] = rng.integers(self._size, size=self._AHEAD), 0
+            rng = self._rng(lane)
+            if self._shared[lane]:
+                self._drawn[lane, -1], self._used[lane] = rng.integers(self._size), self._AHEAD - 1
+            else:
+                self._before[lane] = rng.bit_generator.state
+                self._drawn[lane], self._used[lane] = rng.integers(self._size, size=self._AHEAD), 0
         drawn: np.ndarray = self._drawn[lanes, self._used[lanes]]
         self._used[lanes] += 1
         return drawn

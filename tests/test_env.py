@@ -491,5 +491,11 @@ def test_a_value_outside_its_range_is_refused(make, name, value):
 
 
 def test_an_unknown_argument_is_refused_and_the_known_ones_named():
-    with pytest.raises(ConfigError, match=r"Unknown environment arguments glimpse\. Known ones: .*glimpses"):
-        gym.make("HSAL-DigitsMultiset-v0", glimpse=2)
+    """TorchRL and others look for Python's own words in a TypeError."""
+    said = r"got an unexpected keyword argument 'glimpse'\. Known ones: .*glimpses"
+    for make in (gym.make, gym.make_vec, HSALEnv, HSALVectorEnv):
+        for kind in (ConfigError, TypeError):
+            with pytest.raises(kind, match=said):
+                make("HSAL-DigitsMultiset-v0", glimpse=2) if make in (gym.make, gym.make_vec) else make(glimpse=2)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'frameskip'"):
+        gym.make("HSAL-DigitsMultiset-v0", frameskip=2, glimpse=2)

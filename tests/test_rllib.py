@@ -284,7 +284,7 @@ def test_wrong_configurations_are_refused(rllib):
         rllib.HSALMultiAgentEnv({"env_id": "CartPole-v1"})
     with pytest.raises(ConfigError, match="leave out action_mode='flat'"):
         two_agents(rllib, action_mode="flat")
-    with pytest.raises(ConfigError, match="Unknown environment arguments glances"):
+    with pytest.raises(ConfigError, match="unexpected keyword argument 'glances'"):
         two_agents(rllib, glances=2)
     with pytest.raises(ConfigError, match="no Dict actions"):
         rllib.ppo_config(ID, "native")

@@ -4,15 +4,16 @@ import copy
 import pickle
 from functools import partial
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers import TimeLimit
 from playing import (
     CELLS,
     MODES,
     SMALL,
-    START,
     STOP,
     assert_equal,
     batch,
@@ -40,6 +41,12 @@ def test_other_seeds_draw_other_canvases():
     assert len({int(env.reset(seed=seed)[1]["index"]) for seed in range(10)}) > 5
 
 
+def limited(max_episode_steps: int | None = None, **config):
+    """As ``gymnasium.make`` makes it."""
+    env = single(**config)
+    return env if max_episode_steps is None else TimeLimit(env, max_episode_steps)
+
+
 def without_final(info: dict) -> dict:
     return {name: value for name, value in info.items() if "final" not in name}
 
@@ -51,18 +58,18 @@ def assert_final(actual: dict, expected: dict) -> None:
     np.testing.assert_array_equal(actual.get("_final_info", np.zeros(0, bool)), ended)
     for lane in np.flatnonzero(ended):
         assert_equal(actual["final_obs"][lane], expected["final_obs"][lane])
-        of_lane = lane_of(actual["final_info"], lane)
-        for name, value in lane_of(expected["final_info"], lane).items():
-            assert_equal(of_lane[name], value)
+    assert_equal(actual.get("final_info", {}), expected.get("final_info", {}))  # with the masks of every key
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("autoreset", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
-@pytest.mark.parametrize("config", [{"max_objects": 2}, {"protocol": "teacher", "glimpses": 1}])
+@pytest.mark.parametrize(
+    "config", [{"max_objects": 2}, {"protocol": "teacher", "glimpses": 1}, {"max_objects": 2, "max_episode_steps": 2}]
+)
 def test_the_vector_environment_is_its_single_ones_to_the_bit(mode, autoreset, config):
     config = {"action_mode": mode, **config}
     lanes = vector(autoreset_mode=autoreset, **config)
-    singles = SyncVectorEnv([partial(single, **config)] * 4, autoreset_mode=autoreset)
+    singles = SyncVectorEnv([partial(limited, **config)] * 4, autoreset_mode=autoreset)
     rng, ended = np.random.default_rng(0), 0
     (observations, info), (expected, expected_info) = lanes.reset(seed=7), singles.reset(seed=7)
     assert_equal(observations, expected)
@@ -110,9 +117,7 @@ def test_lanes_are_restarted_by_hand_where_autoreset_is_disabled(mode):
             restarts += 1
             observations, info = lanes.reset(options={"reset_mask": ended})
             expected, expected_info = singles.reset(options={"reset_mask": ended})
-            assert_equal(observations, expected)
-            for name in START:
-                assert_equal(info[name][ended], expected_info[name][ended])
+            assert_equal((observations, info), (expected, expected_info))
     assert restarts > 2
 
 
@@ -172,6 +177,98 @@ def test_a_partial_reset_is_that_of_the_single_environments(autoreset):
         answers.append((lanes.step(stop_first), lanes.reset()))
     assert answers[0][0][0]["phase"].tolist() == [1, 1]
     assert_equal(*answers)
+
+
+def as_both(num_envs: int = 3, **config):
+    """Ours, and Gymnasium's of single environments."""
+    return vector(num_envs, **config), SyncVectorEnv([partial(single, **config)] * num_envs)
+
+
+@pytest.mark.parametrize("seed", [4, [1, 2, 3], (1, 2, 3), np.array([1, 2, 3]), (1, None, 3), np.int64(4)], ids=str)
+def test_seeds_are_given_as_to_gymnasiums(seed):
+    ours, theirs = as_both(num_examples=1000)
+    plain = seed.tolist() if isinstance(seed, np.ndarray | np.integer) else seed  # which it takes
+    info, expected = ours.reset(seed=seed)[1], theirs.reset(seed=plain)[1]
+    fixed = [0, 2] if isinstance(seed, tuple) and None in seed else [0, 1, 2]
+    assert_equal(info["index"][fixed], expected["index"][fixed])
+    assert [ours.np_random_seed[lane] for lane in fixed] == [theirs.np_random_seed[lane] for lane in fixed]
+
+
+def test_the_generators_of_the_lanes_are_those_of_the_single_environments():
+    """Where they were read, whatever was drawn before, and whoever draws from them after."""
+    ours, theirs = as_both(num_examples=1000)
+    assert all(seed >= 0 for seed in ours.np_random_seed)  # before the first reset, too
+    for lanes in (ours, theirs):
+        lanes.reset(seed=5)
+    for _ in range(2):
+        for rng, other in zip(ours.np_random, theirs.np_random, strict=True):
+            assert rng.random() == other.random()
+        for _ in range(3):
+            assert_equal(ours.reset()[1], theirs.reset()[1])
+    for lanes in (ours, theirs):
+        lanes.set_attr("np_random", [np.random.default_rng(lane) for lane in range(3)])
+    assert_equal(ours.reset()[1], theirs.reset()[1])
+    assert ours.np_random_seed == theirs.np_random_seed == (-1, -1, -1)
+
+
+def test_attributes_and_methods_answer_for_each_lane():
+    ours, theirs = as_both(action_mode="flat", render_mode="rgb_array")
+    for lanes in (ours, theirs):
+        lanes.reset(seed=0)
+    for name in ("action_space", "observation_space", "render_mode", "np_random_seed"):
+        assert ours.get_attr(name) == ours.call(name) == theirs.get_attr(name)
+    for name in ("action_masks", "render"):
+        for one, other in zip(ours.call(name), theirs.call(name), strict=True):
+            assert_equal(one, other)
+    for lanes in (ours, theirs):
+        lanes.set_attr("render_mode", None)
+        lanes.set_attr("note", ["a", "a", "a"])
+        assert lanes.get_attr("render_mode") == lanes.call("render") == (None, None, None)
+        assert lanes.get_attr("note") == ("a", "a", "a")
+        with pytest.raises(AttributeError):
+            lanes.get_attr("nothing_of_this_name")
+        with pytest.raises(ValueError, match="2"):
+            lanes.set_attr("note", ["a", "a"])
+
+
+@pytest.mark.parametrize(
+    ("use", "said"),
+    [
+        (lambda lanes: lanes.set_attr("note", ["a", "b", "c"]), "different values"),
+        (lambda lanes: lanes.call("reset"), r"call reset\(\) of it"),
+        (lambda lanes: lanes.reset(seed="123"), "whole number as seed"),
+        (lambda lanes: lanes.reset(seed=(1, 2.5, 3)), "whole number as seed"),
+        (lambda lanes: lanes.reset(options={"reset_mask": np.array([0, 1, 2])}), "of bool"),
+    ],
+)
+def test_what_the_lanes_cannot_do_apart_is_refused(use, said):
+    with pytest.raises(ConfigError, match=said):
+        use(vector(3))
+
+
+@pytest.mark.parametrize("limit", [3, None, -1])
+def test_a_limit_of_steps_is_that_of_make(limit):
+    """``gymnasium.make`` wraps a single environment; make_vec hands the limit to ours."""
+    ours = gym.make_vec("HSAL-DigitsMultiset-v0", num_envs=2, max_episode_steps=limit, **SMALL)
+    theirs = gym.make_vec(
+        "HSAL-DigitsMultiset-v0", num_envs=2, vectorization_mode="sync", max_episode_steps=limit, **SMALL
+    )
+    assert isinstance(ours, HSALVectorEnv)
+    for lanes in (ours, theirs):
+        lanes.reset(seed=0)
+        lanes.action_space.seed(0)
+    for _ in range(12):
+        actions = ours.action_space.sample()
+        assert_equal(ours.step(actions), theirs.step(actions))
+
+
+def test_lanes_that_reached_the_limit_wait_where_autoreset_is_disabled():
+    lanes = vector(2, autoreset_mode="Disabled", max_episode_steps=2)
+    lanes.reset(seed=0)
+    cut = [lanes.step(lanes.action_space.sample())[3].tolist() for _ in range(3)]
+    assert cut == [[False, False], [True, True], [True, True]]
+    lanes.reset(options={"reset_mask": np.array([True, False])})
+    assert lanes.step(lanes.action_space.sample())[3].tolist() == [False, True]
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -308,7 +405,15 @@ def test_a_list_of_seeds_seeds_each_lane():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"num_envs": 0}, {"output": "list"}, {"device": "cuda"}, {"device": "abacus"}, {"autoreset_mode": "never"}],
+    [
+        {"num_envs": 0},
+        {"output": "list"},
+        {"device": "cuda"},
+        {"device": "abacus"},
+        {"autoreset_mode": "never"},
+        {"max_episode_steps": 0},
+        {"max_episode_steps": 2.5},
+    ],
     ids=str,
 )
 def test_a_vector_argument_outside_its_range_is_refused(wrong):

@@ -85,14 +85,18 @@ class HSALVecEnv(VecEnv):
                 **ended,
                 "terminal_observation": info["final_obs"][lane],
                 "TimeLimit.truncated": bool(truncated[lane] & ~terminated[lane]),
-                "is_success": bool(ended["exact_match"]),
+                "is_success": bool(ended.get("exact_match", False)),  # missing after max_episode_steps
             }
         return observations, rewards.astype(np.float32), dones, infos
 
     def _infos(self, info: dict[str, Any], lanes: Iterable[int] | None = None) -> list[dict[str, Any]]:
-        parts = {name: part for name, part in info.items() if f"_{name}" in info and not name.startswith("final_")}
+        parts = {
+            name: (part, info[f"_{name}"])
+            for name, part in info.items()
+            if f"_{name}" in info and not name.startswith("final_")
+        }
         every = range(self.num_envs) if lanes is None else lanes
-        return [{name: part[lane] for name, part in parts.items()} for lane in every]
+        return [{name: part[lane] for name, (part, holds) in parts.items() if holds[lane]} for lane in every]
 
     def close(self) -> None:
         """Release the environment."""
