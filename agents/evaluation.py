@@ -25,7 +25,7 @@ _LANES = 500
 
 def make_env(config: EnvConfig, lanes: int, device: str = "cpu") -> HSALVectorEnv:
     """The environment for :func:`agents.rollout.collect`: the native view as tensors, without auto-reset and images."""
-    plain = dataclasses.replace(config, action_mode="native", include_image=False)
+    plain = dataclasses.replace(config, action_mode="native", include_image=False, boxes=False)
     return HSALVectorEnv(
         lanes, output="torch", device=device, autoreset_mode=AutoresetMode.DISABLED, **dataclasses.asdict(plain)
     )

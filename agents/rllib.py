@@ -46,7 +46,7 @@ from agents.evaluation import scores_by_count
 from hsal_env import ENVIRONMENTS, VIEW_ENVIRONMENTS, multiset
 from hsal_env.dynamics import Outcome, State
 from hsal_env.errors import ActionError, ConfigError
-from hsal_env.spaces import FlatView, NativeView
+from hsal_env.spaces import BoxesView, FlatView, NativeView
 
 META_CONTROLLER, CONTROLLER = "meta_controller", "controller"
 MULTI_AGENT = "multi-agent"
@@ -109,7 +109,7 @@ class HSALMultiAgentEnv(MultiAgentEnv):
     the last meta-step paid, even if that was cut off.
 
     ## Information
-    That of the single environment, for every agent that gets an observation.
+    That of the single environment, for every agent that gets an observation; the controller's also has ``action_mask``.
 
     ## Arguments
     One dict, as RLlib passes it: ``env_id`` (default ``"HSAL-MNISTMultiset-v0"``), ``render_mode``, and every field of
@@ -134,8 +134,8 @@ class HSALMultiAgentEnv(MultiAgentEnv):
         self.env = made.unwrapped
         simulation = self.env.simulation
         view = _TwoLevelView(simulation.config, simulation.examples.channels, simulation.examples.map_size)
-        simulation.view = view
-        seen = view.observation_space
+        simulation.view = BoxesView(view) if simulation.config.boxes else view
+        seen = simulation.view.observation_space
         self.observation_spaces = {
             agent: spaces.Dict({key: seen[key] for key in keys if key in seen.spaces})
             for agent, keys in _OBSERVED.items()
@@ -159,7 +159,7 @@ class HSALMultiAgentEnv(MultiAgentEnv):
         """
         seen, info = self.env.reset(seed=seed, options=options)
         self._turn, self._meta_reward = META_CONTROLLER, 0.0
-        return {META_CONTROLLER: self._part(META_CONTROLLER, seen)}, {META_CONTROLLER: info}
+        return {META_CONTROLLER: self._part(META_CONTROLLER, seen)}, {META_CONTROLLER: _info(META_CONTROLLER, info)}
 
     def step(
         self, action_dict: dict[str, Any]
@@ -184,7 +184,8 @@ class HSALMultiAgentEnv(MultiAgentEnv):
         over = terminated or truncated
         self._meta_reward += reward
         rewards = {CONTROLLER: reward} if acted == CONTROLLER else {}
-        self._turn = META_CONTROLLER if seen["phase"] == 0 else CONTROLLER
+        begins = seen["phase"][0] == 1 if self.env.simulation.config.boxes else seen["phase"] == 0
+        self._turn = META_CONTROLLER if begins else CONTROLLER
         if over or self._turn == META_CONTROLLER:
             rewards[META_CONTROLLER], self._meta_reward = self._meta_reward, 0.0
         observing = self.agents if over else [self._turn]
@@ -196,7 +197,7 @@ class HSALMultiAgentEnv(MultiAgentEnv):
             rewards,
             dict.fromkeys(every, terminated),
             dict.fromkeys(every, truncated),
-            {agent: info for agent in observing},
+            {agent: _info(agent, info) for agent in observing},
         )
 
     def render(self) -> np.ndarray | None:
@@ -209,6 +210,11 @@ class HSALMultiAgentEnv(MultiAgentEnv):
 
     def _part(self, agent: str, seen: dict[str, Any]) -> dict[str, Any]:
         return {key: seen[key] for key in self.observation_spaces[agent]}
+
+
+def _info(agent: str, info: dict[str, Any]) -> dict[str, Any]:
+    """What concerns the agent: the mask is the controller's, whose actions are Discrete."""
+    return {name: part for name, part in info.items() if agent == CONTROLLER or name != "action_mask"}
 
 
 def register_envs() -> None:

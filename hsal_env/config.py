@@ -62,6 +62,9 @@ class EnvConfig(MetaStepRules, CanvasLook):
             ``"penalise"``: it earns -1 and changes nothing. ``"raise"``: an error, which finds agents that ignore their mask.
         include_image: whether the observation holds the image. None: only in the native view.
         include_volume: whether the observation holds the activation volume. None: only in the packed and the macro view.
+        boxes: whether the observation, in any view, is a Dict of Box parts alone, for libraries that take no other:
+            ``phase``, ``last_location`` and ``last_label`` one-hot, ``action_mask`` as a Box. See
+            :class:`hsal_env.spaces.BoxesView`.
 
     Raises:
         ConfigError: a value outside its range, or an argument that the source does not take.
@@ -85,6 +88,7 @@ class EnvConfig(MetaStepRules, CanvasLook):
     forbidden: Forbidden = "penalise"
     include_image: bool | None = None
     include_volume: bool | None = None
+    boxes: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -50,7 +50,8 @@ class HSALEnv(gym.Env[dict[str, Any], Any]):
     ## Observation space
     A ``Dict``. In the native view it holds the keys below from ``image`` to ``phase``, and ``volume`` on request. In the other
     views the maps are vectors and there is no image. ``flat`` and ``controller`` add ``action_mask``. ``option`` and ``macro``
-    show only ``saliency`` and ``last_label``, and ``macro`` also ``volume``.
+    show only ``saliency`` and ``last_label``, and ``macro`` also ``volume``. With ``boxes=True`` every part of every view is a
+    Box: the Discrete ones are one-hot, and ``action_mask`` is ``Box(0, 1, (H W + C + 1,), int8)``.
 
     | key | space | meaning |
     |---|---|---|
@@ -80,7 +81,8 @@ class HSALEnv(gym.Env[dict[str, Any], Any]):
     ``source`` (``"mnist"``, ``"digits"``, ``"house-numbers"``, ``"svhn"`` or ``"custom"``: what the pixels are), ``index``,
     ``label_counts``, ``remaining_counts``, ``predicted_counts``; at the end of an episode ``exact_match``, ``precision``,
     ``recall``, ``return_location``, ``return_label``, ``attn_saliency``, ``attn_saliency_uniform``. They are for learners and
-    plots. A policy that reads them cheats.
+    plots. A policy that reads them cheats. Views with a Discrete action also have ``action_mask``, int8 ``[H W + C + 1]``, which
+    is for policies: ``env.action_space.sample(info["action_mask"])``.
 
     ## Arguments
     ``render_mode`` (None, ``"rgb_array"``, or ``"human"``: a window, redrawn at each step), ``policy`` for the option and

@@ -64,14 +64,18 @@ class Simulation:
         ]  # fmt: skip
 
     def info(self, state: State) -> dict[str, Tensor]:
-        """For learners, not for policies: the index of the example, and its label counts: true, remaining and predicted."""
+        """For learners, not for policies: the index of the example, and its label counts: true, remaining and predicted.
+
+        In views with a Discrete action also ``action_mask`` int8 ``[B, n]``, which a policy may read.
+        """
         example = state.example
         counts = {
             "label_counts": example.counts,
             "remaining_counts": state.remaining,
             "predicted_counts": state.predicted,
         }
-        return {"index": example.canvas_index, **counts}
+        mask = self.view.action_mask(state)
+        return {"index": example.canvas_index, **counts} | ({} if mask is None else {"action_mask": mask})
 
     def episode_info(self, state: State) -> dict[str, Tensor]:
         """Metrics of episodes that ended in ``state``, ``[B]`` each.

@@ -2,7 +2,7 @@
 
 A *view* is how a learner sees the decision process. ``native`` has two levels. ``flat`` is a single Discrete with an action
 mask, for agents that know no hierarchy. ``packed`` has two levels in a single Box. Views that make several decisions in one
-step, or leave some to a given policy, are in :mod:`hsal_env.views`.
+step, or leave some to a given policy, are in :mod:`hsal_env.views`. Each of them can be seen through :class:`BoxesView`.
 """
 
 from __future__ import annotations
@@ -48,6 +48,10 @@ class View(Protocol):
 
     def observe(self, state: State, images: Tensor | None) -> dict[str, Tensor]:
         """Batched observations."""
+        ...
+
+    def action_mask(self, state: State) -> Tensor | None:
+        """int8 ``[B, n]`` of a Discrete(n) action: 1 where the phase allows it. None for other action spaces."""
         ...
 
 
@@ -123,6 +127,10 @@ class NativeView:
             seen |= {name: seen[name].flatten(1) for name in ("saliency", "priority", "volume") if name in seen}
         return seen
 
+    def action_mask(self, state: State) -> Tensor | None:
+        """See :class:`View`."""
+        return None
+
     def decode(self, action: Any, state: State) -> Action:
         """A batched action Dict as an :class:`Action`. Only the parts that the phase of some lane reads are checked.
 
@@ -184,18 +192,15 @@ class FlatView(NativeView):
         parts = super()._observation_space(channels).spaces
         return spaces.Dict({**parts, "action_mask": spaces.MultiBinary(self.cells + self.stop + 1)})
 
-    def action_mask(self, phase: Tensor) -> Tensor:
-        """int8 ``[B, H W + C + 1]``, 1 where the action is allowed."""
-        names = (phase == self.glimpses + 1)[:, None]
-        is_label = torch.arange(self.cells + self.stop + 1, device=phase.device) >= self.cells
-        return (names == is_label).to(torch.int8)
+    def action_mask(self, state: State) -> Tensor:
+        """See :class:`View`."""
+        names = (state.phase == self.glimpses + 1)[:, None]
+        is_label = torch.arange(self.cells + self.stop + 1, device=names.device) >= self.cells
+        return (names == is_label).to(state.saliency.device, torch.int8)
 
     def observe(self, state: State, images: Tensor | None) -> dict[str, Tensor]:
         """See :class:`View`."""
-        return {
-            "action_mask": self.action_mask(state.phase).to(state.saliency.device),
-            **super().observe(state, images),
-        }
+        return {"action_mask": self.action_mask(state), **super().observe(state, images)}
 
     def step(self, state: State, action: Any) -> Outcome:
         """See :class:`View`."""
@@ -236,6 +241,43 @@ class PackedView(NativeView):
             raise ActionError(f"Expected actions of shape {(len(state.phase), width + 2)}; got {tuple(packed.shape)}.")
         chosen = packed[:, width:].round().nan_to_num(-1).long()  # -1: refused where it is read
         return super().decode({"attention": packed[:, :width], "location": chosen[:, 0], "label": chosen[:, 1]}, state)
+
+
+class BoxesView:
+    """A view whose observation is a Dict of Box parts alone. Actions, rewards and episodes are those of ``view``.
+
+    A Discrete part of n values, such as ``phase``, is one-hot: float32 ``[n]``. ``action_mask`` is an int8 Box in [0, 1]. The
+    other parts stay as they are. All are on one device.
+
+    Args:
+        view: the view whose observations these are.
+    """
+
+    def __init__(self, view: View) -> None:
+        self.view = view
+        self.action_space = view.action_space
+        self.begin, self.step, self.action_mask = view.begin, view.step, view.action_mask
+        parts = view.observation_space.spaces
+        self._values = {name: int(part.n) for name, part in parts.items() if isinstance(part, spaces.Discrete)}
+        self.observation_space = spaces.Dict({name: _box(part) for name, part in parts.items()})
+
+    def observe(self, state: State, images: Tensor | None) -> dict[str, Tensor]:
+        """See :class:`View`."""
+        seen = self.view.observe(state, images)
+        device = state.saliency.device
+        for name, values in self._values.items():  # one_hot of torch checks the range, and would wait for the device
+            seen[name] = (seen[name].to(device)[:, None] == torch.arange(values, device=device)).float()
+        return seen
+
+
+def _box(part: spaces.Space[Any]) -> spaces.Space[Any]:
+    match part:
+        case spaces.Discrete():
+            return spaces.Box(0, 1, (int(part.n),), np.float32)
+        case spaces.MultiBinary():
+            return spaces.Box(0, 1, part.shape, np.int8)
+        case _:
+            return part
 
 
 def attention_action(raw: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from hsal_env.dynamics import Action, Outcome, State
 from hsal_env.errors import ActionError, ConfigError
 from hsal_env.policies import BuiltPolicy, Policy, WinnerTakeAll, given_policy
 from hsal_env.rules import Rules
-from hsal_env.spaces import FlatView, NativeView, PackedView, View, read_discrete, read_part
+from hsal_env.spaces import BoxesView, FlatView, NativeView, PackedView, View, read_discrete, read_part
 
 
 def _meta_step(state: State, action: Action, decide: Callable[[State], tuple[Action, State]], rules: Rules) -> Outcome:
@@ -200,17 +200,17 @@ VIEWS: dict[ActionMode, type[NativeView]] = {
 
 
 def make_view(config: EnvConfig, channels: int, map_size: tuple[int, int], policy: Policy | str | None = None) -> View:
-    """The view that ``config.action_mode`` names.
+    """The view that ``config.action_mode`` names, in Box parts alone if ``config.boxes``.
 
     Raises:
         ConfigError: a policy for a view that leaves no level to it; or see :func:`hsal_env.policies.given_policy`.
     """
-    view = VIEWS[config.action_mode]
-    if view in (OptionView, ControllerView):
-        return view(config, channels, map_size, policy)
-    if policy is not None:
+    made = VIEWS[config.action_mode]
+    given = made in (OptionView, ControllerView)
+    if policy is not None and not given:
         raise ConfigError(
             f"action_mode={config.action_mode!r} leaves no level to a given policy; leave out policy=, which is for 'option' and "
             "'controller'."
         )
-    return view(config, channels, map_size)
+    view = made(config, channels, map_size, policy) if given else made(config, channels, map_size)  # type: ignore[call-arg]
+    return BoxesView(view) if config.boxes else view

@@ -86,6 +86,7 @@ def test_the_controller_view_is_the_native_one_with_a_given_meta_controller(glim
             observation, reward, terminated, truncated, info = view.step(action)
             assert reward == pytest.approx(native.rewards[-1], abs=1e-6)
             assert (terminated or truncated) == ended
+    assert_equal(info.pop("action_mask"), observation["action_mask"])
     assert_equal(info, native.info)
 
 
@@ -108,6 +109,7 @@ def test_the_macro_view_is_the_flat_one_several_decisions_at_once(glimpses):
         assert whole == pytest.approx(rewards + reward, abs=1e-6)
         assert macro_flags == flags
         ended = any(flags)
+    del info["action_mask"]
     assert_equal(macro_info, info)
 
 

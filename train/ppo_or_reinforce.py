@@ -61,6 +61,7 @@ class TrainEnv(EnvConfig):
     forbidden: tyro.conf.Suppress[Forbidden] = "penalise"
     include_image: tyro.conf.Suppress[bool | None] = False
     include_volume: tyro.conf.Suppress[bool | None] = None
+    boxes: tyro.conf.Suppress[bool] = False
 
 
 @dataclass(frozen=True)

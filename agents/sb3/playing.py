@@ -74,6 +74,8 @@ class SB3Agent:
         alone = np.ndim(observation["saliency"]) == 1
         seen = {name: torch.as_tensor(np.asarray(part)[None] if alone else part) for name, part in observation.items()}
         lanes = len(seen["saliency"])
+        if seen["phase"].numel() != lanes:
+            raise ConfigError("Expected whole numbers for phase; got Boxes. Make the environment with boxes=False.")
         for name in ("phase", "last_label", "last_location"):
             seen[name] = seen[name].reshape(lanes).long()
         for name in ("saliency", "priority"):

@@ -114,6 +114,8 @@ class HSALPolicy(RecurrentActorCriticPolicy):
                 "HSALPolicy acts on the packed view: make the environment with action_mode='packed', and leave use_sde out; "
                 f"got {action_space} over {sorted(seen)}."
             )
+        if not isinstance(part["phase"], spaces.Discrete):
+            raise ConfigError("HSALPolicy reads Discrete parts; got Boxes. Make the environment with boxes=False.")
         BasePolicy.__init__(
             self,
             observation_space,
