@@ -648,7 +648,7 @@ def agent_for(env: EnvConfig) -> ActorCritic:
 def test_images_without_objects_can_be_learned_from(algorithm, labels):
     env = config(labels=labels, num_classes=STOP, protocol="teacher")
     learner = Learner(agent_for(env), LearnerConfig(algorithm=algorithm, batch_size=4), num_updates=1)
-    logged = learner.update(make_env(env, 4), np.arange(4))
+    (logged,) = learner.numbers([learner.update(make_env(env, 4), np.arange(4))])
     assert all(np.isfinite(value) for value in logged.values())
     assert all(part.isfinite().all() for part in learner.agent.parameters())
 

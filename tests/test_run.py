@@ -123,6 +123,16 @@ def test_a_run_that_diverges_stops_with_one_line_and_writes_no_weights(tmp_path:
     assert not run.checkpoint_path.exists()
 
 
+def test_the_first_update_that_is_not_finite_is_named_though_numbers_are_read_later():
+    env = make_env(ENV, 16)
+    learner = Learner(build(env), LEARNER, 10)
+    rows = [learner.update(env, np.arange(16)) for _ in range(3)]
+    assert len(learner.numbers(rows)) == 3
+    rows[1] |= {"loss/label": rows[1]["loss/label"] * torch.nan}
+    with pytest.raises(DivergenceError, match=r"diverged: loss/label not finite in update 2 of 10\."):
+        learner.numbers(rows)
+
+
 @pytest.mark.parametrize("attention", ["learned", "winner-take-all"])
 def test_a_run_that_diverges_keeps_its_last_good_weights(tmp_path: Path, attention: str):
     agent = dataclasses.replace(AGENT, attention_policy=attention)
@@ -151,10 +161,15 @@ HEADS = dict.fromkeys(VARIANTS, LOCATION) | {
 """The heads that each variant trains beside the label's."""
 
 
+def logged(learner: Learner, env, lanes: int = 16) -> dict[str, float]:
+    """What one update logs."""
+    return learner.numbers([learner.update(env, np.arange(lanes))])[0]
+
+
 def moved_by_an_update(agent: ActorCritic, env, **learner) -> tuple[set[str], dict[str, float]]:
     """The layers whose weights one update changes, and its log."""
     before = {name: weight.detach().clone() for name, weight in agent.named_parameters()}
-    log = Learner(agent, dataclasses.replace(LEARNER, **learner), 10).update(env, np.arange(16))
+    log = logged(Learner(agent, dataclasses.replace(LEARNER, **learner), 10), env)
     moved = [name for name, weight in agent.named_parameters() if not torch.equal(weight, before[name])]
     return {re.sub(r"\.(weight|bias)\w*$", "", name) for name in moved}, log
 
@@ -192,7 +207,7 @@ def test_a_baseline_is_trained_where_it_is_read_and_nowhere_else(variant: str):
     env = make_env(ENV, 16)
     agent = build(env)
     before = [weight.detach().clone() for weight in agent.controller.value.parameters()]
-    log = Learner(agent, dataclasses.replace(LEARNER, **VARIANTS[variant]), 10).update(env, np.arange(16))
+    log = logged(Learner(agent, dataclasses.replace(LEARNER, **VARIANTS[variant]), 10), env)
     is_read = variant in ("sampled", "ppo")
     for weight, old in zip(agent.controller.value.parameters(), before, strict=True):
         assert (weight.grad is not None) == is_read
@@ -211,7 +226,7 @@ def test_bfloat16_learns_nearly_what_float32_learns():
     for bfloat16 in (False, True):
         agent = build(env, dataclasses.replace(AGENT, bfloat16=bfloat16))
         learner = Learner(agent, dataclasses.replace(LEARNER, estimator="exact"), 10)
-        losses = [learner.update(env, np.arange(16))["loss/stop"] for _ in range(10)]
+        losses = [logged(learner, env)["loss/stop"] for _ in range(10)]
         after.append(losses)
     assert after[0][-1] < after[0][0] - 0.2  # something was learnt, so stale copies of weights would show
     np.testing.assert_allclose(after[1], after[0], rtol=0.05)
@@ -223,7 +238,7 @@ def test_bfloat16_learns_nearly_what_float32_learns():
 def test_the_learning_rate_rises_in_a_line_and_falls_as_a_cosine():
     env = make_env(ENV, 4)
     learner = Learner(build(env), LearnerConfig(learning_rate=0.1, warmup=0.4, batch_size=4), num_updates=10)
-    rates = [learner.update(env, np.arange(4))["optimiser/learning_rate"] for _ in range(10)]
+    rates = [logged(learner, env, 4)["optimiser/learning_rate"] for _ in range(10)]
     rising = [0.1 * step / 5 for step in (1, 2, 3, 4)]
     falling = [0.05 * (1 + np.cos(np.pi * step / 6)) for step in range(6)]
     assert rates == pytest.approx(rising + falling)
@@ -261,7 +276,7 @@ def test_ppo_sees_every_lane_once_an_epoch():
 def test_every_update_draws_samples_of_its_own():
     env = make_env(ENV, 16)
     learner = Learner(build(env), dataclasses.replace(LEARNER, learning_rate=1e-12), 10)
-    first, second = (learner.update(env, np.arange(16)) for _ in range(2))
+    first, second = (logged(learner, env) for _ in range(2))
     assert first["loss/stop"] != second["loss/stop"]  # the same weights and images, other labels before
     assert first["reward/location"] != second["reward/location"]
 
@@ -270,7 +285,7 @@ def test_the_gradient_is_clipped_but_logged_as_it_was():
     env = make_env(ENV, 16)
     agent = build(env)
     learner = Learner(agent, dataclasses.replace(LEARNER, max_grad_norm=1e-3), 10)
-    norm = learner.update(env, np.arange(16))["optimiser/grad_norm"]
+    norm = logged(learner, env)["optimiser/grad_norm"]
     left = torch.cat([weight.grad.flatten() for weight in agent.parameters()]).norm()
     assert norm > 0.1
     assert left.item() == pytest.approx(1e-3, rel=1e-2)
@@ -279,7 +294,7 @@ def test_the_gradient_is_clipped_but_logged_as_it_was():
 def test_logged_rewards_are_those_of_rewarded_decisions():
     env = make_env(ENV, 16)
     learner = Learner(build(env), LEARNER, 10)
-    log = learner.update(env, np.arange(16))
+    log = logged(learner, env)
     rollout = collect(
         env, build(env), np.arange(16), generator=torch.Generator().manual_seed(0)
     )  # the learner's, step 0
@@ -293,7 +308,7 @@ def test_logged_rewards_are_those_of_rewarded_decisions():
 
 def test_logged_saliency_is_that_of_the_glimpsed_cells():
     env = make_env(dataclasses.replace(ENV, update="none"), 16)  # so that every glimpse counts in full
-    log = Learner(build(env), LEARNER, 10).update(env, np.arange(16))
+    log = logged(Learner(build(env), LEARNER, 10), env)
     trajectory = collect(env, build(env), np.arange(16), generator=torch.Generator().manual_seed(0)).trajectory
     raw = trajectory.example.raw_saliency.flatten(1)
     raw = torch.where(raw > raw.amin(dim=1, keepdim=True), raw, 0.0)  # nothing is left to count at the minimum (S3)
@@ -307,7 +322,7 @@ def test_logged_saliency_is_that_of_the_glimpsed_cells():
 
 def test_without_glimpses_their_logged_saliency_and_reward_are_zero():
     env = make_env(dataclasses.replace(ENV, glimpses=0), 16)
-    log = Learner(build(env), LEARNER, 10).update(env, np.arange(16))
+    log = logged(Learner(build(env), LEARNER, 10), env)
     assert log["attention/saliency"] == log["attention/saliency_ratio"] == log["reward/location"] == 0
     assert log["loss/label"] != 0
 

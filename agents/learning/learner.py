@@ -134,7 +134,7 @@ class Learner:
         self.optimiser = torch.optim.Adam(parameter_groups(agent, config.meta_lr_scale), lr=config.learning_rate)
         self.step = 0
 
-    def update(self, env: HSALVectorEnv, indices: np.ndarray) -> dict[str, float]:
+    def update(self, env: HSALVectorEnv, indices: np.ndarray) -> dict[str, Tensor]:
         """Roll out on the canvases ``indices`` and learn from it.
 
         Args:
@@ -142,10 +142,11 @@ class Learner:
             indices: ``[B]``, of the whole batch.
 
         Returns:
-            The numbers to log; docs/learning/runs.md explains them.
+            The numbers to log, which docs/learning/runs.md explains: float64 scalars on the environment's device. Pass them to
+            :meth:`numbers`.
 
         Raises:
-            DivergenceError: a loss or the norm of the gradient is not finite. Then the weights are worth nothing.
+            DivergenceError: actions could not be drawn, since weights are not finite.
         """
         config = self.config
         device = env.simulation.device
@@ -162,7 +163,7 @@ class Learner:
         except ActionError as error:
             if all_finite(self.agent):
                 raise
-            raise self._divergence("the weights") from error
+            raise self._divergence("the weights", self.step) from error
         learning_rate = config.learning_rate * self._schedule()
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate * group["lr_scale"]
@@ -175,14 +176,24 @@ class Learner:
             grad_norm = torch.nn.utils.clip_grad_norm_(self.agent.parameters(), config.max_grad_norm)
             self.optimiser.step()
         self.step += 1
-        row = self._log(rollout, terms, float(grad_norm), learning_rate)
-        if wrong := [name for name, value in row.items() if not math.isfinite(value)]:
-            raise self._divergence(", ".join(wrong))
-        return row
+        return self._log(rollout, terms, grad_norm, learning_rate)
 
-    def _divergence(self, what: str) -> DivergenceError:
+    def numbers(self, logged: list[dict[str, Tensor]]) -> list[dict[str, float]]:
+        """What the last updates logged, as numbers. An accelerator is waited for here, and not in every update.
+
+        Raises:
+            DivergenceError: a loss or the norm of the gradient is not finite. Then the weights are worth nothing.
+        """
+        table = torch.stack([torch.stack(list(row.values())) for row in logged]).tolist()
+        rows = [dict(zip(row, numbers, strict=True)) for row, numbers in zip(logged, table, strict=True)]
+        for update, row in enumerate(rows, start=self.step - len(rows) + 1):
+            if wrong := [name for name, value in row.items() if not math.isfinite(value)]:
+                raise self._divergence(", ".join(wrong), update)
+        return rows
+
+    def _divergence(self, what: str, update: int) -> DivergenceError:
         return DivergenceError(
-            f"Training diverged: {what} not finite in update {self.step} of {self.num_updates}. The last checkpoint is as it "
+            f"Training diverged: {what} not finite in update {update} of {self.num_updates}. The last checkpoint is as it "
             f"was. Start again with a lower learning rate than {self.config.learning_rate:g} (--learning-rate)."
         )
 
@@ -232,21 +243,24 @@ class Learner:
         return 0.5 * (1 + math.cos(math.pi * (done - self.config.warmup) / (1 - self.config.warmup + 1e-12)))
 
     def _log(
-        self, rollout: Rollout, terms: dict[str, Tensor], grad_norm: float, learning_rate: float
-    ) -> dict[str, float]:
+        self, rollout: Rollout, terms: dict[str, Tensor], grad_norm: Tensor, learning_rate: float
+    ) -> dict[str, Tensor]:
         trajectory = rollout.trajectory
         named = trajectory.live & ~trajectory.final
         looked = trajectory.live[:, None].expand_as(trajectory.rewards[:, :-1])
-        labels, locations = trajectory.rewards[:, -1][named], trajectory.rewards[:, :-1][looked]
-        counts = labels.new_tensor([len(labels), len(locations), int(rollout.glimpses.sum())])
-        sums = [*terms.values(), labels.sum(), locations.sum(), *rollout.looks.sum(dim=0), *counts]
-        *means, label, location, at, uniform, labelled, looks, glimpses = self.processes.total(torch.stack(sums))
+        of_labels = torch.where(named, trajectory.rewards[:, -1], 0.0)
+        of_locations = torch.where(looked, trajectory.rewards[:, :-1], 0.0)
+        counts = [named.sum(), looked.sum(), rollout.glimpses.sum()]
+        sums = [*terms.values(), of_labels.sum(), of_locations.sum(), *rollout.looks.sum(dim=0), *counts]
+        *means, label, location, at, uniform, labels, looks, glimpses = self.processes.total(
+            torch.stack([number.double() for number in sums])
+        )
         return {
-            **{f"loss/{name}": float(mean) / self.processes.count for name, mean in zip(terms, means, strict=True)},
-            "reward/label": float(label / labelled.clamp(min=1)),
-            "reward/location": float(location / looks.clamp(min=1)),
-            "attention/saliency": float(at) / max(1, int(glimpses)),
-            "attention/saliency_ratio": float(at) / float(uniform) if uniform else 0.0,
-            "optimiser/grad_norm": grad_norm,
-            "optimiser/learning_rate": learning_rate,
+            **{f"loss/{name}": mean / self.processes.count for name, mean in zip(terms, means, strict=True)},
+            "reward/label": label / labels.clamp(min=1),
+            "reward/location": location / looks.clamp(min=1),
+            "attention/saliency": at / glimpses.clamp(min=1),
+            "attention/saliency_ratio": torch.where(uniform > 0, at / uniform, 0.0),
+            "optimiser/grad_norm": grad_norm.double(),
+            "optimiser/learning_rate": label.new_tensor(learning_rate),
         }

@@ -157,7 +157,7 @@ class Run:
         After every pass the agent is validated. It is saved then, and every ``checkpoint_minutes``.
 
         Raises:
-            DivergenceError: see :meth:`agents.learning.learner.Learner.update`. The folder keeps the last good checkpoint.
+            DivergenceError: see :meth:`agents.learning.learner.Learner.numbers`. The folder keeps the last good checkpoint.
         """
         leads, learner = self.processes.leads, self.config.learner
         if leads:
@@ -165,7 +165,7 @@ class Run:
             tqdm.write(f"{method} on {source_in_words(self.source)}, results go to {self.folder}")
         saved = started = time.perf_counter()
         before = self.train_seconds
-        pending: list[dict[str, float]] = []
+        pending: list[dict[str, Tensor]] = []
         with self._writing():
             board = self._board(self.learner.step + 1) if leads else None
         total, done = self.learner.num_updates, self.learner.step
@@ -177,7 +177,8 @@ class Run:
             pass_ends = rest == 0
             if not pass_ends and self.learner.step % self.config.log_every:
                 continue
-            row = {name: float(np.mean([line[name] for line in pending])) for name in pending[0]}
+            rows = self.learner.numbers(pending)
+            row = {name: float(np.mean([line[name] for line in rows])) for name in rows[0]}
             pending = []
             own = torch.tensor(time.process_time(), dtype=torch.float64, device=self.device)
             self.cpu_seconds_of_others = float(self.processes.total(own) - own)
