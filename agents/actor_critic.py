@@ -137,7 +137,7 @@ class ActorCritic(nn.Module):
         """One decision of lanes that are all at ``phase``."""
         if phase == 0:
             raw, state = self.attend(observation["saliency"], observation["last_label"], state)
-            zero = torch.zeros(len(raw), device=raw.device)
+            zero = raw.new_zeros(len(raw))
             return Decision({"attention": attention_action(raw)}, zero, zero, state)
         begins = phase == 1 and self.config.controller_state == "reset"
         controller_state = self.read(observation, None if begins else state.controller_state, self._folded)

@@ -19,6 +19,7 @@ from hsal_env.config import EnvConfig
 from hsal_env.data.glyphs import NUM_CLASSES, GlyphSource, Split, load_glyphs
 from hsal_env.data.sources import SourceName
 from hsal_env.errors import CheckpointError, ConfigError
+from hsal_env.isolation import own_torch
 from hsal_env.perception.model_file import fingerprint
 from hsal_env.perception.registry import activation_model, check_models_in_file
 from hsal_env.plugins import Trust, check_place_in_file, trusted
@@ -175,6 +176,7 @@ def check_names(content: dict[str, Any], path: Path, trust: Trust = False) -> No
         raise CheckpointError(f"{path} is not loaded. {error}") from error
 
 
+@own_torch()
 def load(path: Path, *, trust: Trust = False, **switches: Any) -> Loaded:
     """Rebuild the agent of a checkpoint. ``switches`` replace fields of its :class:`AgentConfig`.
 

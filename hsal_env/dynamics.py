@@ -136,7 +136,7 @@ def initial(example: Example, rules: Rules) -> State:
         last_label=count.new_full((lanes,), classes + 1),
         remaining=example.counts,
         predicted=torch.zeros_like(example.counts),
-        phase=torch.zeros(lanes, dtype=torch.int64),
+        phase=torch.zeros(lanes, dtype=torch.int64, device="cpu"),
         meta_step=count,
         returns=saliency.new_zeros(lanes, 2),
         looks=saliency.new_zeros(lanes, 2),

@@ -159,8 +159,8 @@ def spotlight(
         (2.0, 3.0)
     """
     offset = {"paper": 0.0, "centred": 0.5}[coordinates]
-    row = ((location // map_size[1] + 1 - offset) / map_size[0]).logit()
-    col = ((location % map_size[1] + 1 - offset) / map_size[1]).logit()
+    row = (((location // map_size[1]).float() + 1 - offset) / map_size[0]).logit()
+    col = (((location % map_size[1]).float() + 1 - offset) / map_size[1]).logit()
     zero = torch.zeros_like(row)
     raw = torch.stack([zero, zero, row, col], dim=1).clamp(-RAW_LIMIT, RAW_LIMIT)
     return raw.repeat_interleave(components, dim=1)

@@ -11,6 +11,7 @@ from torch import Tensor
 from hsal_env import dynamics
 from hsal_env.config import EnvConfig
 from hsal_env.dynamics import Example, Outcome, State
+from hsal_env.isolation import own_torch
 from hsal_env.perception.examples import Examples
 from hsal_env.policies import Policy
 from hsal_env.trace import Trace
@@ -27,6 +28,7 @@ class Simulation:
         policy: decides on the level that the view leaves to a given policy, see :func:`hsal_env.policies.given_policy`.
     """
 
+    @own_torch()
     def __init__(
         self, config: EnvConfig, device: torch.device | str = "cpu", policy: Policy | str | None = None
     ) -> None:
@@ -93,8 +95,8 @@ class Simulation:
         glimpses = (state.meta_step * self.rules.glimpses + unfinished).clamp(min=1)
         return {
             "exact_match": (state.predicted == state.example.counts).all(dim=1).double(),
-            "precision": torch.where(named > 0, hits / named.clamp(min=1), 1.0).double(),
-            "recall": torch.where(true > 0, hits / true.clamp(min=1), 1.0).double(),
+            "precision": torch.where(named > 0, hits.float() / named.clamp(min=1), 1.0).double(),
+            "recall": torch.where(true > 0, hits.float() / true.clamp(min=1), 1.0).double(),
             "return_location": state.returns[:, 0].double(),
             "return_label": state.returns[:, 1].double(),
             "attn_saliency": (state.looks[:, 0] / glimpses).double(),

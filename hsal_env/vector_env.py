@@ -331,7 +331,7 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
             told: the lanes to tell of; None: all.
         """
         everywhere = self._out(torch.ones_like(ended) if told is None else told)
-        source = self._source.copy() if told is None else np.where(told.cpu(), self._source, None)
+        source = self._source.copy() if told is None else np.where(told.cpu().numpy(), self._source, None)
         info: dict[str, Any] = {"source": source, "_source": everywhere}
         for name, value in self.simulation.info(self._current).items():
             if told is not None:

@@ -6,6 +6,7 @@ No equation and no rule is written here: each decision is one of :mod:`hsal_env.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -50,6 +51,8 @@ class _Given:
                     "The given policy was built for another environment: glimpses, map size, channels and classes of "
                     f"{made}, here {here}. Pass another policy, or make the environment that it was built for."
                 )
+        self._draws = "generator" in inspect.signature(self.policy.act).parameters
+        self._generator: torch.Generator | None = None
         self._seen = NativeView(
             dataclasses.replace(config, action_mode="native", include_image=False), channels, map_size
         )
@@ -60,8 +63,12 @@ class _Given:
 
     def ask(self, state: State) -> tuple[dict[str, Any], State]:
         """The action of the policy, and the state with its next recurrent state."""
+        drawn: dict[str, Any] = {}
+        if self._draws:  # some agents of ours draw even when greedy; not from the caller's generator
+            self._generator = self._generator or torch.Generator(state.saliency.device)
+            drawn = {"generator": self._generator}
         with torch.inference_mode(False), torch.no_grad():  # a policy may keep tensors, and be trained later
-            choice = self.policy.act(self._seen.observe(state, None), state.memory, deterministic=True)
+            choice = self.policy.act(self._seen.observe(state, None), state.memory, deterministic=True, **drawn)
         return choice.action, state._replace(memory=choice.state)
 
     def decide(self, state: State) -> tuple[Action, State]:

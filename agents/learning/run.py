@@ -30,6 +30,7 @@ from agents.reports.tables import comma_separated, format_table, method_in_words
 from agents.tracing import record
 from hsal_env.config import EnvConfig
 from hsal_env.errors import CheckpointError, ConfigError, DivergenceError
+from hsal_env.isolation import own_defaults
 from hsal_env.multiset import SCORES
 from hsal_env.perception.examples import Examples
 from hsal_env.rendering import draw_traces, save_picture
@@ -137,8 +138,9 @@ class Run:
                 f"Expected at least batch_size={batch_size} training images; got {len(examples)}. "
                 "Raise --num-examples or lower --batch-size."
             )
-        torch.manual_seed(config.seed)
-        self.agent = build_agent(config.agent_name, self.world, config.agent).to(self.device)
+        self._random: list[torch.Tensor] = []
+        with self._own_random():
+            self.agent = build_agent(config.agent_name, self.world, config.agent).to(self.device)
         num_updates = self.updates_per_pass * config.learner.passes
         self.learner = Learner(self.agent, config.learner, num_updates, config.seed, processes)
         self.rows: list[dict[str, float]] = []
@@ -159,6 +161,10 @@ class Run:
         Raises:
             DivergenceError: see :meth:`agents.learning.learner.Learner.numbers`. The folder keeps the last good checkpoint.
         """
+        with self._own_random():
+            self._train(checkpoint_minutes)
+
+    def _train(self, checkpoint_minutes: float) -> None:
         leads, learner = self.processes.leads, self.config.learner
         if leads:
             method = method_in_words(dataclasses.asdict(learner))
@@ -212,6 +218,10 @@ class Run:
         Raises:
             CheckpointError: a file cannot be written.
         """
+        with self._own_random():
+            return self._test(episodes)
+
+    def _test(self, episodes: int) -> dict[str, Any]:
         config = evaluation_config(self.config.env, "test", episodes)
         if self.best:
             self.agent.load_state_dict(self.best.weights)
@@ -351,6 +361,28 @@ class Run:
             raise CheckpointError(
                 f"{self.checkpoint_path} exists. Continue it with --resume, or choose another --output-dir."
             )
+
+    @contextmanager
+    def _own_random(self) -> Iterator[None]:
+        """A block in which torch's global generators are the run's: seeded at first, and later as the last block left them.
+
+        Agents draw their first weights from them. After the block they are the caller's again.
+        """
+        device = torch.device(self.device)
+        on_cuda = device.type == "cuda"
+        with own_defaults(), torch.random.fork_rng(devices=[device] if on_cuda else []):
+            if self._random:
+                torch.set_rng_state(self._random[0])
+            else:
+                torch.default_generator.manual_seed(self.config.seed)
+            if on_cuda:
+                with torch.cuda.device(device):
+                    if self._random:
+                        torch.cuda.set_rng_state(self._random[1])
+                    else:
+                        torch.cuda.manual_seed(self.config.seed)
+            yield
+            self._random = [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if on_cuda else [])]
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

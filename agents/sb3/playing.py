@@ -72,7 +72,10 @@ class SB3Agent:
                 f"agent was built for; got {np.shape(observation['saliency'])} and phase {sizes[1]}."
             )
         alone = np.ndim(observation["saliency"]) == 1
-        seen = {name: torch.as_tensor(np.asarray(part)[None] if alone else part) for name, part in observation.items()}
+        seen = {
+            name: torch.as_tensor(np.asarray(part)[None] if alone else part, device="cpu")
+            for name, part in observation.items()
+        }
         lanes = len(seen["saliency"])
         if seen["phase"].numel() != lanes:
             raise ConfigError("Expected whole numbers for phase; got Boxes. Make the environment with boxes=False.")
@@ -84,11 +87,11 @@ class SB3Agent:
         if state is None:
             state = fresh
         elif episode_start is not None:
-            state = dynamics.select(torch.as_tensor(np.atleast_1d(episode_start)).bool(), fresh, state)
+            state = dynamics.select(torch.as_tensor(np.atleast_1d(episode_start), device="cpu").bool(), fresh, state)
         decision = self.agent.act(seen, state, deterministic)
-        zero = torch.zeros(lanes, 1)
+        zero = torch.zeros(lanes, 1, dtype=torch.float32, device="cpu")
         width = 4 * self.world.rules.components
-        attention = decision.action.get("attention", torch.zeros(lanes, width))
+        attention = decision.action.get("attention", zero.expand(lanes, width))
         chosen = [
             decision.action[name][:, None].float() if name in decision.action else zero
             for name in ("location", "label")

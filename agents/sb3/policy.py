@@ -16,6 +16,7 @@ from agents.config import AgentConfig
 from agents.protocol import World
 from hsal_env import dynamics
 from hsal_env.errors import ConfigError
+from hsal_env.isolation import own_defaults, own_torch
 from hsal_env.rules import Rules
 from hsal_env.spaces import attention_action
 
@@ -78,7 +79,8 @@ class HSALPolicy(RecurrentActorCriticPolicy):
     SB3 keeps the states of both GRUs where it would keep those of an LSTM. Attention is deterministic, and its log-probability
     is 0. It learns through P and g_0: an update computes them anew from the stored saliency and volume, as
     :meth:`agents.actor_critic.ActorCritic.evaluate` does. PPO wants a value at phase 0, too, where our agent has none: there it
-    is linear in the meta-controller's state. ``policy.agent`` is an :class:`ActorCritic`, which our own commands can test and
+    is linear in the meta-controller's state. A new policy draws its weights, and an action that is not ``deterministic``, from
+    torch's global generator, which SB3 seeds. ``policy.agent`` is an :class:`ActorCritic`, which our own commands can test and
     save.
 
     Args:
@@ -94,6 +96,7 @@ class HSALPolicy(RecurrentActorCriticPolicy):
         ConfigError: the spaces are of another view; or (at the first update) the rules are not the environment's.
     """
 
+    @own_defaults()
     def __init__(
         self,
         observation_space: spaces.Space[Any],
@@ -220,6 +223,7 @@ class HSALPolicy(RecurrentActorCriticPolicy):
             placed: in an update, the masks of the current meta-steps; None at its first step. A roll-out reads the observed P
                 and glimpse instead.
         """
+        hidden = hidden.to(obs["glimpse"].dtype)  # sb3-contrib makes the first one in torch's default dtype
         phase = obs["phase"].reshape(len(hidden), -1)[:, 0].long()
         attends, names = phase == 0, phase == self.rules.glimpses + 1
         seen = {name: obs[name].reshape(len(hidden), -1)[:, 0].long() for name in ("last_label", "last_location")}
@@ -288,6 +292,12 @@ class HSALPolicy(RecurrentActorCriticPolicy):
         raise ConfigError(
             "HSALPolicy has no single distribution; evaluate_actions gives log-probabilities and entropies."
         )
+
+    @classmethod
+    @own_torch()
+    def load(cls, path: str, device: torch.device | str = "auto") -> Any:
+        """Load the policy that ``save`` wrote. The caller's random generators stay as they are."""
+        return super().load(path, device)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {

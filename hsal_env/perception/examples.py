@@ -17,6 +17,7 @@ from hsal_env.data.canvases import CanvasBatch
 from hsal_env.data.glyphs import cache_folder
 from hsal_env.dynamics import Example
 from hsal_env.errors import ConfigError, DataError
+from hsal_env.isolation import own_defaults
 from hsal_env.multiset import label_counts
 from hsal_env.perception.grid import Grid
 from hsal_env.perception.model_file import fingerprint
@@ -93,6 +94,7 @@ class Examples:
         return self.config.size
 
     @torch.no_grad()
+    @own_defaults()
     def encode(self, images: np.ndarray) -> Tensor:
         """The volumes V ``[B, D, H, W]``, float16, of uint8 canvases ``[B, h_px, w_px]`` or ``[B, h_px, w_px, 3]``.
 
@@ -152,6 +154,7 @@ class Examples:
             self._known[indices[new]] = True
         return torch.from_numpy(self._raw[indices])
 
+    @own_defaults()
     def _raw_saliency(self, indices: np.ndarray, volume: Tensor, canvases: CanvasBatch | None) -> Tensor:
         images, parts = None, {"indices": torch.from_numpy(indices), "grid": self.grid, "config": self.config}
         if self._saliency.needs_images:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from hsal_env.errors import ConfigError
+from hsal_env.isolation import own_defaults, own_torch
 from hsal_env.perception import Architecture
 from hsal_env.perception.activation import ActivationModel, CompactResNet, completed
 from hsal_env.perception.itti_koch import IttiKoch
@@ -87,6 +88,7 @@ SALIENCY_MODELS = {
 ACTIVATION_GROUP, SALIENCY_GROUP = "hsal.activation_models", "hsal.saliency_models"
 
 
+@own_torch()
 def activation_model(given: str | nn.Module) -> ActivationModel:
     """The activation model of a name or of a model file, or a copy of a given module.
 
@@ -106,6 +108,7 @@ def activation_model(given: str | nn.Module) -> ActivationModel:
     return _activation_of_name(given)
 
 
+@own_defaults()
 def initial_model(architecture: Architecture, init: str | None = None, **arguments: Any) -> ActivationModel:
     """A model to be trained.
 
@@ -170,6 +173,7 @@ def model_name(given: Any) -> str:
 
 
 @cache
+@own_torch()
 def _activation_of_name(name: str) -> ActivationModel:
     forms = "a model file .pt, or 'package.module:Name'"
     build = find_object(name, "activation model", ACTIVATION_MODELS, ACTIVATION_GROUP, forms)
@@ -177,6 +181,7 @@ def _activation_of_name(name: str) -> ActivationModel:
 
 
 @cache
+@own_torch()
 def _saliency_of_name(name: str) -> SaliencyModel:
     if name.startswith(PREFIX):
         return MapFiles(name.removeprefix(PREFIX))

@@ -21,6 +21,7 @@ from torch.nn.functional import interpolate, pixel_unshuffle
 from hsal_env.data.glyphs import cache_folder
 from hsal_env.data.torchvision_import import import_torchvision
 from hsal_env.errors import CheckpointError, ConfigError, DataUnavailableError
+from hsal_env.isolation import own_torch
 from hsal_env.perception.activation import ActivationModel
 from hsal_env.storage.files import temporary_folder
 
@@ -115,9 +116,7 @@ class ResNet(ActivationModel):
             DataUnavailableError: see :func:`imagenet_file`.
             CheckpointError: the file is missing, damaged, or of another architecture.
         """
-        with torch.random.fork_rng(
-            devices=[]
-        ):  # these random weights are overwritten; later random draws must not change
+        with own_torch():  # these random weights are overwritten; later random draws must not change
             model = cls(output_stride, lower_level)
         path = imagenet_file(cls.depth) if path is None else Path(path)
         try:

@@ -68,7 +68,7 @@ class Recorder:
         """Begin an episode in ``lanes`` (indices). ``state`` is the state of all lanes."""
         if not len(lanes):
             return
-        chosen = torch.zeros(len(state.phase), dtype=torch.bool)
+        chosen = torch.zeros(len(state.phase), dtype=torch.bool, device="cpu")
         chosen[torch.from_numpy(lanes)] = True
         self._first[lanes], self._last[lanes], self._ends[:, lanes] = len(self._states), -1, False
         if bool((state.phase[chosen] > 0).any()):
