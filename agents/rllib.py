@@ -46,6 +46,7 @@ from agents.evaluation import scores_by_count
 from hsal_env import ENVIRONMENTS, VIEW_ENVIRONMENTS, multiset
 from hsal_env.dynamics import Outcome, State
 from hsal_env.errors import ActionError, ConfigError
+from hsal_env.registration import plain_id
 from hsal_env.spaces import BoxesView, FlatView, NativeView
 
 META_CONTROLLER, CONTROLLER = "meta_controller", "controller"
@@ -123,6 +124,7 @@ class HSALMultiAgentEnv(MultiAgentEnv):
     def __init__(self, config: dict[str, Any] | None = None) -> None:
         kwargs = dict(config or {})
         env_id = kwargs.pop("env_id", "HSAL-MNISTMultiset-v0")
+        env_id = plain_id(env_id)
         if env_id not in ENVIRONMENTS:
             raise ConfigError(f"Expected env_id to be one of {', '.join(ENVIRONMENTS)}; got {env_id!r}.")
         if "action_mode" in kwargs:
@@ -282,6 +284,7 @@ def ppo_config(
         raise ConfigError("RLlib has no Dict actions; expected a view other than native, such as flat or multi-agent.")
     multi_agent = view == MULTI_AGENT
     known = ENVIRONMENTS if multi_agent else {**ENVIRONMENTS, **VIEW_ENVIRONMENTS}
+    env_id = plain_id(env_id)
     if env_id not in known:
         raise ConfigError(f"Expected env_id to be one of {', '.join(known)}; got {env_id!r}.")
     register_envs()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable
 from typing import NoReturn, TypeVar
@@ -10,6 +11,7 @@ import tyro
 
 from hsal_env.errors import ConfigError, HSALError
 from hsal_env.plugins import check_agents
+from hsal_env.registration import plain_id
 from hsal_env.storage.files import Terminated, terminable
 
 _SIGTERM_STATUS = 143  # what a shell reports of a process that SIGTERM has ended: 128 + 15
@@ -18,7 +20,7 @@ Args = TypeVar("Args")
 
 
 def run_command(main: Callable[[Args], None], args: type[Args]) -> None:
-    """Run ``main`` on what the command line makes of the dataclass ``args``.
+    """Run ``main`` on what the command line makes of the dataclass ``args``. Its ``env_id`` may be ``hsal_env:ID``.
 
     A deliberate error, another package in the place of ours, and Ctrl-C end in one line on stderr and status 1. SIGTERM ends in
     the line of Ctrl-C and status 143.
@@ -26,7 +28,10 @@ def run_command(main: Callable[[Args], None], args: type[Args]) -> None:
     try:
         with terminable():
             check_agents()
-            main(tyro.cli(args))
+            given = tyro.cli(args)
+            if env_id := getattr(given, "env_id", None):
+                given = dataclasses.replace(given, env_id=plain_id(env_id))  # type: ignore[type-var]
+            main(given)
     except HSALError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt as signal:

@@ -46,6 +46,16 @@ VIEW_ENVIRONMENTS: dict[str, dict[str, Any]] = {
 """One task in the views of :mod:`hsal_env.views`. Where a view needs a given policy, it is the bundled agent of 49 Gaussians."""
 
 
+def plain_id(env_id: Any) -> Any:
+    """``env_id`` without the module in it: ``gymnasium.make("hsal_env:ID")`` imports that and makes ``ID``.
+
+    Example:
+        >>> plain_id("hsal_env:HSAL-MNISTSet-v0")
+        'HSAL-MNISTSet-v0'
+    """
+    return env_id.removeprefix("hsal_env:") if isinstance(env_id, str) else env_id
+
+
 def register_all() -> None:
     """Register every id; doing it twice is harmless."""
     for env_id, kwargs in {**ENVIRONMENTS, **VIEW_ENVIRONMENTS}.items():

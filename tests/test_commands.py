@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import tyro
 from commands import EVALUATE, REPRODUCE, ROOT, TRAIN, Command, run, script, succeeded
 from pages import PAGES, blocks
 
+from hsal_env.command_line import run_command
 from hsal_env.errors import ConfigError
 
 SCRIPTS = sorted((ROOT / "train").glob("*.py"))
@@ -140,3 +142,15 @@ def test_commands_are_found_in_bash_blocks_alone(tmp_path: Path):
 def test_a_wrong_command_on_a_page_would_be_found(command: str, error: type[BaseException]):
     with pytest.raises(error):
         check(command)
+
+
+@dataclass(frozen=True)
+class OfATask:
+    env_id: str
+
+
+def test_an_env_id_may_name_its_module(monkeypatch: pytest.MonkeyPatch):
+    given: list[OfATask] = []
+    monkeypatch.setattr(sys, "argv", ["command", "--env-id", "hsal_env:HSAL-DigitsSet-v0"])
+    run_command(given.append, OfATask)
+    assert given == [OfATask("HSAL-DigitsSet-v0")]

@@ -150,6 +150,12 @@ def test_flags_outrank_presets_and_presets_outrank_ids(preset: str):
     assert args.env.num_examples == (512 if preset == "tiny" else None)
 
 
+def test_an_env_id_may_name_its_module():
+    args = parsed("--env-id=hsal_env:HSAL-DigitsSet-v0")
+    assert args == parsed("--env-id", "HSAL-DigitsSet-v0")
+    assert args.env_id == "HSAL-DigitsSet-v0"
+
+
 def test_training_is_under_the_teacher_protocol_on_the_training_split():
     env = parsed().env
     assert (env.split, env.protocol, env.features, env.action_mode) == ("train", "teacher", "store", "native")

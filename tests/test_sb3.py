@@ -9,6 +9,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium.wrappers import TimeLimit
 from playing import CELLS, SMALL, STOP, Wanderer, assert_equal, lane_of, random_action
 from sb3_contrib import MaskablePPO, RecurrentPPO
 from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
@@ -77,6 +78,27 @@ def test_it_is_a_dummy_vec_env_of_single_ones_to_the_bit(mode):
         ended += dones.sum()
     assert ended > 8
     assert 0 < cut_off < ended
+
+
+def test_a_limit_of_steps_is_that_of_single_ones():
+    config = {**SMALL, "task": "multiset", "action_mode": "flat"}
+    ours = lanes_of(**config, max_episode_steps=3)
+    theirs = DummyVecEnv([lambda: TimeLimit(HSALEnv(**config), 3)] * 4)
+    for env in (ours, theirs):
+        env.seed(3)
+        env.reset()
+    for _ in range(3):
+        _, _, dones, infos = ours.step([0] * 4)
+        *_, expected = theirs.step([0] * 4)
+    assert dones.all()
+    for info, other in zip(infos, expected, strict=True):
+        assert info.pop("is_success") is False
+        assert info["TimeLimit.truncated"]
+        assert_equal(info, other)
+
+
+def test_an_id_may_name_its_module():
+    assert HSALVecEnv(f"hsal_env:{ID}", 2, num_examples=16).num_envs == 2
 
 
 def test_seeds_and_options_count_for_one_reset():

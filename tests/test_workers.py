@@ -78,6 +78,35 @@ def run_python(*command: str, cwd: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+SPAWNED = """
+import gymnasium
+from stable_baselines3.common.vec_env import SubprocVecEnv
+
+small = {"source": "digits", "num_examples": 70}
+
+def make():
+    return gymnasium.make("hsal_env:HSAL-DigitsMultiset-v0", action_mode="flat", **small)
+
+if __name__ == "__main__":
+    lanes = gymnasium.make_vec(
+        "hsal_env:HSAL-DigitsMultiset-v0", num_envs=2, vectorization_mode="async", vector_kwargs={"context": "spawn"}, **small
+    )
+    lanes.reset(seed=0)
+    lanes.close()
+    env = SubprocVecEnv([make], start_method="spawn")
+    env.reset()
+    env.close()
+"""
+
+
+@pytest.mark.slow
+def test_spawned_workers_import_the_package_where_the_id_names_it(tmp_path, monkeypatch):
+    """``import hsal_env`` under the main guard would reach no worker."""
+    monkeypatch.setenv("HSAL_CACHE", str(tmp_path))
+    (tmp_path / "program.py").write_text(SPAWNED)
+    run_python("program.py", cwd=tmp_path)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.parametrize("code", FORKS.values(), ids=FORKS)

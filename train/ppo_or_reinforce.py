@@ -30,6 +30,7 @@ from hsal_env.command_line import end_interrupted, require_agents
 from hsal_env.config import ActionMode, EnvConfig, Features, Forbidden
 from hsal_env.data.custom import CustomSplit
 from hsal_env.errors import ConfigError, HSALError
+from hsal_env.registration import plain_id
 from hsal_env.rules import RewardProtocol
 from hsal_env.storage.files import terminable
 
@@ -132,7 +133,7 @@ def parse(argv: list[str]) -> Args:
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", default="best")
-    first.add_argument("--env-id", "--env_id", default="HSAL-MNISTMultiset-v0")
+    first.add_argument("--env-id", "--env_id", default="HSAL-MNISTMultiset-v0", type=plain_id)
     first.add_argument("--algorithm", default="reinforce")
     early, _ = first.parse_known_args(argv)
     for what, value, known in (("preset", early.preset, PRESETS), ("env id", early.env_id, ENVIRONMENTS)):
@@ -147,6 +148,7 @@ def parse(argv: list[str]) -> Args:
         **preset.get("args", {}),
     )
     args = tyro.cli(Args, default=default, args=argv, console_outputs=rank() == 0)
+    args = dataclasses.replace(args, env_id=early.env_id)
     if args.resume and args.output_dir is None:
         raise ConfigError("--resume needs --output-dir, the folder of the run to continue.")
     if args.test_episodes < 1:

@@ -13,6 +13,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 from agents.protocol import World
 from hsal_env import ENVIRONMENTS, VIEW_ENVIRONMENTS
 from hsal_env.errors import ConfigError
+from hsal_env.registration import plain_id
 from hsal_env.vector_env import HSALVectorEnv
 
 
@@ -24,7 +25,7 @@ class HSALVecEnv(VecEnv):
     ``reset``.
 
     Args:
-        env_id: a registered id.
+        env_id: a registered id. ``hsal_env:ID`` will do, too.
         num_envs: N.
         kwargs: arguments of the environment. ``action_mode`` is ``"flat"``, unless they or the id name another.
 
@@ -35,6 +36,7 @@ class HSALVecEnv(VecEnv):
 
     def __init__(self, env_id: str, num_envs: int = 1, **kwargs: Any) -> None:
         known = {**ENVIRONMENTS, **VIEW_ENVIRONMENTS}
+        env_id = plain_id(env_id)
         if not isinstance(env_id, str) or env_id not in known:
             raise ConfigError(
                 f"Expected one of the ids {', '.join(known)}; got {env_id!r}. HSALVecEnv makes the vector environment itself."
