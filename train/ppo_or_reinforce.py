@@ -117,7 +117,7 @@ PRESETS: dict[str, Defaults] = {
     },
 }
 ALGORITHM_DEFAULTS: dict[str, dict[str, Any]] = {
-    "reinforce": {"estimator": "log", "learning_rate": 4e-3, "meta_lr_scale": 0.3},
+    "reinforce": {"estimator": "log", "learning_rate": 4e-3, "meta_lr_scale": 0.3, "passes": 2},
     "ppo": {"ent_coef": 0.03, "learning_rate": 2e-3, "update_epochs": 2, "num_minibatches": 1},
     "cross-entropy": {"learning_rate": 2e-3},
     "multiset-loss": {"learning_rate": 4e-3},
@@ -144,7 +144,7 @@ def parse(argv: list[str]) -> Args:
     default = Args(
         env=TrainEnv(**{**ENVIRONMENTS[early.env_id], **preset.get("env", {}), "split": "train"}),
         agent=AgentConfig(**preset.get("agent", {})),
-        learner=LearnerConfig(**{"algorithm": early.algorithm, **suited, **preset["learner"]}),
+        learner=LearnerConfig(**{"algorithm": early.algorithm, **preset["learner"], **suited}),
         **preset.get("args", {}),
     )
     args = tyro.cli(Args, default=default, args=argv, console_outputs=rank() == 0)
