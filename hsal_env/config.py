@@ -10,6 +10,7 @@ from typing import Any, Literal
 from hsal_env.data.canvases import CanvasConfig, CanvasLook, CanvasSource
 from hsal_env.data.custom import CustomSplit, LabelledImages, given_images, load_images
 from hsal_env.data.glyphs import NUM_CLASSES, GlyphPolicy
+from hsal_env.data.labels import LabelsAre, checked_names
 from hsal_env.data.sources import ARGUMENTS, SOURCES, SourceName, takers
 from hsal_env.errors import ConfigError, UnknownArgumentError
 from hsal_env.rules import MetaStepRules, Rules
@@ -44,8 +45,14 @@ class EnvConfig(MetaStepRules, CanvasLook):
         extra: whether SVHN's part ``extra`` is added to its training split (D4).
         images: your own images: uint8 ``[N, h_px, w_px]`` or ``[N, h_px, w_px, 3]``, or a folder as :mod:`hsal_env.data.custom`
             describes it, or :class:`hsal_env.data.custom.LabelledImages`.
-        labels: the labels of ``images`` that are an array: for each image a list of whole numbers from 0 on.
-        num_classes: C, the number of labels of your own images. None: their largest label plus 1.
+        labels: the labels of ``images`` that are an array: for each image a list of whole numbers from 0 on, or of class names.
+            :mod:`hsal_env.data.labels` lists other forms.
+        labels_are: what a row of ``labels`` is. ``"lists"``: labels. ``"counts"``: how often each class occurs, as in a multi-hot
+            row. None: the form decides; an error where it does not.
+        class_names: the names of the labels of your own images, the first for label 0. Pictures, traces and reports show them.
+            Labels that are names become their places here. None: as the images come with them, or none.
+        num_classes: C, the number of labels of your own images. None: the number of their class names, or else their largest
+            label plus 1.
         max_objects: most objects in an image. None: 1 for ``"single"``; else 4, or 5 of house numbers, or 6 of SVHN; of your own
             images, the most that one of them has. SVHN and your own images allow no fewer than they have.
         activation: activation model: a name, a model file ``"FILE.pt"``, ``"package.module:Name"``, or an ``nn.Module``, which
@@ -79,6 +86,8 @@ class EnvConfig(MetaStepRules, CanvasLook):
     extra: bool = False
     images: Any = None
     labels: Any = None
+    labels_are: LabelsAre | None = None
+    class_names: Any = None
     num_classes: int | None = None
     max_objects: int | None = None
     activation: Any = "compact"
@@ -99,9 +108,12 @@ class EnvConfig(MetaStepRules, CanvasLook):
             if value is not None and value < 1:
                 raise ConfigError(f"Expected {name} of at least 1; got {value}.")
         self._refuse_what_the_source_does_not_take()
-        images = given_images(self.images, self.labels)
+        if self.class_names is not None:
+            object.__setattr__(self, "class_names", checked_names(self.class_names))
+        images = given_images(self.images, self.labels, self.labels_are, self.class_names)
         object.__setattr__(self, "images", images)
         object.__setattr__(self, "labels", None)
+        object.__setattr__(self, "labels_are", None)
         SOURCES[self.source].check(self)
 
     @classmethod
@@ -173,9 +185,10 @@ class EnvConfig(MetaStepRules, CanvasLook):
                 f"{', '.join(objects)}: a checkpoint cannot hold arrays or objects. Give images as a folder, and models as "
                 "'package.module:Name'."
             )
-        values = {name: value for name, value in asdict(self).items() if name != "labels"}
+        values = {name: value for name, value in asdict(self).items() if name not in ("labels", "labels_are")}
         if self.is_custom:
-            return values | {"num_classes": self.classes, "max_objects": self.objects_limit}
+            names = [*self.label_names] or None
+            return values | {"num_classes": self.classes, "max_objects": self.objects_limit, "class_names": names}
         return {name: value for name, value in values.items() if name not in SOURCES["custom"].arguments}
 
     @property
@@ -193,9 +206,10 @@ class EnvConfig(MetaStepRules, CanvasLook):
         """Your own images, of all splits.
 
         Raises:
-            ConfigError, DataError: see :func:`hsal_env.data.custom.load_images`.
+            ConfigError, DataError: see :func:`hsal_env.data.custom.load_images` and
+                :meth:`hsal_env.data.custom.LabelledImages.renamed`.
         """
-        return load_images(self.images)
+        return load_images(self.images).renamed(self.class_names)
 
     @cached_property
     def canvases(self) -> CanvasSource:
@@ -241,6 +255,11 @@ class EnvConfig(MetaStepRules, CanvasLook):
     def classes(self) -> int:
         """C, the number of labels without "stop"."""
         return self.data.num_classes(self.num_classes) if self.is_custom else NUM_CLASSES
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The name of each class; () where a label is a number only."""
+        return self.data.class_names if self.is_custom else ()
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -61,6 +61,7 @@ class Simulation:
             recorder.trace(
                 lane, canvases.images[lane], canvases.labels[lane], canvases.boxes[lane],
                 source=self.examples.source, canvas_index=int(index), grid=self.examples.grid,
+                class_names=self.config.label_names,
             )
             for lane, index in enumerate(indices)
         ]  # fmt: skip

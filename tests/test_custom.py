@@ -27,6 +27,7 @@ from agents.evaluation import make_env
 from agents.learning.learner import Learner
 from agents.learning.run import Run, RunConfig
 from agents.protocol import World
+from agents.reports.mistakes import describe, tables
 from agents.tracing import record
 from hsal_env.config import EnvConfig
 from hsal_env.data import LabelledImages
@@ -38,6 +39,7 @@ from hsal_env.perception.registry import activation_model, saliency_model
 from hsal_env.rendering import draw_trace
 from hsal_env.vector_env import HSALVectorEnv
 
+HEAD = "file,labels\n"
 GREY = np.random.default_rng(0).integers(0, 256, (12, 24, 32), dtype=np.uint8)
 COLOUR = np.random.default_rng(1).integers(0, 256, (12, 24, 32, 3), dtype=np.uint8)
 LABELS = [[1, 1], [0], [], [2, 3, 1]] * 3
@@ -125,10 +127,176 @@ def test_what_the_data_decide_and_what_may_be_asked_for():
 
 
 @pytest.mark.parametrize(
-    "labels", [[np.array(row, np.uint8) for row in LABELS], [tuple(row) for row in LABELS], iter(LABELS)]
+    "labels",
+    [
+        [np.array(row, np.uint8) for row in LABELS],
+        [tuple(row) for row in LABELS],
+        iter(LABELS),
+        [torch.tensor(row, dtype=torch.int64) for row in LABELS],
+        [" ".join(map(str, row)) for row in LABELS],
+        [";".join(map(str, row)) for row in LABELS],
+        [str(row) for row in LABELS],
+        [str(row)[1:-1] if row else float("nan") for row in LABELS],  # an empty cell, as pandas reads it
+        np.array([str(row) for row in LABELS], object),
+        LabelledImages(GREY, LABELS).labels,  # a table that is filled up with -1
+        torch.from_numpy(LabelledImages(GREY, LABELS).labels),
+    ],
+    ids=range(11),
 )
 def test_labels_may_be_any_lists_of_whole_numbers(labels):
     np.testing.assert_array_equal(LabelledImages(GREY, labels).labels, LabelledImages(GREY, LABELS).labels)
+
+
+ONE_EACH = [row[0] if row else 0 for row in LABELS]
+
+
+@pytest.mark.parametrize(
+    "labels", [ONE_EACH, np.array(ONE_EACH), torch.tensor(ONE_EACH), [str(one) for one in ONE_EACH]]
+)
+def test_one_number_per_image_is_a_label_each(labels):
+    assert LabelledImages(GREY, labels).labels.tolist() == [[one] for one in ONE_EACH]
+
+
+COUNTS = np.array([np.bincount(row, minlength=STOP + 1) for row in LABELS])
+MULTI_HOT = np.minimum(COUNTS, 1)
+
+
+@pytest.mark.parametrize("table", [COUNTS, MULTI_HOT], ids=["counts", "multi-hot"])
+@pytest.mark.parametrize("form", [np.asarray, torch.from_numpy, np.ndarray.tolist, lambda table: table.astype(float)])
+def test_counts_are_read_as_counts_where_that_is_said(table, form):
+    read = LabelledImages(GREY, form(table), labels_are="counts")
+    lists = [np.repeat(np.arange(STOP + 1), row).tolist() for row in table]
+    np.testing.assert_array_equal(read.labels, LabelledImages(GREY, lists).labels)
+    assert read.num_classes() == STOP + 1  # one more than occur
+    env = single(labels=form(table), labels_are="counts")
+    np.testing.assert_array_equal(env.reset(options={"index": 3})[1]["label_counts"], table[3])
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        MULTI_HOT,
+        torch.from_numpy(MULTI_HOT),
+        MULTI_HOT.tolist(),
+        [*map(tuple, MULTI_HOT)],
+        MULTI_HOT.astype(float),
+        COUNTS,
+        [" ".join(map(str, row)) for row in MULTI_HOT],
+        np.array([ONE_EACH]).T,
+    ],
+)
+def test_a_table_that_may_be_lists_or_counts_is_refused(labels):
+    with pytest.raises(DataError, match=r"one way only; got 12 rows of .*labels_are='lists' or labels_are='counts'"):
+        single(labels=labels)
+
+
+def test_true_and_false_can_only_be_multi_hot():
+    np.testing.assert_array_equal(
+        LabelledImages(GREY, MULTI_HOT.astype(bool)).labels, LabelledImages(GREY, MULTI_HOT, labels_are="counts").labels
+    )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"labels": COUNTS - 1}, r"image 0: expected counts as whole numbers in 0\.\.10000; got -1 of label 0"),
+        ({"labels": COUNTS / 2}, r"image 1: expected counts as whole numbers .* got 0\.5 of label 0"),
+        ({"labels": COUNTS * 1e9}, "expected counts as whole numbers"),
+        ({"labels": COUNTS * np.nan}, "image 0: expected counts as whole numbers .* got nan"),
+        ({"labels": LABELS}, "image 1: expected how often each of the C classes occurs"),
+        ({"labels": COUNTS[:3]}, "as many lists of labels as images; got 3 for 12"),
+        ({"labels_are": "multi-hot"}, "labels_are to be one of lists, counts, None; got 'multi-hot'"),
+        ({"labels": COUNTS, "class_names": "abc"}, "one class name|each class name"),
+        ({"labels": COUNTS, "class_names": ["a", "b"]}, "Expected 2 counts per image, one for each class name; got 5"),
+    ],
+)
+def test_wrong_counts_are_refused(wrong, message):
+    with pytest.raises((ConfigError, DataError), match=message):
+        single(**{"labels_are": "counts", **wrong})
+
+
+WORDS = ["cup", "big dog", "cat", "ant"]
+NAMED = [[WORDS[label] for label in row] for row in LABELS]
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [NAMED, ["; ".join(row) for row in NAMED], [str(row) for row in NAMED], np.array([", ".join(r) for r in NAMED])],
+)
+def test_labels_may_be_names(labels):
+    data = LabelledImages(GREY, labels)
+    assert data.class_names == ("ant", "big dog", "cat", "cup")  # sorted
+    assert [[data.class_names[c] for c in row if c >= 0] for row in data.labels] == NAMED
+    given = LabelledImages(GREY, labels, class_names=WORDS)
+    np.testing.assert_array_equal(given.labels, LabelledImages(GREY, LABELS).labels)
+    env = config(labels=labels, class_names=[*WORDS, "eel"])
+    assert (env.classes, env.label_names) == (5, (*WORDS, "eel"))
+    assert env.canvases.compose([3]).labels.tolist() == [[2, 3, 1]]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"labels": [*NAMED[:-1], ["cup", 1]]}, r"image 11: expected labels as whole numbers .*got \['cup', 1\]"),
+        ({"labels": [*NAMED[:-1], ["1"]]}, r"image 11: expected labels as whole numbers .*got \['1'\]"),
+        (
+            {"labels": NAMED, "class_names": WORDS[:3]},
+            "image 3: expected labels among the class names cup, .*; got 'ant'",
+        ),
+        ({"class_names": WORDS[:3]}, r"image 3: expected labels in 0\.\.2, since num_classes=3; got 3"),
+        ({"class_names": WORDS, "num_classes": 6}, "Expected 6 class names, since num_classes=6; got 4: cup, "),
+        ({"class_names": ["a", "b", "a", "c"]}, "each class name once; got 'a' again for label 2"),
+        ({"class_names": ["a", "b", "", "c"]}, "class names as texts; got '' for label 2"),
+        ({"class_names": ["a", "b", 7, "c"]}, "class names as texts; got 7 for label 2"),
+        ({"class_names": ["1", "0", "2", "3"]}, "that no label can be taken for; got '1' for label 0"),
+        ({"class_names": []}, "at least one class name"),
+        ({"labels": "cup"}, "one list of whole numbers per image; got 'cup'"),
+        ({"labels": dict.fromkeys(range(12), 1)}, "one list of whole numbers per image; got {0: 1"),
+    ],
+)
+def test_wrong_names_are_refused(wrong, message):
+    with pytest.raises(DataError, match=message):
+        single(**wrong).simulation.config.classes  # noqa: B018
+
+
+def test_a_pandas_table_of_counts_names_its_classes():
+    class Table:  # as pandas.DataFrame; no extra installs pandas
+        ndim, columns = 2, ["ant", "bee", "cat", "dog", "eel"]
+
+        def __array__(self, dtype=None, copy=None):
+            return COUNTS
+
+    assert LabelledImages(GREY, Table(), labels_are="counts").class_names == tuple(Table.columns)
+
+
+@pytest.mark.parametrize(
+    ("images", "same"),
+    [
+        (GREY[..., None], GREY),
+        (GREY[:, None], GREY),
+        (torch.from_numpy(GREY), GREY),
+        (torch.from_numpy(GREY)[:, None], GREY),
+        (COLOUR.transpose(0, 3, 1, 2), COLOUR),
+        (torch.from_numpy(COLOUR).permute(0, 3, 1, 2), COLOUR),
+        ([*GREY], GREY),
+        ([*torch.from_numpy(COLOUR).permute(0, 3, 1, 2)], COLOUR),
+        ([Image.fromarray(image) for image in GREY], GREY),
+        ([Image.fromarray(image) for image in COLOUR], COLOUR),
+        ([COLOUR[0], *GREY[1:]], np.concatenate([COLOUR[:1], GREY[1:, ..., None].repeat(3, axis=3)])),
+    ],
+    ids=range(11),
+)
+def test_images_may_be_tensors_or_lists_of_any_layout(images, same):
+    read = LabelledImages(images, LABELS)
+    np.testing.assert_array_equal(read.images, same)
+    assert read.digest == LabelledImages(same, LABELS).digest
+    assert not read.images.flags.writeable
+
+
+def test_images_may_be_paths(folder):
+    files = [folder / f"{i}.png" for i in range(12)]
+    for paths in (files, [*map(str, files)], np.array([*map(str, files)], object)):
+        np.testing.assert_array_equal(LabelledImages(paths, LABELS).images, GREY)
 
 
 def test_images_are_copied_once_and_shared_after_that():
@@ -149,12 +317,18 @@ def test_images_are_copied_once_and_shared_after_that():
         ({"images": GREY.astype(int)}, "int64 .* Scale them"),
         ({"images": GREY.astype(str)}, "<U"),
         ({"images": GREY[0]}, r"N > 0; got shape \(24, 32\)"),
-        ({"images": GREY[..., None]}, r"got shape \(12, 24, 32, 1\)"),
-        ({"images": COLOUR.transpose(0, 3, 1, 2)}, r"got shape \(12, 3, 24, 32\)"),
+        ({"images": GREY[..., None, None]}, r"got shape \(12, 24, 32, 1, 1\)"),
+        ({"images": COLOUR[..., :2]}, r"got shape \(12, 24, 32, 2\)\. A grey axis of length 1 .* \[N, 3, h, w\]"),
+        ({"images": COLOUR[:, :3]}, r"\(12, 3, 32, 3\), whose colours may come first or last\. Pad"),
+        ({"images": torch.from_numpy(GREY / 255)}, r"float64 of shape .* Scale them"),
+        ({"images": torch.zeros(12, 8, 8, dtype=torch.bfloat16)}, "got Tensor of several shapes or kinds"),
+        ({"images": [*GREY[:11], GREY[11] / 255]}, r"image 11: .* got float64 of shape \(24, 32\)"),
+        ({"images": [*GREY[:11], Image.new("RGBA", (32, 24))]}, "image 11: expected 8-bit grey or RGB; got mode RGBA"),
+        ({"images": [*GREY[:11], "nowhere.png"]}, r"nowhere\.png: cannot be read as PNG or JPEG"),
         ({"images": GREY[None, None, None]}, "got shape"),
         ({"images": GREY[:0], "labels": []}, r"N > 0; got shape \(0, 24, 32\)"),
         ({"images": GREY[:, :0]}, r"got shape \(12, 0, 32\)"),
-        ({"images": [GREY[0], GREY[1, :5]], "labels": [[], []]}, "list of several shapes"),
+        ({"images": [GREY[0], GREY[1, :5]], "labels": [[], []]}, "image 1: expected 24x32 px .* image 0; got 5x32"),
         ({"images": 3}, r"got int64 of shape \(\)"),
         ({"labels": LABELS[:-1]}, "as many lists of labels as images; got 11 for 12 images"),
         ({"labels": 3}, "one list of whole numbers per image; got 3"),
@@ -320,6 +494,76 @@ def test_a_changed_folder_is_read_again(folder):
     np.testing.assert_array_equal(data.images[1], GREY[0])
 
 
+LINES = [(f"{i}.png", " ".join(map(str, row))) for i, row in enumerate(LABELS)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\n".join(f"{name},{row}" for name, row in LINES),  # no first line
+        "\n".join(["File , Labels", *(f" {name} , {row} " for name, row in LINES)]),  # blanks around names
+        "\ufeff" + "\r\n".join(["file_name,label", *(f"{name},{row}" for name, row in LINES)]),
+        "\n".join(
+            ["file;labels", *(f"{name};{row}" for name, row in LINES)]
+        ),  # as spreadsheets write it in some countries
+        "\n".join(["file\tlabels", *(f"{name}\t{row}" for name, row in LINES)]),
+        "\n".join(["file,labels", *(f"{name},{row.replace(' ', ';')}" for name, row in LINES)]),
+        "\n".join(["file,labels", *(f'{name}, "{row.replace(" ", ", ")}"' for name, row in LINES)]),
+        "\n".join([",file,labels", *(f'{i},{i}.png,"{row}"' for i, row in enumerate(LABELS))]),  # DataFrame.to_csv
+        "\n".join(["labels,image", *(f"{row},{name}" for name, row in LINES)]),
+        "\n".join(
+            ["file,counts", *(f"{i}.png,{' '.join(map(str, row[:-1]))}" for i, row in enumerate(COUNTS.tolist()))]
+        ),
+    ],
+    ids=["bare", "blanks", "other names", "semicolons", "tabs", "3;3;0", "quoted", "pandas", "other order", "counts"],
+)
+def test_labels_csv_as_people_write_it(folder, text):
+    (folder / "labels.csv").write_text(text + "\n", newline="")
+    read = config(str(folder)).data
+    assert read.digest == LabelledImages(GREY, [sorted(row) for row in LABELS] if "counts" in text else LABELS).digest
+
+
+def test_labels_csv_may_name_classes(folder):
+    """Sorted names, or in the order of classes.txt, over all splits; an agent's order outranks both."""
+    rows = [f"{i}.png,{'; '.join(row)}" for i, row in enumerate(NAMED)]
+    (folder / "labels.csv").write_text("\n".join([HEAD.strip(), *rows]))
+    assert config(str(folder)).data.class_names == ("ant", "big dog", "cat", "cup")
+    assert config(str(folder)).data.digest == LabelledImages(GREY, NAMED).digest
+    (folder / "classes.txt").write_text("\n".join([*WORDS, "eel"]) + "\n")
+    read = config(str(folder))
+    assert (read.label_names, read.classes) == ((*WORDS, "eel"), 5)
+    np.testing.assert_array_equal(read.data.labels, LabelledImages(GREY, LABELS).labels)
+    turned = config(str(folder), class_names=["eel", *WORDS])
+    assert turned.data.labels[3].tolist() == [3, 4, 2]
+    with pytest.raises(DataError, match=r"3\.png: expected labels among the class names cup, big dog, cat; got 'ant'"):
+        _ = config(str(folder), class_names=WORDS[:3]).data
+    (folder / "labels.csv").write_text("\n".join([HEAD.strip(), *(f"{name},{row}" for name, row in LINES)]))
+    assert config(str(folder)).data.labels[3].tolist() == [2, 3, 1]  # numbers: classes.txt names them
+    assert config(str(folder)).label_names == (*WORDS, "eel")
+
+
+def test_a_name_of_several_words_in_classes_txt_is_one_label(folder):
+    (folder / "classes.txt").write_text("big dog\ncup\n")
+    (folder / "labels.csv").write_text(HEAD + "0.png,big dog\n1.png,cup cup\n2.png,\n")
+    assert config(str(folder)).data.labels.tolist() == [[0, -1], [1, 1], [-1, -1]]
+
+
+def test_splits_share_their_class_names(tmp_path):
+    for split, name in (("train", "cup"), ("val", "ant"), ("test", "bee")):
+        write_folder(tmp_path / split, GREY[:2], [[], []])
+        (tmp_path / split / "labels.csv").write_text(HEAD + f"0.png,{name}\n1.png,\n")
+    read = {split: config(str(tmp_path), split=split) for split in ("train", "val", "test")}
+    assert {one.label_names for one in read.values()} == {("ant", "bee", "cup")}
+    assert {split: one.canvases.compose([0, 1]).labels.max() for split, one in read.items()} == {
+        "train": 2,
+        "val": 0,
+        "test": 1,
+    }
+    (tmp_path / "val" / "labels.csv").write_text("file,counts\n0.png,1 0 0\n1.png,0 0 0\n")
+    with pytest.raises(DataError, match="expected the same first line in the labels"):
+        _ = config(str(tmp_path)).data
+
+
 def overwrite(name: str, content: str | bytes) -> Callable[[Path], None]:
     return lambda folder: (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
 
@@ -337,14 +581,37 @@ def with_splits(folder: Path) -> None:
     shutil.copytree(folder, folder / "train", ignore=shutil.ignore_patterns("train"))
 
 
-HEAD = "file,labels\n"
 RGB = Image.fromarray(COLOUR[0])
 BROKEN_FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no folder": (shutil.rmtree, r"No folder .*mine\. Expected one that holds labels\.csv"),
     "no csv": (lambda f: (f / "labels.csv").unlink(), "mine: expected labels.csv, or train/labels.csv.*; got none"),
     "two kinds of csv": (with_splits, "got both it and train/labels.csv"),
     "csv is empty": (overwrite("labels.csv", ""), "labels.csv: expected the first line 'file,labels'; got ''"),
-    "no head": (overwrite("labels.csv", "0.png,1\n"), "expected the first line 'file,labels'; got '0.png,1'"),
+    "another head": (
+        overwrite("labels.csv", "id,classes\n0,1\n"),
+        "expected the first line 'file,labels'; got 'id,classes'",
+    ),
+    "one-hot columns": (
+        overwrite("labels.csv", "file,cup,dog\n0.png,1,0\n"),
+        "first line 'file,labels'; got 'file,cup,dog'",
+    ),
+    "two label columns": (overwrite("labels.csv", "file,label,labels\n0.png,1,1\n"), "first line 'file,labels'"),
+    "a column too many": (overwrite("labels.csv", "file,label,label2\n0.png,1,1\n"), "Leave out other columns"),
+    "no head and multi-hot": (
+        overwrite("labels.csv", "0.png,0 1\n1.png,1 1\n"),
+        "read in one way only.*file,labels or file,counts",
+    ),
+    "counts of two lengths": (
+        overwrite("labels.csv", "file,counts\n0.png,0 1\n1.png,1\n"),
+        r"line 3 \(1.png\): expected how often",
+    ),
+    "counts of words": (overwrite("labels.csv", "file,counts\n0.png,cup\n"), r"line 2 \(0.png\): expected how often"),
+    "a name not among classes.txt": (
+        lambda f: (overwrite("classes.txt", "cup\n")(f), overwrite("labels.csv", HEAD + "0.png,cup\n1.png,cap\n")(f)),
+        r"line 3 \(1.png\): expected labels among the class names cup; got 'cap'",
+    ),
+    "an empty class name": (overwrite("classes.txt", "cup\n\ndog\n"), r"classes.txt: .*got '' for label 1"),
+    "too few class names": (overwrite("classes.txt", "cup\n"), r"0\.png: expected labels in 0\.\.0"),
     "only a head": (overwrite("labels.csv", HEAD), "labels.csv names no images"),
     "no text": (overwrite("labels.csv", b"\xff\xfe\x00"), "labels.csv cannot be read.*UTF-8"),
     "null bytes": (overwrite("labels.csv", HEAD + "0.png,\x001\n"), r"labels.csv"),
@@ -743,6 +1010,31 @@ def test_a_folder_is_trained_on_and_its_agent_tested(command, custom_folder, tmp
         ["run", "--name", "x"],
         "error: Expected an agent that was trained on mnist or digits or house-numbers; got one trained on 'custom'",
     )
+
+
+def test_class_names_go_with_the_agent_and_are_shown(command, custom_folder, tmp_path):
+    """Words in labels.csv: the checkpoint holds their order, and traces, pictures and tables show them."""
+    shutil.copytree(custom_folder, tmp_path / "mine")
+    words = dict(zip("01234", ["fig", "elk", "dog", "cat", "bee"], strict=True))
+    first, *lines = (custom_folder / "labels.csv").read_text().splitlines()
+    named = [
+        f"{file},{' '.join(words[label] for label in row.split())}" for file, row in (line.split(",") for line in lines)
+    ]
+    (tmp_path / "mine" / "labels.csv").write_text("\n".join([first, *named]))
+    command(TRAIN, [*FLAGS, "--images", "mine"])
+    loaded = checkpoint.load(tmp_path / "run" / "checkpoint.pt")
+    assert loaded.env.class_names == ("bee", "cat", "dog", "elk", "fig")
+    assert metrics_of("run/metrics.json")["config"]["env"]["class_names"] == [*loaded.env.class_names]
+    shutil.copytree(tmp_path / "mine", tmp_path / "few")
+    (tmp_path / "few" / "labels.csv").write_text(HEAD + "1.png,fig\n2.png,dog\n")
+    env = loaded.env_on("all", images="few", split="all")
+    assert env.canvases.compose([0, 1]).labels.tolist() == [[4], [2]]  # as the agent knows them
+    trace = record(loaded.agent, env, 0)
+    assert (trace.class_names, trace.label_name(4), trace.label_name(5)) == (loaded.env.class_names, "fig", "stop")
+    assert [*tables([describe(trace)])["by label"]] == [*loaded.env.class_names]
+    (tmp_path / "few" / "labels.csv").write_text(HEAD + "1.png,yak\n")
+    with pytest.raises(DataError, match=r"1\.png: expected labels among the class names bee, .*; got 'yak'"):
+        _ = loaded.env_on("all", images="few", split="all").data
 
 
 def test_a_bundled_agent_scores_alike_on_canvases_and_on_their_files(command, tmp_path):

@@ -397,6 +397,32 @@ def test_mnist_is_found(no_mnist, tmp_path, monkeypatch, place, suffix, told_by)
         assert load_glyphs("auto", split, root).source == "mnist"
 
 
+@pytest.mark.parametrize("place", ["", "MNIST", "mnist-dataset", "MNIST/raw"])
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+@pytest.mark.parametrize("nested", [None, "idx", "dotted"])
+def test_mnist_is_found_as_kaggle_lays_it_out(no_mnist, tmp_path, place, suffix, nested):
+    """Files with a dot in their names, alone or each in a folder of its own name, which may be spelled otherwise."""
+    folder = tmp_path / place
+    write_mnist(folder, suffix)
+    for name in NAMES:
+        dotted = name.replace("-idx", ".idx")
+        inner = folder / {None: ".", "idx": name, "dotted": dotted}[nested]
+        file = (folder / (name + suffix)).rename(folder / "moved")
+        inner.mkdir(exist_ok=True)
+        file.rename(inner / (dotted + suffix if nested != "idx" else name + suffix))
+    assert load_glyphs("mnist", "test", str(tmp_path)).images[:, 0, 0].tolist() == list(range(100, 112))
+
+
+def test_the_message_says_where_was_looked_and_what_is_missing_there(no_mnist, tmp_path):
+    write_mnist(tmp_path / "raw")
+    (tmp_path / "raw" / NAMES[3]).unlink()
+    with pytest.raises(DataUnavailableError) as caught:
+        load_glyphs("mnist", "train", str(tmp_path))
+    for inner in ("MNIST/raw", "MNIST", "mnist-dataset", f"raw (no {NAMES[3]})"):
+        assert f"{tmp_path / inner}" in str(caught.value)
+    assert str(tmp_path / "cache" / "raw") in str(caught.value)
+
+
 def test_mnist_may_be_half_unpacked(no_mnist, tmp_path):
     write_mnist(tmp_path, ".gz")
     (tmp_path / NAMES[0]).write_bytes(gzip.decompress((tmp_path / f"{NAMES[0]}.gz").read_bytes()))

@@ -52,6 +52,8 @@ class TrainEnv(EnvConfig):
     images: str | None = None
     """folder of your own images and labels.csv (with --env-id HSAL-Custom-v0), see hsal_env/data/custom.py"""
     labels: tyro.conf.Suppress[None] = None
+    labels_are: tyro.conf.Suppress[None] = None
+    class_names: tyro.conf.Suppress[None] = None
     activation: str = "compact"
     """activation model: a name, a model file .pt, or package.module:Name, see docs/perception.md"""
     saliency: str = "sum-of-squares"

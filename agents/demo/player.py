@@ -202,7 +202,7 @@ def environment(loaded: Loaded, image: np.ndarray, labels: list[int] | None, set
             f"Expected at most {MOST_LABELS} labels, whole numbers from 0 to {classes - 1}; got "
             + (f"{wrong[0]!r}." if wrong else f"{len(true)}.")
         )
-    env = loaded.env_on("all", images=LabelledImages(image[None], [true]))
+    env = loaded.env_on("all", images=LabelledImages(image[None], [true], labels_are="lists"))
     names = ("glimpses", "update", "saliency")
     changed = {name: getattr(settings, name) for name in names if getattr(settings, name) is not None}
     limit = max(env.max_objects or 0, len(true))

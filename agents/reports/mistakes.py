@@ -42,6 +42,7 @@ class Episode(NamedTuple):
             no boxes are known.
         hits: for each of these meta-steps, whether its label was right.
         confidence: the highest probability of a wrong label; 0 if no label was wrong.
+        class_names: the names of the C labels; () where they have none.
     """
 
     canvas_index: int
@@ -52,6 +53,7 @@ class Episode(NamedTuple):
     overlaps: list[float]
     hits: list[bool]
     confidence: float
+    class_names: tuple[str, ...] = ()
 
 
 def box_share(mask: np.ndarray, box: np.ndarray, grid: Grid) -> float:
@@ -87,6 +89,7 @@ def describe(trace: Trace) -> Episode:
         overlaps=overlaps,
         hits=right[due].tolist(),
         confidence=float(np.nan_to_num(np.exp(trace.log_prob[names[~right]])).max(initial=0.0)),
+        class_names=trace.class_names,
     )
 
 
@@ -124,8 +127,9 @@ def tables(episodes: Sequence[Episode]) -> Breakdown:
     by_size = _binned(smallest, right, _SIZES_PX)
     if by_size:
         found["by smallest object, px"] = by_size
+    words = episodes[0].class_names or [*map(str, range(true.shape[1]))]
     found["by label"] = {
-        str(c): {
+        words[c]: {
             "cases": int(true[:, c].sum()),
             "recall": float(both[c] / max(1, true[:, c].sum())),
             "precision": float(both[c] / max(1, named[:, c].sum())),

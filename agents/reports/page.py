@@ -296,9 +296,11 @@ def _configuration(rows: Sequence[ReportRow]) -> dict[str, object]:
 
 
 def _episode(trace: Trace) -> Picture:
-    named = " ".join(map(str, trace.named)) or "nothing"
+    separator = ", " if trace.class_names else " "
+    named = separator.join(map(trace.label_name, trace.named.tolist())) or "nothing"
+    true = separator.join(map(trace.label_name, sorted(trace.labels.tolist())))
     words = (
-        f"Canvas {trace.canvas_index}: true {{{' '.join(map(str, sorted(trace.labels.tolist())))}}}, named {named}. "
+        f"Canvas {trace.canvas_index}: true {{{true}}}, named {named}. "
         f"The least probability of a label is {gallery.least_probability(trace):.4f}."
     )
     content = io.BytesIO()

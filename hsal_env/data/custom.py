@@ -7,14 +7,14 @@ A folder holds PNG or JPEG files, grey or RGB, all of one size, and ``labels.csv
     cups/2.jpg,7
     table.png,
 
-Labels are separated by spaces and counted from 0. An image may have none. Instead the folder may hold such folders named
-``train``, ``val`` and ``test``. If some files are grey and others in colour, grey is repeated over the channels. Nothing is
-resized.
+Labels are separated by spaces and counted from 0, or they are class names. An image may have none. A file ``classes.txt`` names
+the classes, one in each line; without it, names are numbered in the order of the alphabet. Instead the folder may hold such
+folders named ``train``, ``val`` and ``test``. If some files are grey and others in colour, grey is repeated over the channels.
+Nothing is resized. :mod:`hsal_env.data.labels` and :mod:`hsal_env.data.label_file` describe other forms of labels that are read.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
@@ -23,29 +23,31 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from hsal_env.data.canvases import CanvasBatch
 from hsal_env.data.glyphs import SPLITS, Split
+from hsal_env.data.label_file import CLASSES_FILE, LABELS_FILE, read_class_file, read_label_file
+from hsal_env.data.labels import Labels, LabelsAre, checked_names, read_labels
+from hsal_env.data.pixels import read_image, read_images, stacked
 from hsal_env.errors import ConfigError, DataError
 
-LABELS_FILE = "labels.csv"
-MOST_CLASSES = 10_000  # a larger label is probably a mistake: every class is a column of the agent's output
-
 CustomSplit = Literal[Split, "all"]
-_COLUMNS = ["file", "labels"]
 _Stamp = tuple[str, int, int]
-_PLAIN_MODES = {"1": "L", "L": "L", "P": "RGB", "RGB": "RGB"}  # modes that lose nothing when read as grey or RGB
 
 
 class LabelledImages:
     """Images and their labels. They are checked once and never changed, and environments share them.
 
     Args:
-        images: uint8 ``[N, h, w]`` (grey) or ``[N, h, w, 3]`` (RGB), N at least 1. They are copied unless read-only.
-        labels: N lists of whole numbers from 0 on, in any order, of any length.
+        images: uint8 ``[N, h, w]`` (grey) or ``[N, h, w, 3]`` (RGB), N at least 1, or another form that
+            :func:`hsal_env.data.pixels.read_images` takes. An array is copied unless it is read-only.
+        labels: N lists of whole numbers from 0 on, in any order, of any length, or another form that
+            :mod:`hsal_env.data.labels` describes.
         names: what messages call the images. None: "image 0", "image 1", ...
         parts: indices of the images of each split. None: shares of 80, 10 and 10 percent, see :meth:`part`.
+        labels_are: ``"lists"``, or ``"counts"``: a row of ``labels`` holds how often each class occurs, as a multi-hot row does.
+            None: the form decides, and what could be both is refused.
+        class_names: the name of each class. None: as ``labels`` say, or none.
 
     Raises:
         DataError: images or labels of another dtype, shape or kind. The message says which image.
@@ -54,6 +56,8 @@ class LabelledImages:
         >>> images = LabelledImages(np.zeros((2, 48, 64), np.uint8), [[3, 3, 0], []])
         >>> len(images), images.image_shape, images.num_classes(), images.max_objects()
         (2, (48, 64, 1), 4, 3)
+        >>> LabelledImages(np.zeros((2, 48, 64), np.uint8), [["cup", "cup"], ["plate"]]).class_names
+        ('cup', 'plate')
     """
 
     def __init__(
@@ -62,11 +66,20 @@ class LabelledImages:
         labels: Any,
         names: Sequence[str] | None = None,
         parts: Mapping[str, np.ndarray] | None = None,
+        labels_are: LabelsAre | None = None,
+        class_names: Sequence[str] | None = None,
     ) -> None:
-        self.images = _read_only(images)
+        self.images = read_images(images)
         self.names = names or [f"image {i}" for i in range(len(self.images))]
-        self.labels = self._padded(labels)  # int64 [N, most], padded with -1
+        known = labels if isinstance(labels, Labels) else read_labels(labels, self.names, labels_are, class_names)
+        self.class_names: tuple[str, ...] = known.class_names
+        self._known_classes = known.num_classes
+        self.labels = np.full((len(self.images), max(map(len, known.lists))), -1, np.int64)  # [N, most], padded with -1
+        for row, values in zip(self.labels, known.lists, strict=True):
+            row[: len(values)] = values
         self._parts = parts
+        if self.class_names:
+            self.num_classes()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -81,22 +94,44 @@ class LabelledImages:
         return height, width, (channels or [1])[0]
 
     def num_classes(self, wished: int | None = None) -> int:
-        """C: ``wished``, else the largest label plus 1.
+        """C: ``wished``, else the number of class names or of counts in a row, else the largest label plus 1.
 
         Raises:
-            DataError: a label is not below C; or ``wished`` is None and no image has a label.
+            DataError: a label is not below C; there are more or fewer than C class names; or ``wished`` is None and no image has
+                a label.
         """
         highest = self.labels.max(axis=1, initial=-1)  # [N]
-        if wished is None and highest.max() < 0:
+        if wished is None and self._known_classes is None and highest.max() < 0:
             raise DataError("No image has a label, so the number of classes is unknown: pass num_classes.")
-        classes = int(highest.max()) + 1 if wished is None else wished
+        classes = wished or self._known_classes or int(highest.max()) + 1
         if classes <= highest.max():
             first = int((highest >= classes).argmax())
             raise DataError(
                 f"{self.names[first]}: expected labels in 0..{classes - 1}, since num_classes={classes}; got {highest[first]}. "
                 "Raise num_classes or correct the labels."
             )
+        if self.class_names and classes != len(self.class_names):
+            raise DataError(
+                f"Expected {classes} class names, since num_classes={classes}; got {len(self.class_names)}: "
+                f"{', '.join(self.class_names)}. Name every class."
+            )
         return classes
+
+    def renamed(self, class_names: Sequence[str] | None) -> LabelledImages:
+        """The same images for an agent that knows the classes by ``class_names``, in this order.
+
+        Labels without names keep their numbers. Named ones become the places of their names in ``class_names``. None: no change.
+
+        Raises:
+            DataError: an image has a label whose name is not among ``class_names``, or whose number is not below their number.
+        """
+        if class_names is None or tuple(class_names) == self.class_names:
+            return self
+        known, own = checked_names(class_names), self.class_names
+        lists = [[label for label in row if label >= 0] for row in self.labels.tolist()]
+        words = [[own[label] for label in row] for row in lists] if own else lists
+        read = read_labels(words, self.names, "lists", known)
+        return LabelledImages(self.images, read, self.names, self._parts)
 
     def max_objects(self, wished: int | None = None) -> int:
         """Most objects in an image: ``wished``, else the number in the image that has most.
@@ -152,21 +187,6 @@ class LabelledImages:
     def _digests(self) -> list[bytes]:
         return [hashlib.sha256(image.tobytes()).digest() for image in self.images]
 
-    def _padded(self, labels: Any) -> np.ndarray:
-        try:
-            rows = [*labels]
-        except TypeError:
-            raise DataError(f"Expected labels as one list of whole numbers per image; got {labels!r}.") from None
-        if len(rows) != len(self.images):
-            raise DataError(
-                f"Expected as many lists of labels as images; got {len(rows)} for {len(self.images)} images."
-            )
-        lists = [_label_list(row, name) for row, name in zip(rows, self.names, strict=True)]
-        padded = np.full((len(rows), max(map(len, lists))), -1, np.int64)
-        for row, values in zip(padded, lists, strict=True):
-            row[: len(values)] = values
-        return padded
-
 
 class CustomCanvases:
     """The images of one split as canvases. Nothing is known of boxes.
@@ -209,8 +229,10 @@ class CustomCanvases:
         return CanvasBatch(self._data.images[chosen], labels, np.full((*labels.shape, 4), -1, np.int64))
 
 
-def given_images(images: Any, labels: Any) -> str | LabelledImages | None:
-    """What the arguments ``images`` and ``labels`` mean: a folder that is read later, images that are there, or nothing.
+def given_images(
+    images: Any, labels: Any, labels_are: LabelsAre | None = None, class_names: Sequence[str] | None = None
+) -> str | LabelledImages | None:
+    """What these arguments of an environment mean: a folder that is read later, images that are there, or nothing.
 
     Raises:
         ConfigError: an array without labels, or labels without an array.
@@ -221,11 +243,11 @@ def given_images(images: Any, labels: Any) -> str | LabelledImages | None:
     is_array = images is not None and not isinstance(images, (str, LabelledImages))
     if is_array and labels is None:
         raise ConfigError("Expected labels, N lists of whole numbers, with images as an array; got none.")
-    if labels is not None and not is_array:
+    if not is_array and not (labels is None and labels_are is None):
         raise ConfigError(
-            "Expected labels only with images as an array; a folder names its labels in labels.csv. Leave labels out."
+            "Expected labels only with images as an array; a folder names its labels in labels.csv. Leave both out."
         )
-    return LabelledImages(images, labels) if is_array else images
+    return LabelledImages(images, labels, labels_are=labels_are, class_names=class_names) if is_array else images
 
 
 def load_images(images: str | LabelledImages | None) -> LabelledImages:
@@ -262,83 +284,20 @@ def load_folder(folder: str, outside: bool = False) -> LabelledImages:
         raise DataError(
             f"{root}: expected {LABELS_FILE}, or train/{LABELS_FILE}, val/{LABELS_FILE} and test/{LABELS_FILE}; {found}."
         )
-    rows: list[tuple[_Stamp, tuple[int, ...]]] = []
     within = None if outside else root.resolve()
-    parts = []
-    for part in splits or ["."]:
-        before = len(rows)
-        rows += [(_stamp(file), labels) for file, labels in _read_labels(root / part / LABELS_FILE, within)]
-        parts.append((part, before, len(rows)))
-    return _read_images(tuple(rows), tuple(parts) if splits else ())
-
-
-def _read_only(images: Any) -> np.ndarray:
-    wanted = "Expected images as one array uint8 [N, h, w] or [N, h, w, 3], N > 0"
-    try:
-        array = np.asarray(images)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{wanted}; got {type(images).__name__} of several shapes or kinds ({error}).") from error
-    if array.dtype != np.uint8:
-        hint = " Scale them to 0..255 and convert with .astype(numpy.uint8)." if array.dtype.kind in "fiub" else ""
-        raise DataError(f"{wanted}; got {array.dtype} of shape {array.shape}.{hint}")
-    if array.ndim not in (3, 4) or array.shape[3:] not in ((), (3,)) or not array.size:
-        raise DataError(f"{wanted}; got shape {array.shape}.")
-    if array.flags.writeable:
-        array = array.copy()
-        array.flags.writeable = False
-    return array
-
-
-def _label_list(row: Any, name: str) -> tuple[int, ...]:
-    try:
-        values = [*row]
-    except TypeError:
-        raise DataError(
-            f"{name}: expected a list of labels; got {row!r}. Write a single label as a list, too: [{row!r}]."
-        ) from None
-    for value in values:
-        whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-        if not whole or not 0 <= value < MOST_CLASSES:
-            raise DataError(f"{name}: expected labels as whole numbers in 0..{MOST_CLASSES - 1}; got {value!r}.")
-    return tuple(int(value) for value in values)
-
-
-def _read_labels(path: Path, root: Path | None) -> list[tuple[Path, tuple[int, ...]]]:
-    """The files that a ``labels.csv`` names, all of them in ``root``, and their labels."""
-    rows: dict[Path, tuple[int, ...]] = {}
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file)
-            header = next(reader, [])
-            if header != _COLUMNS:
-                raise DataError(f"{path}: expected the first line {','.join(_COLUMNS)!r}; got {','.join(header)!r}.")
-            for row in reader:
-                if not row:
-                    continue
-                where = f"{path}, line {reader.line_num}"
-                if len(row) != len(_COLUMNS) or not row[0]:
-                    raise DataError(f"{where}: expected a file, a comma, and labels separated by spaces; got {row}.")
-                file_name, labels = path.parent / row[0], row[1].split()
-                if root and not file_name.resolve().is_relative_to(root):
-                    raise DataError(
-                        f"{where}: expected a file in {root}; got {row[0]}, which lies outside. Move it there, or read the "
-                        "folder with hsal_env.data.custom.load_folder(FOLDER, outside=True)."
-                    )
-                if file_name in rows:
-                    raise DataError(f"{where}: {row[0]} is listed twice.")
-                wrong = [text for text in labels if not (text.isascii() and text.isdigit())]
-                if wrong:
-                    raise DataError(
-                        f"{where} ({row[0]}): expected labels as whole numbers from 0 on, separated by spaces; got {wrong[0]!r}."
-                    )
-                rows[file_name] = _label_list(map(int, labels), f"{where} ({row[0]})")
-    except (OSError, ValueError, csv.Error) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path} cannot be read: {error}. Expected text in UTF-8.") from error
-    if not rows:
-        raise DataError(f"{path} names no images.")
-    return [*rows.items()]
+    read = {part: read_label_file(root / part / LABELS_FILE, within) for part in splits or ["."]}
+    kinds = {part.labels_are for part in read.values()}
+    if len(kinds) > 1:
+        raise DataError(f"{root}: expected the same first line in the {LABELS_FILE} of all splits; got different ones.")
+    labels = read_labels(
+        [text for part in read.values() for text in part.texts],
+        [where for part in read.values() for where in part.where],
+        kinds.pop(),
+        read_class_file(root / CLASSES_FILE),
+    )
+    stamps = tuple(_stamp(file) for part in read.values() for file in part.files)
+    sizes = tuple((name, len(part.files)) for name, part in read.items()) if splits else ()
+    return _read_images(stamps, labels, sizes)
 
 
 def _stamp(file: Path) -> _Stamp:
@@ -351,45 +310,10 @@ def _stamp(file: Path) -> _Stamp:
 
 
 @lru_cache(maxsize=2)
-def _read_images(
-    rows: tuple[tuple[_Stamp, tuple[int, ...]], ...], parts: tuple[tuple[str, int, int], ...]
-) -> LabelledImages:
-    """Read the files of ``rows``, in colour if one of them is. ``parts`` holds name, start and stop of each split."""
-    (first, *_), _ = rows[0]
-    images = np.empty((len(rows), *read_image(first).shape), np.uint8)
-    for i, ((file, *_), _) in enumerate(rows):
-        pixels = read_image(file)
-        if pixels.shape[:2] != images.shape[1:3]:
-            height, width = pixels.shape[:2]
-            raise DataError(
-                f"{file}: expected {images.shape[1]}x{images.shape[2]} px (rows x columns), the size of {first}; got "
-                f"{height}x{width}. Bring all images to one size."
-            )
-        if pixels.ndim == images.ndim:
-            images = images[..., None].repeat(3, axis=3)
-        images[i] = pixels if pixels.ndim == images.ndim - 1 else pixels[..., None]
-    images.flags.writeable = False
-    names = [file for (file, *_), _ in rows]
-    splits = {split: np.arange(start, stop) for split, start, stop in parts}
-    return LabelledImages(images, [labels for _, labels in rows], names, splits or None)
-
-
-def read_image(file: str) -> np.ndarray:
-    """Read a PNG or JPEG file as uint8 ``[h, w]`` (grey) or ``[h, w, 3]`` (RGB).
-
-    Raises:
-        DataError: the file cannot be read, or is neither 8-bit grey nor RGB.
-    """
-    try:
-        with Image.open(file, formats=("PNG", "JPEG")) as image:
-            mode = image.mode if "transparency" not in image.info else f"{image.mode} with transparency"
-            upright = ImageOps.exif_transpose(image)  # a camera may have stored it turned
-            pixels = np.array(upright.convert(_PLAIN_MODES[mode])) if mode in _PLAIN_MODES else None
-    except Exception as error:  # Pillow raises many kinds for a damaged file
-        raise DataError(
-            f"{file}: cannot be read as PNG or JPEG ({type(error).__name__}: {error}). Repair it, or remove its line from "
-            f"{LABELS_FILE}."
-        ) from error
-    if pixels is None:
-        raise DataError(f"{file}: expected 8-bit grey or RGB; got mode {mode}. Convert it, for example to RGB.")
-    return pixels
+def _read_images(stamps: tuple[_Stamp, ...], labels: Labels, sizes: tuple[tuple[str, int], ...]) -> LabelledImages:
+    """Read the files of ``stamps``, in colour if one of them is. ``sizes`` holds name and number of images of each split."""
+    names = [file for file, *_ in stamps]
+    images = stacked((read_image(file) for file in names), names)
+    stops = np.cumsum([size for _, size in sizes])
+    parts = {name: np.arange(stop - size, stop) for (name, size), stop in zip(sizes, stops, strict=True)}
+    return LabelledImages(images, labels, names, parts or None)

@@ -31,6 +31,7 @@ GlyphPolicy = Literal["disjoint", "paper"]
 _MNIST_MARGIN_PX = 4
 _MNIST_VALIDATION = 5_000  # the last glyphs of MNIST's training file
 _DIGITS_TRAIN, _DIGITS_VALIDATION = 1_197, 200  # contiguous, so that few writers are shared; the last 400 are test
+_INNER_FOLDERS = (Path("MNIST", "raw"), Path("raw"), Path(), Path("MNIST"), Path("mnist-dataset"))
 _IDX_FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
@@ -145,24 +146,28 @@ def _frozen(images: np.ndarray, labels: np.ndarray, source: str) -> Glyphs:
 def find_mnist(data_root: str | None = None) -> Path:
     """The folder that holds MNIST's four IDX files, gzipped or not. They are downloaded if they are nowhere.
 
-    Looks in ``data_root``, ``$HSAL_DATA`` and the cache folder, and in ``raw`` and ``MNIST/raw`` of each. Otherwise torchvision
-    downloads to the first of them.
+    Looks in ``data_root``, ``$HSAL_DATA`` and the cache folder, and in ``MNIST/raw``, ``raw``, ``MNIST`` and Kaggle's
+    ``mnist-dataset`` of each. Otherwise torchvision downloads to the first of them. A file may be spelled
+    ``train-images.idx3-ubyte``, and lie in a folder of its own name, as in Kaggle's archives.
 
     Raises:
-        DataUnavailableError: nothing was found and the download failed. The message says what was tried.
+        DataUnavailableError: nothing was found and the download failed. The message says where was looked.
     """
     roots = [Path(root).expanduser() for root in (data_root, os.environ.get("HSAL_DATA")) if root] + [cache_folder()]
-    folders = [folder for root in roots for folder in (root / "MNIST" / "raw", root / "raw", root)]
+    folders = [root / inner for root in dict.fromkeys(roots) for inner in _INNER_FOLDERS]
     names = [name for pair in _IDX_FILES.values() for name in pair]
+    looked = []
     for folder in folders:
-        if all(_idx_path(folder, name) for name in names):
+        missing = [name for name in names if not _idx_path(folder, name)]
+        if not missing:
             return folder
+        looked.append(f"{folder} (no {', no '.join(missing)})" if len(missing) < len(names) else str(folder))
     target = roots[0] / "MNIST" / "raw"
     try:
         _download(target)
     except Exception as error:  # torchvision raises whatever its transport raises
         raise DataUnavailableError(
-            f"MNIST was not found under {', '.join(str(root) for root in roots)}, and downloading it failed "
+            f"MNIST was not found in {', '.join(looked)}, and downloading it failed "
             f"({type(error).__name__}: {error}). Put its four *-ubyte or *-ubyte.gz files in DIR/MNIST/raw and pass "
             f"data_root=DIR (--data-root DIR) or set HSAL_DATA=DIR; or use source='digits', which needs no network."
         ) from error
@@ -181,7 +186,10 @@ def _download(target: Path) -> None:
 
 
 def _idx_path(folder: Path, name: str) -> Path | None:
-    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
+    spellings = (name, name.replace("-idx", ".idx"))  # Yann LeCun's and Kaggle's
+    inside = (folder, *(folder / spelling for spelling in spellings))
+    paths = (where / f"{spelling}{end}" for where in inside for spelling in spellings for end in ("", ".gz"))
+    return next((path for path in paths if path.is_file()), None)
 
 
 def _read_mnist(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray]:

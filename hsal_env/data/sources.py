@@ -151,7 +151,7 @@ SOURCES: dict[str, Source] = {
     "custom": Source(
         check=_check_custom,
         open=lambda config: CustomCanvases(config.data, config.split, config.seed),
-        arguments=("images", "labels", "num_classes"),
+        arguments=("images", "labels", "labels_are", "class_names", "num_classes"),
         most_objects=None,
         licence="your own images",
         finite=True,

@@ -21,10 +21,10 @@ import numpy as np
 from tqdm import tqdm
 
 from hsal_env.data.canvases import CanvasBatch, Task
-from hsal_env.data.custom import read_image
 from hsal_env.data.digit_struct import Entry, read_digit_struct
 from hsal_env.data.draws import IndexedRandom, source_of
 from hsal_env.data.glyphs import SPLITS, Split, cache_folder
+from hsal_env.data.pixels import read_image
 from hsal_env.data.resize import bilinear_resize
 from hsal_env.errors import ConfigError, DataError, DataUnavailableError
 from hsal_env.storage.array_store import ArrayStore, Record
@@ -332,15 +332,17 @@ def _told(problems: list[tuple[int, str]]) -> str:
 def find_svhn(part: str, data_root: str | None = None) -> Path:
     """The folder of ``"train"``, ``"test"`` or ``"extra"`` that holds digitStruct.mat. It is downloaded if it is nowhere.
 
-    Looks for ``SVHN/PART`` and ``PART`` in ``data_root``, ``$HSAL_DATA`` and the cache folder. Otherwise torchvision downloads to
-    ``SVHN/PART`` in the first of them.
+    Looks for ``SVHN/PART`` and ``PART`` in ``data_root``, ``$HSAL_DATA`` and the cache folder, and for a folder ``PART`` in each
+    of these, since some archives are nested. Otherwise torchvision downloads to ``SVHN/PART`` in the first of them.
 
     Raises:
-        DataUnavailableError: nothing was found and the download failed. The message says what was tried.
+        DataUnavailableError: nothing was found and the download failed. The message says where was looked.
         DataError: the folder to download to is there, without digitStruct.mat.
     """
     roots = [Path(root).expanduser() for root in (data_root, os.environ.get("HSAL_DATA")) if root] + [cache_folder()]
-    for folder in (folder for root in roots for folder in (root / "SVHN" / part, root / part)):
+    inner = (Path("SVHN", part), Path(part), Path("SVHN", part, part), Path(part, part))
+    folders = [root / folder for root in dict.fromkeys(roots) for folder in inner]
+    for folder in folders:
         if (folder / _DIGIT_STRUCT).is_file():
             return folder
     target = roots[0] / "SVHN" / part
@@ -350,7 +352,7 @@ def find_svhn(part: str, data_root: str | None = None) -> Path:
         _download(part, target)
     except Exception as error:  # torchvision raises whatever its transport raises
         raise DataUnavailableError(
-            f"SVHN's {part} part was not found under {', '.join(str(root) for root in roots)}, and downloading "
+            f"SVHN's {part} part was not found in {', '.join(map(str, folders))}, and downloading "
             f"{URL}/{part}.tar.gz failed ({type(error).__name__}: {error}). Unpack that file in DIR/SVHN, so that there is "
             f"DIR/SVHN/{part}/{_DIGIT_STRUCT}, and pass data_root=DIR (--data-root DIR) or set HSAL_DATA=DIR; or use "
             "source='house-numbers', which needs no network."

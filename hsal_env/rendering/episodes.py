@@ -7,7 +7,7 @@ image, and a margin where the outermost cells reach beyond it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -144,8 +144,8 @@ def save_pdf(traces: Sequence[Trace], path: Path) -> None:
 
 
 def _draw_title(sheet: Sheet, trace: Trace, until: int) -> None:
-    predicted = trace._replace(label=trace.label[:until]).named.tolist()
-    true = _multiset(np.bincount(trace.labels, minlength=trace.num_classes))
+    predicted = [trace.label_name(label) for label in trace._replace(label=trace.label[:until]).named.tolist()]
+    true = _multiset(np.bincount(trace.labels, minlength=trace.num_classes), trace.label_name)
     ended = until == len(trace.phase) and (trace.terminated or trace.truncated)
     verdict = [f"   {_TICK if trace.exact_match else _CROSS}"] if ended else []
     title = "".join([f"true {true}   predicted {_braces(predicted)}", *verdict])
@@ -167,9 +167,9 @@ def _draw_meta_step(sheet: Sheet, trace: Trace, begun: np.ndarray, panels: Seque
         return
     right = bool(trace.right[last])
     middle, foot = panels[0].left + _PANEL // 2, _TOP + 3 * _PITCH
-    words = "stop" if label == trace.num_classes else str(label)
+    words = f"{trace.label_name(label)} {_TICK if right else _CROSS}"
     looks: dict[str, Any] = {"color": GREEN if right else VERMILLION, "ha": "center"}
-    sheet.text(middle, foot - 4, f"{words} {_TICK if right else _CROSS}", size=11, weight="bold", **looks)
+    sheet.text(middle, foot - 4, words, _PANEL, size=11, weight="bold", **looks)
     if np.isfinite(trace.log_prob[last]):
         sheet.text(middle, foot + 26, f"{np.exp(trace.log_prob[last]):.2f}", size=7.5, **looks)
 
@@ -339,15 +339,16 @@ def _runs(numbers: Sequence[int]) -> str:
     return ",".join(f"{part[0]}-{part[-1]}" if len(part) > 2 else ",".join(map(str, part)) for part in parts)
 
 
-def _multiset(counts: np.ndarray) -> str:
-    """Counts ``[C]`` as ``"{2 2 7}"``, or as ``"{2x15 7x1}"`` if that would be too long."""
+def _multiset(counts: np.ndarray, name: Callable[[int], str] = str) -> str:
+    """Counts ``[C]`` as ``"{2 2 7}"``, or as ``"{2x15 7x1}"`` if that would be too long. ``name`` gives a label's text."""
     if counts.sum() > _LONGEST_MULTISET:
-        return _braces([f"{label}x{count}" for label, count in enumerate(counts) if count])
-    return _braces(np.repeat(np.arange(len(counts)), counts).tolist())
+        return _braces([f"{name(label)}x{count}" for label, count in enumerate(counts) if count])
+    return _braces([name(label) for label in np.repeat(np.arange(len(counts)), counts).tolist()])
 
 
-def _braces(labels: Sequence[Any]) -> str:
-    return "{" + " ".join(map(str, labels)) + "}"
+def _braces(labels: Sequence[str]) -> str:
+    """Texts in braces, with commas where one of them holds a blank."""
+    return "{" + (", " if any(" " in text for text in labels) else " ").join(labels) + "}"
 
 
 def _check(trace: Trace) -> None:

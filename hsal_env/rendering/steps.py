@@ -98,7 +98,7 @@ class _Page:
 
 def _image(trace: Trace, volume: np.ndarray) -> _Page:
     """What is given."""
-    page = _Page(trace, "1   the image", f"To be named, in any order:\n{_in_words(trace.labels)}")
+    page = _Page(trace, "1   the image", f"To be named, in any order:\n{_in_words(trace, trace.labels)}")
     page.panel.image(page.sheet.axes, trace.image)
     page.panel.frame(page.sheet.axes, _FRAME)
     return page
@@ -169,7 +169,7 @@ def _label(trace: Trace, volume: np.ndarray) -> _Page:
     """What the controller says it sees, and what that earns."""
     step = trace.glimpses + 1
     left = trace.remaining[step]
-    multiset = _in_words(np.repeat(np.arange(trace.num_classes), left)) or "nothing"
+    multiset = _in_words(trace, np.repeat(np.arange(trace.num_classes), left)) or "nothing"
     page = _Page(trace, "7   the label", f"Bars: probability. Green: earns +1, since\nstill to be named: {multiset}.")
     rewarded = [*(left > 0), left.sum() == 0]
     pitch, start, room = _SIDE / (trace.num_classes + 1), _LEFT + 34, 178
@@ -180,8 +180,7 @@ def _label(trace: Trace, volume: np.ndarray) -> _Page:
         looks: dict[str, Any] = {"color": colour, "size": 7.5, "weight": weight, "va": "center"}
         page.sheet.axes.add_patch(Rectangle((start, top + 2), room, pitch - 4, color=colour, alpha=0.12, linewidth=0))
         page.sheet.axes.add_patch(Rectangle((start, top + 2), room * probability, pitch - 4, color=colour, linewidth=0))
-        name = "stop" if number == trace.num_classes else str(number)
-        page.sheet.text(start - 6, round(top + pitch / 2), name, ha="right", **looks)
+        page.sheet.text(start - 6, round(top + pitch / 2), trace.label_name(number), start - 12, ha="right", **looks)
         page.sheet.text(start + room + 6, round(top + pitch / 2), "+1" if right else "\u22121", **looks)
     return page
 
@@ -207,7 +206,7 @@ def _stop(trace: Trace, volume: np.ndarray) -> _Page:
         panel = Panel.of(trace, _LEFT + col * pitch, _TOP + row * pitch, pitch - 22)
         page.map(values, panel)
         right = trace.right[np.flatnonzero(trace.label >= 0)[place]]
-        name = "stop" if number == trace.num_classes else str(number)
+        name = trace.label_name(number)
         page.sheet.text(
             panel.left + panel.side // 2, panel.top + panel.side + 1, f"$S_{{{place + 1}}}$: {name}",
             size=8, weight="bold", color=GREEN if right else VERMILLION, ha="center",
@@ -227,5 +226,5 @@ def _saliencies(trace: Trace) -> np.ndarray:
     return np.concatenate([trace.saliency[trace.phase == 0], trace.saliency_left[None]])
 
 
-def _in_words(labels: Any) -> str:
-    return ", ".join(map(str, sorted(np.asarray(labels).tolist())))
+def _in_words(trace: Trace, labels: np.ndarray) -> str:
+    return ", ".join(map(trace.label_name, sorted(labels.tolist())))

@@ -55,6 +55,7 @@ class Trace(NamedTuple):
         label_probs: probability of every label and of stop ``[N, C + 1]``, at phase k + 1.
         states: recurrent states of the agent after the decision, ``[N, ...]`` by name; empty without an agent.
         saliency_left: S after the last decision ``[H, W]``.
+        class_names: the names of the C labels; () where they have none.
     """
 
     image: np.ndarray
@@ -87,6 +88,7 @@ class Trace(NamedTuple):
     label_probs: np.ndarray
     states: dict[str, np.ndarray]
     saliency_left: np.ndarray
+    class_names: tuple[str, ...] = ()
 
     @property
     def map_size(self) -> tuple[int, int]:
@@ -102,6 +104,12 @@ class Trace(NamedTuple):
     def named(self) -> np.ndarray:
         """The labels that were named, in order and without stop, int64."""
         return self.label[(self.label >= 0) & (self.label < self.num_classes)]
+
+    def label_name(self, label: int) -> str:
+        """A label as it is shown: the name of its class, else its number; ``"stop"`` for C."""
+        if label == self.num_classes:
+            return "stop"
+        return self.class_names[label] if self.class_names else str(label)
 
     @property
     def right(self) -> np.ndarray:
@@ -166,6 +174,10 @@ SCHEMA = (
         lambda t: fixations_px(t)[:, 1],
     ),
     _field("label", "int64", "label named", "0..C - 1, C: stop; -1 at other phases"),
+    Column(
+        "label_name", "string", "the label in words", "class name or number, stop; empty at other phases",
+        lambda t: np.array([t.label_name(label) if label >= 0 else "" for label in t.label.tolist()], "U"),
+    ),
     Column(
         "right", "int64", "the label was among the remaining ones, or stop when none was", "0, 1; -1 at other phases",
         lambda t: np.where(t.label < 0, -1, t.right),
@@ -267,12 +279,14 @@ def load(path: Path | str) -> list[Trace]:
 
 _PLAIN: dict[str, Callable[[Any], Any]] = {
     "source": str, "canvas_index": int, "num_classes": int, "glimpses": int, "terminated": bool, "truncated": bool,
+    "class_names": lambda value: tuple(value.tolist()),
     "grid": lambda value: Grid(*((float(row), float(col)) for row, col in value)),
 }  # fmt: skip
 
 
 def _rebuilt(part: dict[str, Any]) -> Trace:
     states = {name.removeprefix("states/"): part.pop(name) for name in list(part) if name.startswith("states/")}
+    part = {"class_names": np.array([]), **part}  # files of version 0.2 have none
     plain = {name: convert(part.pop(name)) for name, convert in _PLAIN.items()}
     return Trace(**part, **plain, states=states)
 

@@ -106,6 +106,7 @@ class Recorder:
         source: str,
         canvas_index: int,
         grid: Grid,
+        class_names: tuple[str, ...] = (),
     ) -> Trace:
         """The trace of one lane.
 
@@ -117,6 +118,7 @@ class Recorder:
             source: where the image comes from.
             canvas_index: index of the image in its split.
             grid: where the cells lie on the image.
+            class_names: the names of the labels, if they have any.
         """
         if self._stacked is None:
             self._stacked = _Stacked(self._states, self._scores, self.rules, self.num_classes)
@@ -161,6 +163,7 @@ class Recorder:
             label_probs=np.where(names[:, None], whole.label_probs[after, lane], np.nan),
             states={name: part[after, lane] for name, part in whole.agent.items()},
             saliency_left=states["saliency"][last, lane],
+            class_names=class_names,
         )
 
 

@@ -284,7 +284,8 @@ document.addEventListener("keydown", (event) => {
   step(by);
 });
 
-const labelName = (label) => (label === trace.num_classes ? "stop" : String(label));
+const labelName = (label) => (label === trace.num_classes ? "stop" : (trace.class_names[label] ?? String(label)));
+const labelNames = (labels) => labels.map(labelName).join(", ");
 const percent = (p) => (p === null ? "" : `, ${(100 * p).toFixed(p < 0.995 && p > 0.0995 ? 0 : 1).replace(".0", "")} %`);
 const place = (cell) => `row ${Math.floor(cell / trace.map_size[1]) + 1}, column ${(cell % trace.map_size[1]) + 1}`;
 const probability = (n) => (trace.log_prob[n] === null ? null : Math.exp(trace.log_prob[n]));
@@ -294,8 +295,8 @@ function inWords(n) {
   if (phase === 0) return `${which}the agent lays its mask of attention.`;
   if (phase <= trace.glimpses)
     return `${which}glimpse ${phase} of ${trace.glimpses}, at ${place(trace.location[n])}${percent(probability(n))}.`;
-  const named = labelName(trace.label[n]);
-  return `${which}the agent ${named === "stop" ? "says stop" : `names ${named}`}${percent(probability(n))}.`;
+  const stops = trace.label[n] === trace.num_classes;
+  return `${which}the agent ${stops ? "says stop" : `names ${labelName(trace.label[n])}`}${percent(probability(n))}.`;
 }
 
 /** The decisions up to this one that satisfy a condition. */
@@ -367,8 +368,8 @@ function drawNamed() {
   $("result").className = !done || exact === null ? "" : exact ? "right" : "wrong";
   const ended = trace.truncated ? " The episode was cut off, because the agent may name no more labels." : "";
   if (!done) $("result").textContent = "";
-  else if (exact === null) $("result").textContent = `It named {${trace.named.join(", ")}}.${ended}`;
-  else $("result").textContent = `It named {${trace.named.join(", ")}}, true is {${trace.labels.join(", ")}}: ${exact ? "all right ✓" : "not all right ✗"}.${ended}`;
+  else if (exact === null) $("result").textContent = `It named {${labelNames(trace.named)}}.${ended}`;
+  else $("result").textContent = `It named {${labelNames(trace.named)}}, true is {${labelNames(trace.labels)}}: ${exact ? "all right ✓" : "not all right ✗"}.${ended}`;
 }
 
 // --- maps: the H x W cells fill a panel, and the image lies behind them where they look ------------------------------
