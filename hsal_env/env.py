@@ -13,7 +13,7 @@ from hsal_env.config import EnvConfig
 from hsal_env.dynamics import State
 from hsal_env.errors import ActionError, ConfigError
 from hsal_env.policies import Policy
-from hsal_env.simulation import Simulation
+from hsal_env.simulation import Simulation, reset_options
 from hsal_env.spaces import require_action_mask
 from hsal_env.trace.recorder import Recorder
 
@@ -125,11 +125,8 @@ class HSALEnv(gym.Env[dict[str, Any], Any]):
             DataError: the index is outside the split.
             ConfigError: an unknown option.
         """
+        (index,) = reset_options(options, "index")
         super().reset(seed=seed)
-        options = dict(options or {})
-        index = options.pop("index", None)
-        if options:
-            raise ConfigError(f"Expected reset options of {{'index'}}; got also {sorted(options)}.")
         if index is None:
             index = self.np_random.integers(len(self.simulation.examples))
         self._state, self._images = self.simulation.start(np.array([index]))
@@ -223,7 +220,7 @@ def _batched(action: Any) -> Any:
         if isinstance(action, dict):
             return {name: np.asarray(value)[None] for name, value in action.items()}
         return np.asarray(action)[None]
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: a tensor that has a gradient
         raise ActionError(f"The action cannot be read as numbers: {action!r} ({error}).") from error
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from hsal_env import dynamics
 from hsal_env.config import EnvConfig
 from hsal_env.dynamics import Example, Outcome, State
+from hsal_env.errors import ConfigError
 from hsal_env.isolation import own_torch
 from hsal_env.perception.examples import Examples
 from hsal_env.policies import Policy
@@ -103,3 +104,17 @@ class Simulation:
             "attn_saliency": (state.looks[:, 0] / glimpses).double(),
             "attn_saliency_uniform": (state.looks[:, 1] / glimpses).double(),
         }
+
+
+def reset_options(options: Any, *known: str) -> list[Any]:
+    """What the ``options`` of a reset hold under each of the names ``known``: None where nothing.
+
+    Raises:
+        ConfigError: they are no dict, or hold other names.
+    """
+    if options is not None and not isinstance(options, dict):
+        raise ConfigError(f"Expected reset options as a dict; got {type(options).__name__}.")
+    given = options or {}
+    if unknown := sorted(map(repr, given.keys() - set(known))):
+        raise ConfigError(f"Expected reset options of {', '.join(known)}; got also {', '.join(unknown)}.")
+    return [given.get(name) for name in known]

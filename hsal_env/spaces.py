@@ -294,14 +294,17 @@ def read_part(given: dict[str, Any], name: str, device: torch.device) -> Tensor:
     """A part of a batched action as a tensor.
 
     Raises:
-        ActionError: the part is missing, or holds no numbers.
+        ActionError: the part is missing, or holds no real numbers.
     """
     if name not in given:
-        raise ActionError(f"Expected the action to hold {name!r} at this phase; got only {sorted(given)}.")
+        raise ActionError(f"Expected the action to hold {name!r} at this phase; got only {sorted(map(str, given))}.")
     try:
-        return torch.as_tensor(given[name], device=device)
+        value = torch.as_tensor(given[name], device=device)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ActionError(f"Expected numbers for {name}; got {given[name]!r}.") from error
+    if value.is_complex():
+        raise ActionError(f"Expected real numbers for {name}; got {value.dtype}.")
+    return value
 
 
 def read_discrete(given: dict[str, Any], name: str, bound: int, like: Tensor, read: bool | Tensor = True) -> Tensor:

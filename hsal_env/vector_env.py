@@ -18,7 +18,7 @@ from hsal_env.config import EnvConfig
 from hsal_env.dynamics import Example, State, rebuilt
 from hsal_env.errors import ConfigError
 from hsal_env.policies import Policy
-from hsal_env.simulation import Simulation
+from hsal_env.simulation import Simulation, reset_options
 from hsal_env.spaces import require_action_mask
 from hsal_env.trace.recorder import Recorder
 
@@ -180,10 +180,7 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
             ConfigError: an unknown option, or one of the wrong length.
             DataError: an index is outside the split.
         """
-        options = dict(options or {})
-        indices, mask = options.pop("index", None), options.pop("reset_mask", None)
-        if options:
-            raise ConfigError(f"Expected reset options of {{'index', 'reset_mask'}}; got also {sorted(options)}.")
+        indices, mask = reset_options(options, "index", "reset_mask")
         for what, value in (("index", indices), ("reset_mask", mask)):
             if value is not None and np.shape(value) != (self.num_envs,):
                 raise ConfigError(f"Expected options[{what!r}] of shape ({self.num_envs},); got {np.shape(value)}.")
