@@ -22,7 +22,7 @@ from hsal_env.errors import ActionError, HSALError
 from hsal_env.vector_env import HSALVectorEnv
 from hsal_env.views import VIEWS
 
-CONFIGS, LANES = 4, 25  # of each id and view at least 100 episodes
+CONFIGS, LANES = 3, 34  # of each id and view at least 100 episodes
 REPLAYED, EPISODES = 4, 2  # lanes whose episodes are those of single environments, and how many in a row
 
 ID_VIEWS = [(env_id, mode) for env_id in ENVIRONMENTS for mode in VIEWS]
@@ -121,10 +121,7 @@ class Actions:
             return self._wrong_vector(action, -1, 1)
         if action.dtype == np.float32 and phase == 0:
             return self._wrong_vector(action, -1, 1, int(rng.integers(self.width)))
-        if action.dtype == np.float32:
-            at = self.width + (phase == last)
-        else:
-            at = int(rng.integers(len(action)))
+        at = self.width + (phase == last) if action.dtype == np.float32 else int(rng.integers(len(action)))
         return self._wrong_vector(action, 0, self.stop if at == len(action) - 1 else self.cells - 1, at)
 
     def _wrong_number(self, bound: int) -> Any:
@@ -234,7 +231,7 @@ def shows(info: dict, lane: int, expected: dict) -> bool:
 
 
 def replay(lanes: HSALVectorEnv, actions: Actions, scripts: list[list[Entry]], **start) -> None:
-    """The first lanes answer the actions of ``scripts`` as it is written there; the others play at random, an episode at least."""
+    """The first lanes answer the actions of ``scripts`` as it is written there; the others play an episode or more at random."""
     rng, num, highest = actions.rng, lanes.num_envs, 1 + actions.config.glimpses
     same_step, disabled = (lanes.autoreset_mode is mode for mode in (AutoresetMode.SAME_STEP, AutoresetMode.DISABLED))
     scripts = [*scripts, *[[]] * (num - len(scripts))]
@@ -257,7 +254,10 @@ def replay(lanes: HSALVectorEnv, actions: Actions, scripts: list[list[Entry]], *
         chosen = actions.right(observations)
         rows = [lane_of(chosen, i) if isinstance(chosen, dict) else chosen[i] for i in range(num)]
         expected = [following(lane) for lane in range(num)]
-        rows = [entry.action if entry and entry.action is not None else row for entry, row in zip(expected, rows)]
+        rows = [
+            entry.action if entry and entry.action is not None else row
+            for entry, row in zip(expected, rows, strict=True)
+        ]
         if rng.random() < 0.2:
             lane = int(rng.integers(num))
             wrong = actions.wrong(int(lanes._state.phase[lane]), rows[lane])
@@ -269,9 +269,6 @@ def replay(lanes: HSALVectorEnv, actions: Actions, scripts: list[list[Entry]], *
         assert (rewards.dtype, terminated.dtype, truncated.dtype) == (np.float64, bool, bool)
         assert ((rewards >= -1) & (rewards <= highest)).all()
         assert not (terminated & truncated).any()
-        assert (
-            not disabled or not rewards[ended & (terminated | truncated)].any() or not all(map(following, range(num)))
-        )
         for lane, entry in enumerate(expected):
             if entry is None:
                 continue
