@@ -115,7 +115,8 @@ def mixture(
 def attention_mask(parameters: Mixture, map_size: tuple[int, int], scale: Literal["paper", "peak"] = "paper") -> Tensor:
     """The mask ``M_ij = sum_k alpha_k exp(-beta_k [(kappa_1k - i)**2 + (kappa_2k - j)**2])``, i = 1..H, j = 1..W (S6).
 
-    ``scale="peak"`` divides each mask by its maximum, so that the most attended cell has weight 1.
+    ``scale="peak"`` divides each mask by its maximum, so that the most attended cell has weight 1. If K H W is 400 or more, the
+    matrix product rounds by where a lane lies in memory.
 
     Returns:
         ``[B, H, W]`` in [0, 1].

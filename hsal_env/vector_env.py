@@ -1,4 +1,8 @@
-"""The native vector environment: N lanes in one batch, equal to N single environments to the bit."""
+"""The native vector environment: N lanes in one batch.
+
+Each lane equals a single environment to the bit, as long as ``components`` H W is below 400 and no network is given to the view;
+``docs/environments/programs.md`` says why, and what rounds differently beyond that.
+"""
 
 from __future__ import annotations
 
@@ -121,13 +125,13 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
             raise ResetNeeded("No episode has begun; call reset() before step() and render().")
         return self._state
 
-    @property
-    def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
+    @property  # type: ignore[override]
+    def np_random(self) -> tuple[np.random.Generator, ...]:
         """The generator of each lane, which draws its canvases."""
         return self._draws.generators()
 
     @np_random.setter
-    def np_random(self, value: Sequence[np.random.Generator]) -> None:
+    def np_random(self, value: Sequence[np.random.Generator]) -> None:  # type: ignore[override]
         self._draws.replace(value)
 
     @property
@@ -328,7 +332,7 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
             told: the lanes to tell of; None: all.
         """
         everywhere = self._out(torch.ones_like(ended) if told is None else told)
-        source = self._source.copy() if told is None else np.where(told.cpu().numpy(), self._source, None)
+        source = self._source.copy() if told is None else np.where(told.cpu().numpy(), self._source, np.array(None))
         info: dict[str, Any] = {"source": source, "_source": everywhere}
         for name, value in self.simulation.info(self._current).items():
             if told is not None:

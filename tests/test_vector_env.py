@@ -88,6 +88,32 @@ def test_the_vector_environment_is_its_single_ones_to_the_bit(mode, autoreset, c
     assert ended > 8
 
 
+@pytest.mark.parametrize(
+    ("config", "most"),
+    [
+        ({"components": 8}, 0.0),
+        ({"components": 49}, 1e-5),
+        ({"components": 49, "action_mode": "controller", "policy": "agents.policies:mnist_multiset"}, 1e-5),
+    ],
+    ids=["8 Gaussians", "49 Gaussians", "a network"],
+)
+def test_lanes_equal_single_environments_as_exactly_as_the_site_says(config, most):
+    """docs/environments/programs.md: below K H W = 400 to the bit, beyond that up to rounding."""
+    lanes, singles = vector(5, **config), [single(**config) for _ in range(5)]
+    seen, _ = lanes.reset(seed=0)
+    alone = [env.reset(seed=lane)[0] for lane, env in enumerate(singles)]
+    lanes.action_space.seed(0)
+    for _ in range(4):
+        actions = lanes.action_space.sample()
+        if "action_mask" in seen:
+            actions = seen["action_mask"].argmax(axis=1)
+        seen, *_ = lanes.step(actions)
+        for lane, env in enumerate(singles):
+            alone[lane], *_ = env.step(lane_of(actions, lane) if isinstance(actions, dict) else actions[lane])
+            for name, part in alone[lane].items():
+                np.testing.assert_allclose(seen[name][lane], part, rtol=most, atol=most)
+
+
 def test_lanes_that_are_out_of_step_go_on():
     """Autoreset costs the next step, so lanes whose episodes differ in length are soon at different phases."""
     lanes = vector(2)
