@@ -130,8 +130,8 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         """The generator of each lane, which draws its canvases."""
         return self._draws.generators()
 
-    @np_random.setter
-    def np_random(self, value: Sequence[np.random.Generator]) -> None:  # type: ignore[override]
+    @np_random.setter  # type: ignore[override]
+    def np_random(self, value: Sequence[np.random.Generator]) -> None:
         self._draws.replace(value)
 
     @property

@@ -162,10 +162,11 @@ def _split(rows: list[Any], class_names: Sequence[str]) -> list[Any]:
 
 
 def _of_counts(rows: Any, names: Sequence[str], class_names: tuple[str, ...] | None) -> Labels:
-    width = len(rows[0]) if len(rows) and np.iterable(rows[0]) else 0
+    width = len([*rows[0]]) if len(rows) and np.iterable(rows[0]) else 0
     for row, name in zip(rows, names, strict=True):
-        numbers = np.iterable(row) and all(isinstance(value, int | float | np.number | np.bool_) for value in row)
-        if not numbers or len(row) != width or not 0 < width <= MOST_CLASSES:
+        values = [*row] if np.iterable(row) else []
+        numbers = all(isinstance(value, int | float | np.number | np.bool_) for value in values)
+        if not numbers or len(values) != width or not 0 < width <= MOST_CLASSES:
             raise DataError(
                 f"{name}: expected how often each of the C classes occurs, C in 1..{MOST_CLASSES} and the same for all images; "
                 f"got {row!r}."

@@ -53,7 +53,7 @@ def stacked(pixels: Iterable[np.ndarray], names: Sequence[str]) -> np.ndarray:
         if not i:
             images = np.empty((len(names), *one.shape), np.uint8)
         if one.shape[:2] != images.shape[1:3]:
-            (height, width), (rows, columns) = one.shape[:2], images.shape[1:3]
+            height, width, rows, columns = *one.shape[:2], *images.shape[1:3]
             raise DataError(
                 f"{names[i]}: expected {rows}x{columns} px (rows x columns), the size of {names[0]}; got {height}x{width}. Bring "
                 "all images to one size."
