@@ -1,5 +1,6 @@
 """Stable-Baselines3: its VecEnv over ours, the paper's agent as its policy, its tools on our agents."""
 
+import inspect
 import subprocess
 import sys
 from functools import partial
@@ -13,8 +14,10 @@ from gymnasium.wrappers import TimeLimit
 from playing import CELLS, SMALL, STOP, Wanderer, assert_equal, lane_of, random_action
 from sb3_contrib import MaskablePPO, RecurrentPPO
 from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3 import PPO
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.torch_layers import CombinedExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecVideoRecorder
 
 import agents
@@ -274,6 +277,43 @@ def test_training_is_repeatable_and_survives_saving(tmp_path):
         np.testing.assert_array_equal(other.predict(seen, None, starts, deterministic=True)[0], expected)
     again.set_env(lanes_of(6, action_mode="packed", features="store", components=4))
     assert again.learn(132).num_timesteps == 132
+
+
+def test_the_optimiser_is_chosen_as_in_every_policy_of_sb3():
+    kwargs = {"optimizer_class": torch.optim.SGD, "optimizer_kwargs": {"momentum": 0.5}, "net_arch": None}
+    policy = recurrent_ppo(policy_kwargs=kwargs).policy
+    assert isinstance(policy.optimizer, torch.optim.SGD)
+    assert policy.optimizer.defaults["momentum"] == 0.5
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"net_arch": [64, 64]},
+        {"activation_fn": torch.nn.ReLU, "ortho_init": False},
+        {"features_extractor_class": CombinedExtractor, "features_extractor_kwargs": {"cnn_output_dim": 8}},
+        {"lstm_hidden_size": 128, "no_such_argument": 1},
+    ],
+    ids=str,
+)
+def test_policy_kwargs_that_would_do_nothing_are_refused_by_name(kwargs: dict):
+    with pytest.raises(ConfigError) as caught:
+        recurrent_ppo(policy_kwargs=kwargs)
+    assert str(caught.value).startswith(
+        "HSALPolicy takes the policy_kwargs config, rules, map_size, optimizer_class and optimizer_kwargs; got "
+        f"{', '.join(kwargs)}, which would do nothing"
+    )
+
+
+def test_every_argument_of_sb3s_policies_is_taken_or_refused():
+    """The list is that of the installed version."""
+    env = lanes_of(2, action_mode="packed")
+    own = {"self", "observation_space", "action_space", "lr_schedule", "use_sde", "optimizer_class", "optimizer_kwargs"}
+    for name, part in inspect.signature(RecurrentActorCriticPolicy.__init__).parameters.items():
+        if name not in own:
+            HSALPolicy(env.observation_space, env.action_space, lambda _: 1e-3, **{name: part.default})
+            with pytest.raises(ConfigError, match=f"got {name}, which would do nothing"):
+                HSALPolicy(env.observation_space, env.action_space, lambda _: 1e-3, **{name: "other"})
 
 
 def test_rules_that_are_not_the_environments_are_noticed():

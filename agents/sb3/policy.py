@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
@@ -91,9 +92,13 @@ class HSALPolicy(RecurrentActorCriticPolicy):
             number.
         rules: the rules of the environment, ``HSALVecEnv(...).world.rules``. Default: the default rules with its k and K.
         map_size: (H, W). Default: a square map.
+        optimizer_class, optimizer_kwargs: the optimiser, as in every policy of SB3; the learning rate is ``lr_schedule``'s.
+        others: the other ``policy_kwargs`` of SB3, such as ``net_arch``, ``activation_fn`` or ``features_extractor_class``. They
+            describe networks that this policy does not have, so only their defaults are taken. ``config`` has its sizes.
 
     Raises:
-        ConfigError: the spaces are of another view; or (at the first update) the rules are not the environment's.
+        ConfigError: an argument that is not taken; or the spaces are of another view; or (at the first update) the rules are not
+            the environment's.
     """
 
     @own_defaults()
@@ -108,7 +113,9 @@ class HSALPolicy(RecurrentActorCriticPolicy):
         map_size: tuple[int, int] | None = None,
         optimizer_class: Any = torch.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
+        **others: Any,
     ) -> None:
+        _refuse(others)
         keys = {"glimpse", "last_label", "last_location", "phase", "priority", "saliency", "volume"}
         part: Any = getattr(observation_space, "spaces", {})
         seen = set(part)
@@ -322,6 +329,18 @@ def _choose(log_probs: Tensor, stored: Tensor | None, deterministic: bool) -> _C
         index = log_probs.exp().multinomial(1).squeeze(1)
     log_prob = log_probs.gather(1, index[:, None]).squeeze(1)
     return _Choice(index, log_prob, -(log_probs.exp() * log_probs).sum(dim=1))
+
+
+def _refuse(others: dict[str, Any]) -> None:
+    """Refuse arguments of SB3's policies that would do nothing here, unless they have their defaults."""
+    defaults = {name: part.default for name, part in signature(RecurrentActorCriticPolicy.__init__).parameters.items()}
+    unused = [name for name, value in others.items() if name not in defaults or value != defaults[name]]
+    if unused:
+        raise ConfigError(
+            "HSALPolicy takes the policy_kwargs config, rules, map_size, optimizer_class and optimizer_kwargs; got "
+            f"{', '.join(unused)}, which would do nothing: its networks are the paper's. Their sizes and switches are in "
+            "policy_kwargs={'config': agents.config.AgentConfig(...)}."
+        )
 
 
 def _any_rate(progress: float) -> float:
