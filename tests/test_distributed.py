@@ -58,6 +58,13 @@ class Scatterbrain(ActorCritic):
         return super().act(observation, state, deterministic, plain)
 
 
+class UndrawnRun(Run):
+    """Its pictures nobody looks at: drawing them takes longer than learning."""
+
+    def _picture(self, config: EnvConfig, episodes: int) -> np.ndarray:
+        return np.zeros((8, 8, 3), np.uint8)
+
+
 def prepare(folder: Path, name: str, processes: Processes = ALONE, agent: str = "hsal", resume: bool = False) -> Run:
     sizes, learner = VARIANTS.get(name, ({}, {}))
     config = RunConfig(
@@ -71,7 +78,7 @@ def prepare(folder: Path, name: str, processes: Processes = ALONE, agent: str = 
         val_episodes=12,
         log_every=2,
     )
-    return Run(config, resume, processes)
+    return UndrawnRun(config, resume, processes)
 
 
 def train_all(folder: Path, processes: Processes) -> None:

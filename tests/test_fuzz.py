@@ -40,6 +40,7 @@ CHOICES = {
     "features": get_args(Features),
     "include_image": (False, True),
     "include_volume": (None, False, True),
+    "boxes": (False, True),
 }
 
 NO_NUMBER = [None, "3", b"3", object(), {}, {3}, [[1], [2, 3]], np.nan, np.inf, 1j, 10**30, np.array([], int), slice(3)]

@@ -366,13 +366,12 @@ def test_rates_and_norms_outside_their_range_are_named(field: str, value: float)
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs whose pictures nobody looks at: drawing them takes longer than learning."""
     monkeypatch.setattr("agents.learning.run.draw_traces", lambda *_, **__: np.zeros((8, 8, 3), np.uint8))
 
 
-@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(
     "variant",
     ["sampled", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ppo", "cross-entropy", "multiset-loss"))],
@@ -415,7 +414,6 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, updates: int) -> None:
     monkeypatch.setattr(Learner, "update", until)
 
 
-@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(
     ("variant", "minutes", "saved_at"),
     [
