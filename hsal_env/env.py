@@ -220,7 +220,7 @@ def _batched(action: Any) -> Any:
         if isinstance(action, dict):
             return {name: np.asarray(value)[None] for name, value in action.items()}
         return np.asarray(action)[None]
-    except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: a tensor that has a gradient
+    except (TypeError, ValueError) as error:
         raise ActionError(f"The action cannot be read as numbers: {action!r} ({error}).") from error
 
 

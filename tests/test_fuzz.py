@@ -13,7 +13,7 @@ import pytest
 import torch
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode
-from playing import SMALL, START, Wanderer, batch, lane_of
+from playing import SMALL, START, Wanderer, batch, lane_of, single, vector
 
 from hsal_env import ENVIRONMENTS, VIEW_ENVIRONMENTS, rules
 from hsal_env.config import EnvConfig, Features, Forbidden
@@ -44,7 +44,6 @@ CHOICES = {
 }
 
 NO_NUMBER = [None, "3", b"3", object(), {}, {3}, [[1], [2, 3]], np.nan, np.inf, 1j, 10**30, np.array([], int), slice(3)]
-NO_NUMBER += [torch.zeros((), requires_grad=True)]
 NO_ACTION = [*NO_NUMBER, {"action": 3}, {3: 1, "location": 2}, lambda: 3]
 NO_OPTIONS = [{"index": wrong} for wrong in (-1, 10**6, "one", [1, 2], 1.5, np.nan, object(), {})]
 NO_OPTIONS += [{"seed": 3}, {"index": 0, "indices": 1}, {3: 1, "a": 2}, "index", 5, [1]]
@@ -286,7 +285,18 @@ def replay(lanes: HSALVectorEnv, actions: Actions, scripts: list[list[Entry]], *
                 shown(lane)
 
 
-# --- the test ---------------------------------------------------------------------------------------------------------
+# --- the tests --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [single, vector])
+def test_what_fuzzing_found(make):
+    env = make()
+    env.reset(seed=0)
+    attention = np.zeros((4, 20) if make is vector else 20)
+    for action in ({"attention": attention + 1j}, {3: 1, "location": 2}):
+        refuses(env, action)
+    for options in ({3: 1, "a": 2}, "index", 5):
+        refuses_options(env, options)
 
 
 @pytest.mark.slow
