@@ -123,7 +123,7 @@ ArrayStore.open(Path({str(tmp_path / "store")!r}), killed, 10)
 
 
 def test_of_two_concurrent_writers_both_get_the_store(tmp_path):
-    barrier, stores, errors = threading.Barrier(2, timeout=30), [], []
+    barrier, stores, errors = threading.Barrier(2, timeout=120), [], []
 
     def meeting():
         for batch in batches():

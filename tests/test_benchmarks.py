@@ -212,7 +212,7 @@ def test_sb3s_throughput_is_measured_side_by_side(tmp_path: Path):
     small = shlex.split("--num-envs 2 --steps 4 --turns 1 --learn 128 --json numbers.json")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [*command, *small], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100
+        [*command, *small], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
     numbers = json.loads((tmp_path / "numbers.json").read_text())

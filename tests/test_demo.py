@@ -484,7 +484,7 @@ def test_the_command_serves_until_it_is_interrupted():
             with urllib.request.urlopen(address[0] + "api/options") as answer:
                 assert json.load(answer)["chosen"] == "mnist-set"
             running.send_signal(signal.SIGINT)
-            _, errors = running.communicate(timeout=30)
+            _, errors = running.communicate(timeout=120)
         finally:
             running.kill()
     assert running.returncode == 0

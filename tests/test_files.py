@@ -109,7 +109,7 @@ def test_a_command_that_is_stopped_removes_its_half_made_store_and_says_so(scrip
             assert time.monotonic() < until
             time.sleep(0.05)
         running.send_signal(sent)
-        _, errors = running.communicate(timeout=60)
+        _, errors = running.communicate(timeout=120)
     assert running.returncode == status
     assert "Traceback" not in errors
     assert [line for line in errors.splitlines() if line.startswith("interrupted")]

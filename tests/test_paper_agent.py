@@ -183,7 +183,7 @@ def test_training_is_the_librarys(paper: ModuleType, monkeypatch: pytest.MonkeyP
 def run(flags: str) -> subprocess.CompletedProcess:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        [sys.executable, FILE, *shlex.split(flags)], env=environment, capture_output=True, text=True, timeout=100
+        [sys.executable, FILE, *shlex.split(flags)], env=environment, capture_output=True, text=True, timeout=300
     )
 
 
