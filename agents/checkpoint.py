@@ -20,6 +20,7 @@ from hsal_env.data.glyphs import NUM_CLASSES, GlyphSource, Split, load_glyphs
 from hsal_env.data.sources import SourceName
 from hsal_env.errors import CheckpointError, ConfigError
 from hsal_env.isolation import own_torch
+from hsal_env.perception.model_code import code_of
 from hsal_env.perception.model_file import fingerprint
 from hsal_env.perception.registry import activation_model, check_models_in_file
 from hsal_env.plugins import Trust, check_place_in_file, trusted
@@ -101,7 +102,11 @@ def describe(name: str, agent: Agent, config: AgentConfig, env: EnvConfig, sourc
 def perception(env: EnvConfig) -> str:
     """A fingerprint of the activation model. An agent can work only on the features that it was trained on.
 
-    It covers the weights, and the arguments of the architecture that differ from their defaults.
+    Its first 20 digits cover the weights, and the arguments of the architecture that differ from their defaults. Behind a dash
+    follow 20 digits of :func:`hsal_env.perception.model_code.code_of`, if that finds anything.
+
+    Raises:
+        ConfigError: see there.
     """
     model = activation_model(env.activation)
     defaults = inspect.signature(type(model)).parameters
@@ -110,7 +115,14 @@ def perception(env: EnvConfig) -> str:
         for name, value in model.arguments.items()
         if name != "in_channels" and name in defaults and value != defaults[name].default
     }
-    return fingerprint(model, *([repr(unusual)] if unusual else []))
+    weights = fingerprint(model.state_dict(), *([repr(unusual)] if unusual else []))
+    code = code_of(model)
+    return f"{weights}-{fingerprint(code)}" if code else weights
+
+
+def same_perception(stored: str, current: str) -> bool:
+    """Whether two fingerprints are of one model. Checkpoints of version 0.2 know only the weights."""
+    return current == stored or current.partition("-")[0] == stored
 
 
 def _perception_of(path: Path, env: EnvConfig) -> str:
@@ -213,12 +225,13 @@ def load(path: Path, *, trust: Trust = False, **switches: Any) -> Loaded:
         world = World(Rules(**world["rules"]), tuple(world["map_size"]), world["channels"], world["num_classes"])
         agent = build_agent(content["agent"], world, config)
         restore(agent, content["model"], path)
-        same_features = content["perception"] == _perception_of(path, env)
+        same_features = same_perception(content["perception"], _perception_of(path, env))
     except (TypeError, KeyError, ConfigError) as error:
         raise CheckpointError(f"{path} does not fit this version of HSAL: {error}") from error
     if not same_features:
         raise CheckpointError(
-            f"{path} was trained on the features of another activation model than {env.activation!r} is here. "
+            f"{path} was trained on the features of another activation model than {env.activation!r} is here: its weights, its "
+            "attributes or its code differ. "
             "Train it again, or bring back "
             + ("the file that it was trained with." if env.activation.endswith(".pt") else "the version that wrote it.")
         )

@@ -328,8 +328,10 @@ class Run:
 
     def _restore(self) -> None:
         content = self.processes.from_leader(lambda: checkpoint.read(self.checkpoint_path))
-        stored, current = content.get("run"), self._identity()
-        if different := _different(stored or {}, current):
+        stored, current = content.get("run") or {}, self._identity()
+        if checkpoint.same_perception(stored.get("perception", ""), current["perception"]):
+            current["perception"] = stored["perception"]
+        if different := _different(stored, current):
             raise CheckpointError(
                 f"{self.checkpoint_path} is of another run: {different} differ. Resume with the flags it was "
                 "started with, or choose another --output-dir."
