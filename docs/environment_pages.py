@@ -216,7 +216,7 @@ def _arguments(kwargs: dict[str, Any]) -> list[tuple[str, str, str]]:
     known = {field.name: field.default for field in fields(EnvConfig) if field.name not in hidden}
     defaults = {name: known[name] for name in about if name in known}
     own = {"policy": "the given policy of the other level, see {py:func}`hsal_env.policies.given_policy`"}
-    own["render_mode"] = '`"rgb_array"`: `render()` returns a picture; `"human"`: a window shows it'
+    own["render_mode"] = '`"rgb_array"`: `render()` returns a frame of 400x400 px; `"human"`: a window shows it'
     rows = {"render_mode": None, **({"policy": None} if "policy" in kwargs else {}), **defaults}
     return [
         (

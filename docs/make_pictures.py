@@ -30,6 +30,7 @@ from hsal_env import functional as F
 from hsal_env.config import EnvConfig
 from hsal_env.policies import WinnerTakeAll
 from hsal_env.registration import ENVIRONMENTS, VIEW_ENVIRONMENTS
+from hsal_env.rendering import draw_trace
 from hsal_env.rendering.animation import Frame, frames, save_animation
 from hsal_env.spaces import attention_action
 
@@ -101,12 +102,16 @@ def episodes(env_id: str) -> list[Frame]:
 
 
 def episode_of_view(env_id: str) -> list[Frame]:
-    """An episode on another view, as its own ``render`` shows it; the rule plays what is left to the learner."""
+    """An episode on another view; the rule plays what is left to the learner."""
     env = gymnasium.make(env_id, split="test", render_mode="rgb_array")
     config = env.unwrapped.simulation.config
     rng = np.random.default_rng(1)
     observation, _ = env.reset(options={"index": CHOSEN.get(env_id, (0,))[0]})
-    shown, ended = [Frame(env.render(), 1)], False
+
+    def drawn() -> np.ndarray:
+        return draw_trace(env.unwrapped.trace(), columns=config.rules.max_meta_steps)
+
+    shown, ended = [Frame(drawn(), 1)], False
     while not ended:
         salient, label = int(observation["saliency"].argmax()), int(rng.integers(config.classes))
         cells = observation["saliency"].size
@@ -122,7 +127,7 @@ def episode_of_view(env_id: str) -> list[Frame]:
             action = int(observation["priority"].argmax()) if looks else cells + label
         observation, _, terminated, truncated, _ = env.step(action)
         ended = terminated or truncated
-        shown.append(Frame(env.render(), 8 if ended else 1 if "phase" in observation else 3))
+        shown.append(Frame(drawn(), 8 if ended else 1 if "phase" in observation else 3))
     return shown
 
 

@@ -13,8 +13,10 @@ from hsal_env.config import EnvConfig
 from hsal_env.dynamics import State
 from hsal_env.errors import ActionError, ConfigError
 from hsal_env.policies import Policy
+from hsal_env.rendering import draw_frame
 from hsal_env.simulation import Simulation, reset_options
 from hsal_env.spaces import require_action_mask
+from hsal_env.trace import Trace
 from hsal_env.trace.recorder import Recorder
 
 if TYPE_CHECKING:
@@ -170,9 +172,10 @@ class HSALEnv(gym.Env[dict[str, Any], Any]):
         return self._observe()["action_mask"].astype(bool)
 
     def render(self) -> np.ndarray | None:
-        """RGB uint8 ``[h, w, 3]``: the episode so far, see :func:`hsal_env.rendering.draw_trace`.
+        """RGB uint8 ``[400, 400, 3]``: this moment of the episode, see :func:`hsal_env.rendering.draw_frame`.
 
-        None without a render mode. None also with ``"human"``, since each step redraws the window by itself.
+        None without a render mode. None also with ``"human"``, since each step redraws the window by itself. For a figure of the
+        whole episode give :meth:`trace` to :func:`hsal_env.rendering.draw_trace`.
 
         Raises:
             ResetNeeded: before the first reset.
@@ -183,18 +186,27 @@ class HSALEnv(gym.Env[dict[str, Any], Any]):
             raise ResetNeeded("Nothing to draw yet; call reset() before render().")
         return None if self._window else self._picture()
 
+    def trace(self) -> Trace:
+        """The episode so far.
+
+        Raises:
+            ConfigError: there is no render mode; only with one, episodes are recorded.
+            ResetNeeded: before the first reset.
+        """
+        if self.render_mode is None:
+            raise ConfigError("Episodes are recorded with a render mode only; got None. Pass render_mode='rgb_array'.")
+        if self._state is None or self._recorder is None:
+            raise ResetNeeded("No episode has begun; call reset() before trace().")
+        (trace,) = self.simulation.traces(self._recorder, self._state.example.canvas_index.numpy())
+        return trace
+
     def close(self) -> None:
         """Close the window, if there is one."""
         if self._window:
             self._window.close()
 
     def _picture(self) -> np.ndarray:
-        from hsal_env.rendering import draw_trace  # matplotlib is slow to import
-
-        assert self._recorder is not None
-        assert self._state is not None
-        (trace,) = self.simulation.traces(self._recorder, self._state.example.canvas_index.numpy())
-        return draw_trace(trace, columns=self.simulation.rules.max_meta_steps)
+        return draw_frame(self.trace())
 
     def _observe(self) -> dict[str, Any]:
         assert self._state is not None

@@ -22,6 +22,7 @@ from hsal_env.config import EnvConfig
 from hsal_env.dynamics import Example, State, rebuilt
 from hsal_env.errors import ConfigError
 from hsal_env.policies import Policy
+from hsal_env.rendering import draw_frame
 from hsal_env.simulation import Simulation, reset_options
 from hsal_env.spaces import require_action_mask
 from hsal_env.trace.recorder import Recorder
@@ -246,18 +247,16 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         return self._observe(), self._out(reward, np.float64), self._out(terminated), self._out(truncated), info
 
     def render(self) -> tuple[np.ndarray, ...] | None:
-        """One RGB picture per lane, of its episode so far; None without a render mode.
+        """One RGB picture per lane, as :meth:`hsal_env.env.HSALEnv.render` gives it; None without a render mode.
 
         Raises:
             ResetNeeded: before the first reset.
         """
         if self.render_mode is None:
             return None
-        from hsal_env.rendering import draw_trace  # matplotlib is slow to import
-
-        indices, columns = self._current.example.canvas_index.cpu().numpy(), self.simulation.rules.max_meta_steps
+        indices = self._current.example.canvas_index.cpu().numpy()
         assert self._recorder is not None
-        return tuple(draw_trace(trace, columns=columns) for trace in self.simulation.traces(self._recorder, indices))
+        return tuple(map(draw_frame, self.simulation.traces(self._recorder, indices)))
 
     def action_masks(self) -> np.ndarray:
         """bool ``[N, H W + C + 1]``.

@@ -78,6 +78,12 @@ def test_canvases(tmp_path: Path):
     assert batched["ratio_to_authors_elsewhere"] == pytest.approx(batched["per_second"] / 520)
 
 
+def test_frames(tmp_path: Path):
+    found = run("frames.py", "--env-id HSAL-DigitsMultiset-v0 --frames 3 --turns 1", tmp_path)
+    assert set(found) == {"env_id", "ratio", "frames", "figures"}
+    assert min(numbers_in(found)) > 0
+
+
 def test_the_loop_beside_draws_from_the_same_distribution(module):
     canvases = Canvases(load_glyphs("digits", "train"))
     rng = np.random.default_rng(0)

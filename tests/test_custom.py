@@ -1,6 +1,7 @@
 """HSAL-Custom-v0: your own images, as arrays and as a folder, with models of yours; every way the data can be wrong."""
 
 import copy
+import dataclasses
 import json
 import pickle
 import shutil
@@ -1027,14 +1028,14 @@ def test_class_names_go_with_the_agent_and_are_shown(command, custom_folder, tmp
     assert metrics_of("run/metrics.json")["config"]["env"]["class_names"] == [*loaded.env.class_names]
     shutil.copytree(tmp_path / "mine", tmp_path / "few")
     (tmp_path / "few" / "labels.csv").write_text(HEAD + "1.png,fig\n2.png,dog\n")
-    env = loaded.env_on("all", images="few", split="all")
+    env = dataclasses.replace(loaded.env_on("all", images="few"), split="all")
     assert env.canvases.compose([0, 1]).labels.tolist() == [[4], [2]]  # as the agent knows them
     trace = record(loaded.agent, env, 0)
     assert (trace.class_names, trace.label_name(4), trace.label_name(5)) == (loaded.env.class_names, "fig", "stop")
     assert [*tables([describe(trace)])["by label"]] == [*loaded.env.class_names]
     (tmp_path / "few" / "labels.csv").write_text(HEAD + "1.png,yak\n")
     with pytest.raises(DataError, match=r"1\.png: expected labels among the class names bee, .*; got 'yak'"):
-        _ = loaded.env_on("all", images="few", split="all").data
+        _ = dataclasses.replace(loaded.env_on("all", images="few"), split="all").data
 
 
 def test_a_bundled_agent_scores_alike_on_canvases_and_on_their_files(command, tmp_path):

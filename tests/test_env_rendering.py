@@ -17,7 +17,7 @@ from playing import (
 
 from hsal_env.env import HSALEnv
 from hsal_env.errors import ConfigError
-from hsal_env.rendering import draw_trace
+from hsal_env.rendering import draw_frame
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -50,7 +50,7 @@ def test_a_picture_shows_the_episode_so_far_in_every_view(mode):
     assert (trace.terminated, trace.truncated) == (terminated, truncated)
     assert (trace.location >= 0).tolist() == ((phases == 1) | (phases == 2)).tolist()
     assert np.isnan(trace.alpha).all()
-    np.testing.assert_array_equal(pictures[-1], draw_trace(trace, columns=3))
+    np.testing.assert_array_equal(pictures[-1], draw_frame(trace))
 
 
 @pytest.mark.parametrize("autoreset", ["NextStep", "SameStep", "Disabled"])
@@ -65,9 +65,7 @@ def test_a_lane_that_begins_anew_begins_a_new_picture(autoreset):
 
     def meta_steps() -> list[int]:
         traces = lanes.simulation.traces(lanes._recorder, lanes._current.example.canvas_index.numpy())
-        assert all(
-            draw_trace(t, columns=5).tobytes() == p.tobytes() for t, p in zip(traces, lanes.render(), strict=True)
-        )
+        assert all(draw_frame(t).tobytes() == p.tobytes() for t, p in zip(traces, lanes.render(), strict=True))
         assert traces[1].terminated == (autoreset != "SameStep" and traces[1].meta_steps == 2)
         return [trace.meta_steps for trace in traces]
 
@@ -81,6 +79,19 @@ def test_without_a_render_mode_nothing_is_recorded():
         env.reset(seed=0)
         assert env.render() is None
         assert env._recorder is None
+    with pytest.raises(ConfigError, match="render_mode='rgb_array'"):
+        single().trace()
+
+
+def test_the_episode_so_far_is_a_trace_for_figures():
+    env = single(render_mode="rgb_array")
+    with pytest.raises(ResetNeeded, match="reset"):
+        env.trace()
+    env.reset(seed=0)
+    assert len(env.trace().phase) == 0
+    env.step({"attention": ATTENTION})
+    assert env.trace().phase.tolist() == [0]
+    np.testing.assert_array_equal(env.render(), draw_frame(env.trace()))
 
 
 def test_a_window_is_redrawn_by_itself_until_it_is_closed(monkeypatch):

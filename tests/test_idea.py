@@ -10,8 +10,8 @@ from PIL import Image
 from traces import MetaStep, trace_of
 
 from hsal_env.errors import DataError
-from hsal_env.rendering.episodes import GREEN, VERMILLION
 from hsal_env.rendering.steps import draw_steps
+from hsal_env.rendering.words import GREEN, VERMILLION
 
 IDEA = "make_idea.py"
 PAGE = (ROOT / "docs" / "idea.md").read_text()

@@ -14,7 +14,7 @@ from traces import MetaStep, trace_of
 from hsal_env.errors import DataError
 from hsal_env.perception.grid import Grid
 from hsal_env.rendering import draw_trace, draw_traces, save_picture
-from hsal_env.rendering.episodes import _multiset, _runs
+from hsal_env.rendering.words import multiset, runs
 from hsal_env.trace import Trace
 
 GREEN, VERMILLION, ORANGE = (0, 158, 115), (213, 94, 0), (230, 159, 0)
@@ -246,6 +246,15 @@ def test_a_labels_colour_and_mark_follow_the_multiset_rule(labels, label, right)
     assert (np.abs(picture.min(axis=2).astype(int) - other.min(axis=2)) > 128).sum() > 10
 
 
+def test_class_names_are_shown_and_fit():
+    plain = trace_of([MetaStep((0, 5), 2), MetaStep((0, 5), 7)], LABELS)
+    named = plain._replace(class_names=tuple(f"a long name of the class {i}" for i in range(10)))
+    pictures = draw_trace(plain), draw_trace(named)
+    assert pictures[0].shape == pictures[1].shape
+    assert all(len(differing(pictures[0][part], pictures[1][part])) > 10 for part in (np.s_[:34], FOOT))
+    assert has_margin(pictures[1])
+
+
 def test_unknown_probabilities_are_left_out():
     trace = trace_of([MetaStep((0, 5), 2)], [2])
     unknown = draw_trace(trace._replace(log_prob=np.full(4, np.nan)))
@@ -280,14 +289,14 @@ def test_a_short_episode_has_room_for_its_title(canvas, labels):
     [([], "{}"), ([2, 2, 7], "{2 2 7}"), ([0] * 12, "{0 0 0 0 0 0 0 0 0 0 0 0}"), ([2] * 15 + [7], "{2x15 7x1}")],
 )
 def test_a_multiset_in_words(labels, words):
-    assert _multiset(np.bincount(labels, minlength=10)) == words
+    assert multiset(np.bincount(labels, minlength=10)) == words
 
 
 @pytest.mark.parametrize(
     ("numbers", "words"), [([1], "1"), ([1, 2], "1,2"), ([1, 2, 3], "1-3"), ([1, 3, 4, 5, 7, 8], "1,3-5,7,8")]
 )
 def test_glimpse_numbers_in_words(numbers, words):
-    assert _runs(numbers) == words
+    assert runs(numbers) == words
 
 
 def test_a_colour_canvas_keeps_its_colours_and_its_shape():

@@ -320,3 +320,26 @@ def test_the_documented_lines_run(tmp_path, monkeypatch, mnist_root):
     exec(block, {})
     assert {path.name for path in tmp_path.iterdir()} == {"traces.npz", "traces.csv"}
     assert len(load("traces.npz")) == 3
+
+
+# --- class names ------------------------------------------------------------------------------------------------------
+
+
+def test_class_names_are_kept_and_put_labels_in_words(tmp_path):
+    names = tuple(f"class {letter}" for letter in "abcdefghij")
+    trace = trace_of([MetaStep((3,), 2), MetaStep((4,), 10)], [2], class_names=names)
+    save([trace, trace._replace(class_names=())], tmp_path / "t.npz")
+    assert [read.class_names for read in load(tmp_path / "t.npz")] == [names, ()]
+    assert [trace.label_name(label) for label in (0, 2, 10)] == ["class a", "class c", "stop"]
+    save([trace], tmp_path / "t.csv")
+    with (tmp_path / "t.csv").open(newline="") as file:
+        assert [row["label_name"] for row in csv.DictReader(file)] == ["", "", "class c", "", "", "stop"]
+
+
+def test_files_from_before_there_were_class_names_are_read(tmp_path):
+    save([trace_of([MetaStep((3,), 2)], [2])], tmp_path / "t.npz")
+    with np.load(tmp_path / "t.npz") as stored:
+        parts = {name: stored[name] for name in stored.files if "class_names" not in name}
+    np.savez(tmp_path / "old.npz", **parts)
+    (read,) = load(tmp_path / "old.npz")
+    assert (read.class_names, read.label_name(2)) == ((), "2")

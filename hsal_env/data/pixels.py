@@ -48,7 +48,7 @@ def stacked(pixels: Iterable[np.ndarray], names: Sequence[str]) -> np.ndarray:
     Raises:
         DataError: images of several sizes.
     """
-    images = np.empty(0, np.uint8)
+    images: np.ndarray = np.empty(0, np.uint8)
     for i, one in enumerate(pixels):
         if not i:
             images = np.empty((len(names), *one.shape), np.uint8)

@@ -7,9 +7,9 @@ image, and a margin where the outermost cells reach beyond it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib import style
@@ -22,14 +22,13 @@ from matplotlib.patheffects import withStroke
 from PIL import Image
 
 from hsal_env.errors import DataError
+from hsal_env.rendering.placing import Placement, cells_extent, check_drawable, chosen_until
+from hsal_env.rendering.words import CROSS, GREEN, ORANGE, TICK, VERMILLION, braces, multiset, runs
 from hsal_env.storage.files import replacing
 from hsal_env.trace import Trace
 
 _DPI = 128  # a power of two, so that px / dpi * dpi is exact
 _MAPS = "viridis"
-ORANGE, GREEN, VERMILLION = "#E69F00", "#009E73", "#D55E00"  # Okabe and Ito's colours
-_TICK, _CROSS = "\u2713", "\u2717"
-_LONGEST_MULTISET = 12  # multisets of more labels are written as counts
 _CONTOURS = (0.25, 0.5, 0.75)  # as shares of the mask's maximum
 _FINER = 8  # points per cell and side from which contours are computed
 
@@ -62,12 +61,9 @@ def draw_trace(trace: Trace, until: int | None = None, columns: int | None = Non
 
 
 def _sheet_of(trace: Trace, until: int | None = None, columns: int | None = None) -> Sheet:
-    _check(trace)
-    decisions = len(trace.phase)
-    until = decisions if until is None else until
+    check_drawable(trace)
+    decisions, until = len(trace.phase), chosen_until(trace, until)
     columns = max(trace.meta_steps, 1) if columns is None else columns
-    if not 0 <= until <= decisions:
-        raise DataError(f"Expected until in 0..{decisions}, the number of decisions; got {until}.")
     if columns < trace.meta_steps:
         raise DataError(f"Expected at least {trace.meta_steps} columns, one per meta-step; got {columns}.")
     foot, right = _TOP + 3 * _PITCH, _LEFT + columns * _PITCH
@@ -85,7 +81,7 @@ def _sheet_of(trace: Trace, until: int | None = None, columns: int | None = None
 
     for column in range(columns):
         begun = np.flatnonzero(trace.meta_step[:until] == column)
-        panels = [Panel.of(trace, _LEFT + column * _PITCH, top) for top in tops]
+        panels = [Panel.of(trace, _LEFT + column * _PITCH, top, _PANEL) for top in tops]
         for panel in panels:
             panel.frame(sheet.axes, "#999999" if len(begun) else "#dddddd")
         if len(begun):
@@ -145,10 +141,10 @@ def save_pdf(traces: Sequence[Trace], path: Path) -> None:
 
 def _draw_title(sheet: Sheet, trace: Trace, until: int) -> None:
     predicted = [trace.label_name(label) for label in trace._replace(label=trace.label[:until]).named.tolist()]
-    true = _multiset(np.bincount(trace.labels, minlength=trace.num_classes), trace.label_name)
+    true = multiset(np.bincount(trace.labels, minlength=trace.num_classes), trace.label_name)
     ended = until == len(trace.phase) and (trace.terminated or trace.truncated)
-    verdict = [f"   {_TICK if trace.exact_match else _CROSS}"] if ended else []
-    title = "".join([f"true {true}   predicted {_braces(predicted)}", *verdict])
+    verdict = [f"   {TICK if trace.exact_match else CROSS}"] if ended else []
+    title = "".join([f"true {true}   predicted {braces(predicted)}", *verdict])
     looks: dict[str, Any] = {"color": GREEN if trace.exact_match else VERMILLION} if ended else {}
     sheet.text(8, 8, title, sheet.width - 16, size=10, weight="bold", **looks)
 
@@ -167,7 +163,7 @@ def _draw_meta_step(sheet: Sheet, trace: Trace, begun: np.ndarray, panels: Seque
         return
     right = bool(trace.right[last])
     middle, foot = panels[0].left + _PANEL // 2, _TOP + 3 * _PITCH
-    words = f"{trace.label_name(label)} {_TICK if right else _CROSS}"
+    words = f"{trace.label_name(label)} {TICK if right else CROSS}"
     looks: dict[str, Any] = {"color": GREEN if right else VERMILLION, "ha": "center"}
     sheet.text(middle, foot - 4, words, _PANEL, size=11, weight="bold", **looks)
     if np.isfinite(trace.log_prob[last]):
@@ -181,40 +177,8 @@ def _is_next(trace: Trace, until: int, column: int) -> bool:
     return bool(finished == column and not over)
 
 
-class Panel(NamedTuple):
-    """A square of the sheet that shows the image or a map of it.
-
-    Attributes:
-        left, top: its top left corner on the sheet, in px.
-        side: side of the square, in px.
-        scale: px of the sheet per px of the image.
-        origin: the point (row, col) of the image in that corner, in px.
-        trace: its image and cells are shown.
-    """
-
-    left: int
-    top: int
-    side: int
-    scale: float
-    origin: tuple[float, float]
-    trace: Trace
-
-    @classmethod
-    def of(cls, trace: Trace, left: int, top: int, side: int = _PANEL) -> Panel:
-        """The panel that shows the whole image and all cells, centred."""
-        (low_row, high_row), (low_col, high_col) = (
-            (min(0.0, low), max(float(pixels), high))
-            for (low, high), pixels in zip(_cells_extent(trace), trace.image.shape, strict=False)
-        )
-        scale = side / max(high_row - low_row, high_col - low_col)
-        spare_row, spare_col = (
-            (side / scale - (high - low)) / 2 for low, high in ((low_row, high_row), (low_col, high_col))
-        )
-        return cls(left, top, side, scale, (low_row - spare_row, low_col - spare_col), trace)
-
-    def at(self, row: Any, col: Any) -> tuple[Any, Any]:
-        """The place (x, y) on the sheet of the point (row, col) of the image."""
-        return self.left + (col - self.origin[1]) * self.scale, self.top + (row - self.origin[0]) * self.scale
+class Panel(Placement):
+    """A placement that draws on the axes of a sheet."""
 
     def frame(self, axes: Axes, colour: str) -> None:
         """A line around the panel."""
@@ -233,7 +197,7 @@ class Panel(NamedTuple):
 
     def map(self, axes: Axes, values: np.ndarray) -> None:
         """``values`` ``[H, W]`` in [0, 1], a colour per cell."""
-        self._show(axes, values, _cells_extent(self.trace), cmap=_MAPS, vmin=0, vmax=1)
+        self._show(axes, values, cells_extent(self.trace), cmap=_MAPS, vmin=0, vmax=1)
 
     def contours(self, axes: Axes, mask: np.ndarray) -> None:
         """Lines at 1/4, 1/2 and 3/4 of the maximum of ``mask`` ``[H, W]``."""
@@ -242,7 +206,7 @@ class Panel(NamedTuple):
             return
         rows, cols = mask.shape
         fine = Image.fromarray(mask.astype(np.float32)).resize((cols * _FINER, rows * _FINER), Image.Resampling.BICUBIC)
-        (top, bottom), (left, right) = _cells_extent(self.trace)
+        (top, bottom), (left, right) = cells_extent(self.trace)
         y = top + (np.arange(rows * _FINER) + 0.5) * (bottom - top) / (rows * _FINER)
         x = left + (np.arange(cols * _FINER) + 0.5) * (right - left) / (cols * _FINER)
         lines = axes.contour(*self.at(y, x), np.asarray(fine), levels, colors="white", linewidths=1.0)
@@ -255,7 +219,7 @@ class Panel(NamedTuple):
             centre = grid.centres(np.array(cell), columns)
             self._square(axes, centre, grid.field_px, linewidth=0.9, linestyle=(0, (4, 3)))
             self._square(axes, centre, grid.stride_px, linewidth=1.6)
-            numbers = _runs([i for i, location in enumerate(locations, start=1) if location == cell])
+            numbers = runs([i for i, location in enumerate(locations, start=1) if location == cell])
             x, y = self.at(*centre)
             away = grid.stride_px[0] * self.scale / 2 + 9  # outside of the cell, so that its content stays visible
             above = y - away > self.top + 8 and (place % 2 == 0 or y + away > self.top + self.side - 8)
@@ -268,11 +232,7 @@ class Panel(NamedTuple):
 
     def _square(self, axes: Axes, centre: np.ndarray, sides: tuple[float, float], **looks: Any) -> None:
         """Draw a square of a cell, as far as it lies in the panel."""
-        corners = [self.at(*(centre + sign * np.array(sides) / 2)) for sign in (-1, 1)]
-        (x0, y0), (x1, y1) = (
-            (min(max(x, self.left), self.left + self.side), min(max(y, self.top), self.top + self.side))
-            for x, y in corners
-        )
+        x0, y0, x1, y1 = self.square(centre, sides)
         axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, facecolor="none", edgecolor=ORANGE, **looks))
 
 
@@ -317,52 +277,3 @@ class Sheet:
         self.finished()
         self._canvas.draw()
         return np.array(self._canvas.buffer_rgba())[..., :3].copy()
-
-
-def _cells_extent(trace: Trace) -> tuple[tuple[float, float], tuple[float, float]]:
-    """The rectangle that the cells cover, in px of the image: (top, bottom), (left, right)."""
-    (low_row, high_row), (low_col, high_col) = (
-        (first - step / 2, first + (cells - 0.5) * step)
-        for first, step, cells in zip(trace.grid.first_px, trace.grid.stride_px, trace.map_size, strict=True)
-    )
-    return (low_row, high_row), (low_col, high_col)
-
-
-def _runs(numbers: Sequence[int]) -> str:
-    """Increasing numbers in a short form: ``[1, 2, 3, 4, 6, 7]`` as ``"1-4,6,7"``."""
-    parts: list[list[int]] = []
-    for number in numbers:
-        if parts and number == parts[-1][-1] + 1:
-            parts[-1].append(number)
-        else:
-            parts.append([number])
-    return ",".join(f"{part[0]}-{part[-1]}" if len(part) > 2 else ",".join(map(str, part)) for part in parts)
-
-
-def _multiset(counts: np.ndarray, name: Callable[[int], str] = str) -> str:
-    """Counts ``[C]`` as ``"{2 2 7}"``, or as ``"{2x15 7x1}"`` if that would be too long. ``name`` gives a label's text."""
-    if counts.sum() > _LONGEST_MULTISET:
-        return _braces([f"{name(label)}x{count}" for label, count in enumerate(counts) if count])
-    return _braces([name(label) for label in np.repeat(np.arange(len(counts)), counts).tolist()])
-
-
-def _braces(labels: Sequence[str]) -> str:
-    """Texts in braces, with commas where one of them holds a blank."""
-    return "{" + (", " if any(" " in text for text in labels) else " ").join(labels) + "}"
-
-
-def _check(trace: Trace) -> None:
-    image, count = trace.image, len(trace.phase)
-    if image.dtype != np.uint8 or not (image.ndim == 2 or image.shape[2:] == (3,)) or not image.size:
-        raise DataError(f"Expected an image uint8 [h, w] or [h, w, 3]; got {image.dtype} {list(image.shape)}.")
-    size = trace.saliency_left.shape
-    shapes = {name: getattr(trace, name).shape for name in ("saliency", "mask", "priority")}
-    if len(size) != 2 or 0 in size or any(shape != (count, *size) for shape in shapes.values()):
-        raise DataError(f"Expected maps [N, H, W] of {count} decisions and one of [H, W]; got {shapes} and {size}.")
-    for name, low, high in (
-        ("location", -1, size[0] * size[1]), ("label", -1, trace.num_classes + 1), ("labels", 0, trace.num_classes),
-    ):  # fmt: skip
-        values = getattr(trace, name)
-        outside = values[(values < low) | (values >= high)]
-        if len(outside):
-            raise DataError(f"Expected {name} in {low}..{high - 1}; got {outside[0]}.")

@@ -15,7 +15,8 @@ from matplotlib import style
 from matplotlib.patches import Ellipse, Rectangle
 
 from hsal_env.errors import DataError
-from hsal_env.rendering.episodes import GREEN, VERMILLION, Panel, Sheet
+from hsal_env.rendering.episodes import Panel, Sheet
+from hsal_env.rendering.words import GREEN, VERMILLION
 from hsal_env.trace import Trace
 
 _WIDTH, _HEIGHT, _SIDE, _LEFT, _TOP = 300, 324, 240, 10, 34  # px
