@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from hsal_env.rendering.placing import Placement, cells_extent, check_drawable, chosen_until
-from hsal_env.rendering.words import CROSS, GREEN, ORANGE, TICK, VERMILLION, runs
+from hsal_env.rendering.words import CROSS, GREEN, LONGEST_MULTISET, ORANGE, TICK, VERMILLION, runs
 from hsal_env.trace import Trace
 
 FRAME_PX = 400  # side of a frame: a multiple of 16, which films need
@@ -24,7 +24,7 @@ _PANEL = 168
 _LEFTS, _TOPS = (18, 214), (24, 218)  # of the panels
 _HEAD = 18  # from the top of a head to its panel
 _LINE = 18  # from one line of text to the next
-_MOST_NAMED = 6  # lines of labels
+_MOST_NAMED, _MOST_TRUE = 5, 2  # lines of labels
 
 _Colour = tuple[int, int, int]
 
@@ -204,14 +204,16 @@ def _put_labels(picture: np.ndarray, trace: Trace, until: int) -> None:
         _write(picture, left, top, words, _RIGHT if right[n] else _WRONG, 14, bold=True)
         top += _LINE
     ended = until == len(trace.phase) and (trace.terminated or trace.truncated)
-    foot = _TOPS[1] + _PANEL - 3 * _LINE + 3
+    true = _true(trace)
+    foot = _TOPS[1] + _PANEL - (2 + len(true)) * _LINE + 3
     words, colour = _now(trace, until), _FAINT
     if ended:
         words = f"{'all right' if trace.exact_match else 'not all right'} {TICK if trace.exact_match else CROSS}"
         colour = _RIGHT if trace.exact_match else _WRONG
     _write(picture, left, foot, words, colour, 12, bold=ended)
     _write(picture, left, foot + _LINE, "to be named, in any order", _FAINT, 12)
-    _write(picture, left, foot + 2 * _LINE, _true(trace), _INK, 13)
+    for line, words in enumerate(true, start=2):
+        _write(picture, left, foot + line * _LINE, words, _INK, 13)
 
 
 def _now(trace: Trace, until: int) -> str:
@@ -223,14 +225,23 @@ def _now(trace: Trace, until: int) -> str:
     return f"{which}: names" if phase > trace.glimpses else f"{which}: looks, {phase} of {trace.glimpses}"
 
 
-def _true(trace: Trace) -> str:
+def _true(trace: Trace) -> list[str]:
+    """The true multiset, in as few lines as it fits in."""
     counts = np.bincount(trace.labels, minlength=trace.num_classes)
     found = [(trace.label_name(label), int(count)) for label, count in enumerate(counts) if count]
     if not found:
-        return "nothing"
-    if not trace.class_names and counts.sum() <= 12:
-        return " ".join(name for name, count in found for _ in range(count))
-    return ", ".join(name if count == 1 else f"{count} \u00d7 {name}" for name, count in found)
+        return ["nothing"]
+    if not trace.class_names and counts.sum() <= LONGEST_MULTISET:
+        return [" ".join(name for name, count in found for _ in range(count))]
+    lines = [""]
+    for name, count in found:
+        words = name if count == 1 else f"{count} \u00d7 {name}"
+        longer = f"{lines[-1]}, {words}" if lines[-1] else words
+        if lines[-1] and len(lines) < _MOST_TRUE and _font(13, False).getlength(f"{longer},") > _PANEL:
+            lines = [*lines[:-1], f"{lines[-1]},", words]
+        else:
+            lines[-1] = longer
+    return lines
 
 
 def _write(
