@@ -9,7 +9,6 @@ and no optimiser, and the card NAME.md. The table in the card is a new test of t
 from __future__ import annotations
 
 import dataclasses
-import json
 import shlex
 import textwrap
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from agents.reports.metrics_file import read_metrics
 from agents.reports.tables import method_in_words
 from hsal_env.command_line import run_command
 from hsal_env.config import EnvConfig
@@ -103,7 +103,7 @@ def main(args: Args) -> None:
         )
     checkpoint.check_names(content, args.run / "checkpoint.pt", args.trust_names)
     try:
-        metrics = json.loads((args.run / "metrics.json").read_text())
+        metrics, _ = read_metrics(args.run / "metrics.json")
         card(args.name, content, metrics, "")
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(

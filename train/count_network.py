@@ -10,7 +10,6 @@ the agents, by default in ten passes. The command writes the same metrics.json.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import sys
 import time
@@ -103,12 +102,12 @@ def main(args: Args) -> None:
 
     from agents.evaluation import blind_guess, evaluation_config, scores_by_count
     from agents.learning.provenance import resources, versions, without_paths
+    from agents.reports.metrics_file import write_metrics
     from agents.reports.tables import format_table
     from agents.supervised.count_network import CountNetwork
     from hsal_env import multiset
     from hsal_env.perception.examples import Examples
     from hsal_env.storage.claims import claim_folder
-    from hsal_env.storage.files import write_text
 
     _claim = claim_folder(args.output_dir)
     start = time.perf_counter()
@@ -145,7 +144,7 @@ def main(args: Args) -> None:
         "command": ["python", "train/count_network.py", *without_paths(sys.argv[1:])],
     }
     print(format_table(results))
-    write_text(args.output_dir / "metrics.json", json.dumps(results, indent=2) + "\n")
+    write_metrics(args.output_dir / "metrics.json", results)
 
 
 def train(net: CountNetwork, examples: Examples, args: Args) -> None:

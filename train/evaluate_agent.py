@@ -8,7 +8,6 @@ python train/evaluate_agent.py runs/x/checkpoint.pt --images FOLDER --split all 
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -56,10 +55,11 @@ def main(args: Args) -> None:
     from agents import bundled, load
     from agents.evaluation import evaluation_config, score_agent
     from agents.learning.provenance import versions
+    from agents.reports.metrics_file import write_metrics
     from agents.reports.tables import format_table
     from agents.tracing import record
     from hsal_env.rendering import draw_traces, save_picture
-    from hsal_env.storage.files import check_writable_file, write_text, writing
+    from hsal_env.storage.files import check_writable_file, writing
 
     loaded = load(args.agent, trust=args.trust_names)
     changed = {
@@ -83,7 +83,7 @@ def main(args: Args) -> None:
     }
     print(format_table(results))
     if args.json:
-        write_text(args.json, json.dumps(results, indent=2) + "\n")
+        write_metrics(args.json, results)
     if args.picture:
         with writing(args.picture):
             save_picture(draw_traces(record(loaded.agent, config, np.arange(min(3, config.size)))), args.picture)

@@ -12,7 +12,6 @@ does not hold. It is trained first, into runs/models, once for all rows that use
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import subprocess
@@ -237,6 +236,8 @@ def main(args: Args) -> None:
             than the row's.
         CheckpointError: a metrics.json is damaged, or the results folder cannot be written.
     """
+    from agents.reports.metrics_file import read_metrics
+
     if args.list:
         for name, row in ROWS.items():
             print(f"{name}: {row.what}")
@@ -262,7 +263,7 @@ def main(args: Args) -> None:
                 places = ["--json", str((folder / "metrics.json").resolve())]
             run([*row.command(seed, runs_dir), *places])
         try:
-            source = json.loads((folder / "metrics.json").read_text())["source"]
+            source = read_metrics(folder / "metrics.json")[0]["source"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"{folder / 'metrics.json'} is damaged ({error!r}). Delete it and run this again."

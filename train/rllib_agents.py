@@ -13,7 +13,6 @@ needs ray: pip install "hsal[rllib]".
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import sys
 import time
@@ -105,6 +104,7 @@ def main(args: Args) -> None:
     except ImportError as error:
         raise ConfigError(f'{error}. This command needs ray: pip install "hsal[rllib]".') from error
     from agents.learning.provenance import resources, versions, without_paths
+    from agents.reports.metrics_file import write_metrics
     from agents.reports.tables import format_return
 
     name = f"{args.env_id}-rllib-{args.view}-{args.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -154,7 +154,7 @@ def main(args: Args) -> None:
         "versions": {**versions(), "ray": version("ray")},
         "command": ["python", "train/rllib_agents.py", *without_paths(sys.argv[1:])],
     }
-    write_text(folder / "metrics.json", json.dumps(results, indent=2) + "\n")
+    write_metrics(folder / "metrics.json", results)
     print(f"Results are in {folder}")
 
 

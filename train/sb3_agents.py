@@ -12,7 +12,6 @@ comparison, metrics.json also has the scores of a random policy on the same view
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -174,6 +173,7 @@ def main(args: Args) -> None:
 
     from agents import sb3  # torch: not before --help
     from agents.learning.provenance import resources, versions, without_paths
+    from agents.reports.metrics_file import write_metrics
     from agents.reports.tables import format_return
     from agents.sb3 import playing
     from agents.sb3.vec_env import HSALVecEnv, monitored
@@ -225,7 +225,7 @@ def main(args: Args) -> None:
     }
     for name in ("random", "stop_at_once", "test"):
         print(format_return(name, results[name]))
-    write_text(folder / "metrics.json", json.dumps(results, indent=2) + "\n")
+    write_metrics(folder / "metrics.json", results)
     print(f"Results are in {folder}")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from agents.learning.distributed import ALONE, Processes
 from agents.learning.learner import Learner, all_finite
 from agents.learning.provenance import resources, versions
 from agents.protocol import Agent, World, build_agent, find_agent
+from agents.reports.metrics_file import write_metrics
 from agents.reports.runs import flat
 from agents.reports.tables import comma_separated, format_table, method_in_words, source_in_words
 from agents.tracing import record
@@ -243,7 +243,7 @@ class Run:
         tqdm.write(format_table(results))
         picture = self._picture(config, _PICTURED_EPISODES)
         with self.processes.tidy():
-            write_text(self.folder / "metrics.json", json.dumps(results, indent=2) + "\n")
+            write_metrics(self.folder / "metrics.json", results)
         with self._writing():
             save_picture(picture, self.folder / "episodes.png")
         last = self.learner.num_updates + 1  # after the steps of training; a second test replaces the first

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import json
+import io
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from agents import BUNDLED_FOLDER, bundled
+from agents.reports.metrics_file import checksum, read_metrics
 from agents.reports.paper import TABLE_1
 from hsal_env.data.sources import ARGUMENTS
 from hsal_env.errors import DataError
@@ -131,9 +132,7 @@ def read(folder: Path) -> FinishedRun:
     """
     path = folder / "metrics.json"
     try:
-        metrics = json.loads(path.read_text())
-        if not isinstance(metrics, dict):
-            raise TypeError("it holds no table")
+        metrics, of_progress = read_metrics(path)
         _ = [float(metrics["test"][name]) for name in SCORES]
         _ = [float(part["exact_match"]) for part in metrics["test"].get("by_count", {}).values()]
         _ = metrics["source"], metrics.get("config", {}).items()
@@ -151,16 +150,22 @@ def read(folder: Path) -> FinishedRun:
     name = f"{row}/{whole.name}" if whole.name.startswith("seed-") else row
     checkpoint = folder / "checkpoint.pt"
     return FinishedRun(
-        row, name, metrics, _progress(folder / "progress.csv"), checkpoint if checkpoint.is_file() else None
+        row,
+        name,
+        metrics,
+        _progress(folder / "progress.csv", of_progress),
+        checkpoint if checkpoint.is_file() else None,
     )
 
 
-def _progress(path: Path) -> dict[str, list[float | None]]:
+def _progress(path: Path, expected: str | None) -> dict[str, list[float | None]]:
     if not path.exists():
         return {}
     try:
-        with path.open(newline="") as file:
-            lines = list(csv.DictReader(file, strict=True))
+        text = path.read_text()
+        if expected not in (None, checksum(text)):
+            raise ValueError("it does not match its checksum in metrics.json")
+        lines = list(csv.DictReader(io.StringIO(text), strict=True))
         names = list(lines[0]) if lines else []
         if not {"update", "steps"} & set(names):
             raise ValueError("it has neither a column update nor a column steps")

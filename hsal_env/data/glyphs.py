@@ -36,6 +36,8 @@ _IDX_FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
+# CRC-32 of MNIST's files without gzip, by their length in bytes
+_PLAIN_CHECKSUMS = {47_040_016: 0xE9F4D8B3, 60_008: 0xE0CB4AD2, 7_840_016: 0x91373BDF, 10_008: 0x4AB9EFF9}
 
 
 class Glyphs(NamedTuple):
@@ -213,7 +215,8 @@ def read_idx(path: Path) -> np.ndarray:
     """Read one IDX file of unsigned bytes, gzipped (``.gz``) or not.
 
     Raises:
-        DataError: not an IDX file of bytes, cut off, with bytes left over, or broken gzip.
+        DataError: not an IDX file of bytes, cut off, with bytes left over, or broken gzip; or, without gzip and its checksum, as
+            long as a file of MNIST and of other content.
     """
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
@@ -222,6 +225,11 @@ def read_idx(path: Path) -> np.ndarray:
     if len(raw) < 4 or raw[:3] != b"\x00\x00\x08" or len(raw) < 4 + 4 * raw[3]:
         raise DataError(
             f"{path}: expected an IDX file of unsigned bytes, got a header of {raw[:4]!r}. Delete the file and fetch it again."
+        )
+    if path.suffix != ".gz" and zlib.crc32(raw) != _PLAIN_CHECKSUMS.get(len(raw), zlib.crc32(raw)):
+        raise DataError(
+            f"{path}: is as long as a file of MNIST, and differs from it. It is damaged, or holds other images. Delete the file "
+            "and fetch it again."
         )
     shape = tuple(np.frombuffer(raw, ">u4", count=raw[3], offset=4).tolist())
     body = np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from PIL import Image, ImageOps
 
 from hsal_env.data.labels import on_host
 from hsal_env.errors import DataError
+from hsal_env.storage.checksums import check_png
 
 _PLAIN_MODES = {"1": "L", "L": "L", "P": "RGB", "RGB": "RGB"}  # modes that lose nothing when read as grey or RGB
 _WANTED = "Expected images as one array uint8 [N, h, w] or [N, h, w, 3], N > 0"
@@ -72,7 +75,9 @@ def read_image(file: str) -> np.ndarray:
         DataError: the file cannot be read, or is neither 8-bit grey nor RGB.
     """
     try:
-        with Image.open(file, formats=("PNG", "JPEG")) as image:
+        content = Path(file).read_bytes()
+        check_png(content)
+        with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as image:
             upright = ImageOps.exif_transpose(image)  # a camera may have stored it turned
             return _plain(upright, image, file)
     except Exception as error:  # Pillow raises many kinds for a damaged file

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
@@ -14,6 +15,7 @@ from torch import Tensor
 from hsal_env.errors import DataError
 from hsal_env.perception.grid import Grid
 from hsal_env.perception.saliency import SaliencyModel, to_cells
+from hsal_env.storage.checksums import check_png
 
 if TYPE_CHECKING:
     from hsal_env.config import EnvConfig
@@ -87,12 +89,19 @@ def _load(path: Path) -> np.ndarray:
         raise DataError(f"{path}: cannot be read as an array ({error}). Write it with numpy.save.") from error
     if not isinstance(loaded, np.ndarray):
         raise DataError(f"{path}: expected one array; got several. Write it with numpy.save.")
+    if isinstance(loaded, np.memmap) and path.stat().st_size != loaded.offset + loaded.nbytes:
+        raise DataError(
+            f"{path}: its header announces {loaded.dtype} of shape {loaded.shape}, less than the file holds. Write "
+            "it again with numpy.save."
+        )
     return loaded
 
 
 def _load_picture(path: Path) -> np.ndarray:
     try:
-        with Image.open(path, formats=("PNG",)) as image:
+        content = path.read_bytes()
+        check_png(content)
+        with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
             mode, pixels = image.mode, np.array(image)
     except Exception as error:  # Pillow raises many kinds for a damaged file
         raise DataError(f"{path}: cannot be read as PNG ({type(error).__name__}: {error}).") from error

@@ -24,6 +24,7 @@ from hsal_env.errors import CheckpointError, ConfigError, DataUnavailableError
 from hsal_env.isolation import own_torch
 from hsal_env.perception.activation import ActivationModel
 from hsal_env.storage.files import temporary_folder
+from hsal_env.storage.weights import load_weights
 
 SIDE_PX = 224
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels: red, green, blue
@@ -118,13 +119,19 @@ class ResNet(ActivationModel):
         """
         with own_torch():  # these random weights are overwritten; later random draws must not change
             model = cls(output_stride, lower_level)
-        path = imagenet_file(cls.depth) if path is None else Path(path)
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            if path is None:
+                path = imagenet_file(cls.depth)  # which has compared its checksum
+                state = torch.load(path, map_location="cpu", weights_only=True)
+            else:
+                state = load_weights(Path(path))
+        except (DataUnavailableError, CheckpointError):
+            raise
         except Exception as error:  # torch raises several kinds for a damaged file
             raise CheckpointError(
                 f"{path}: the weights of resnet{cls.depth} cannot be read ({type(error).__name__}: "
-                f"{str(error).partition(chr(10))[0]}). Delete the file and fetch it again."
+                f"{str(error).partition(chr(10))[0]}). Delete the file and fetch it again; if torch wrote it before version 1.6, "
+                "without checksums, write it again with torch.save."
             ) from error
         try:
             state = {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from hsal_env.storage.checksums import check_zip
 from hsal_env.storage.files import replacing, writing
 
 
@@ -31,7 +31,5 @@ def load_weights(path: Path) -> Any:
     Raises:
         Exception: the file is cut off, damaged, or of another kind; of many types, since torch raises many.
     """
-    with zipfile.ZipFile(path) as archive:
-        if (part := archive.testzip()) is not None:
-            raise ValueError(f"{part} does not match its checksum")
+    check_zip(path)
     return torch.load(path, map_location="cpu", weights_only=True)

@@ -17,6 +17,7 @@ import numpy as np
 
 from hsal_env.errors import ConfigError, DataError
 from hsal_env.perception.grid import Grid
+from hsal_env.storage.checksums import check_zip
 from hsal_env.storage.files import replacing
 
 _FORMAT = "hsal trace 1"
@@ -260,6 +261,7 @@ def load(path: Path | str) -> list[Trace]:
             "other programs: pandas.read_csv, pandas.read_parquet."
         )
     try:
+        check_zip(path)
         with np.load(path, allow_pickle=False) as stored:
             if str(stored["format"]) != _FORMAT:
                 raise DataError(f"{path}: expected the format {_FORMAT!r}; got {str(stored['format'])!r}.")
