@@ -20,7 +20,7 @@ from hsal_env.data.glyphs import NUM_CLASSES, GlyphSource, Split, load_glyphs
 from hsal_env.data.sources import SourceName
 from hsal_env.errors import CheckpointError, ConfigError
 from hsal_env.isolation import own_torch
-from hsal_env.perception.model_code import code_of
+from hsal_env.perception.activation import same_volumes, sample_volume
 from hsal_env.perception.model_file import fingerprint
 from hsal_env.perception.registry import activation_model, check_models_in_file
 from hsal_env.plugins import Trust, check_place_in_file, trusted
@@ -94,7 +94,7 @@ def describe(name: str, agent: Agent, config: AgentConfig, env: EnvConfig, sourc
         "env": {key: value for key, value in env.plain().items() if key != "data_root"},
         "world": {**world._asdict(), "rules": dataclasses.asdict(world.rules), "map_size": list(world.map_size)},
         "source": source,
-        "perception": perception(env),
+        **features(env),
         "model": agent.state_dict(),
     }
 
@@ -102,11 +102,7 @@ def describe(name: str, agent: Agent, config: AgentConfig, env: EnvConfig, sourc
 def perception(env: EnvConfig) -> str:
     """A fingerprint of the activation model. An agent can work only on the features that it was trained on.
 
-    Its first 20 digits cover the weights, and the arguments of the architecture that differ from their defaults. Behind a dash
-    follow 20 digits of :func:`hsal_env.perception.model_code.code_of`, if that finds anything.
-
-    Raises:
-        ConfigError: see there.
+    It covers the weights, and the arguments of the architecture that differ from their defaults.
     """
     model = activation_model(env.activation)
     defaults = inspect.signature(type(model)).parameters
@@ -115,21 +111,40 @@ def perception(env: EnvConfig) -> str:
         for name, value in model.arguments.items()
         if name != "in_channels" and name in defaults and value != defaults[name].default
     }
-    weights = fingerprint(model.state_dict(), *([repr(unusual)] if unusual else []))
-    code = code_of(model)
-    return f"{weights}-{fingerprint(code)}" if code else weights
+    return fingerprint(model, *([repr(unusual)] if unusual else []))
 
 
-def same_perception(stored: str, current: str) -> bool:
-    """Whether two fingerprints are of one model. Checkpoints of version 0.2 know only the weights."""
-    return current == stored or current.partition("-")[0] == stored
+def features(env: EnvConfig) -> dict[str, Any]:
+    """The parts of a checkpoint that tell its activation model: a fingerprint, and the volume of a sample image."""
+    image_px = env.image_shape[:2]
+    volume = sample_volume(activation_model(env.activation), image_px)
+    return {"perception": perception(env), "sample": {"image_px": list(image_px), "volume": volume}}
 
 
-def _perception_of(path: Path, env: EnvConfig) -> str:
+def check_features(content: dict[str, Any], env: EnvConfig, path: Path) -> None:
+    """Refuse a checkpoint that was trained with another activation model than ``env`` has.
+
+    The fingerprint shows its weights. What they do not show, the volume of a sample image does. Checkpoints of version 0.2 have
+    no sample.
+
+    Raises:
+        CheckpointError: the activation model is another, or is not there.
+    """
+    sample = content.get("sample")
     try:
-        return perception(env)
+        same = content["perception"] == perception(env)
+        if same and sample:
+            volume = sample_volume(activation_model(env.activation), tuple(sample["image_px"]))
+            same = same_volumes(volume, sample["volume"])
     except CheckpointError as error:
         raise CheckpointError(f"{path} cannot be loaded without its activation model. {error}") from error
+    if not same:
+        raise CheckpointError(
+            f"{path} was trained on the features of another activation model than {env.activation!r} is here. "
+            "Train it again, or bring back "
+            + ("the file" if env.activation.endswith(".pt") else "the version of the model")
+            + " that it was trained with."
+        )
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
@@ -225,16 +240,9 @@ def load(path: Path, *, trust: Trust = False, **switches: Any) -> Loaded:
         world = World(Rules(**world["rules"]), tuple(world["map_size"]), world["channels"], world["num_classes"])
         agent = build_agent(content["agent"], world, config)
         restore(agent, content["model"], path)
-        same_features = same_perception(content["perception"], _perception_of(path, env))
+        check_features(content, env, path)
     except (TypeError, KeyError, ConfigError) as error:
         raise CheckpointError(f"{path} does not fit this version of HSAL: {error}") from error
-    if not same_features:
-        raise CheckpointError(
-            f"{path} was trained on the features of another activation model than {env.activation!r} is here: its weights, its "
-            "attributes or its code differ. "
-            "Train it again, or bring back "
-            + ("the file that it was trained with." if env.activation.endswith(".pt") else "the version that wrote it.")
-        )
     return Loaded(agent.eval(), env, content["source"])
 
 

@@ -182,7 +182,7 @@ def test_an_activation_model_in_a_file_must_be_there_and_the_same(
     monkeypatch.chdir(tmp_path)
     env = dataclasses.replace(ENV, activation="own.pt")
     save_model(Path("own.pt"), "compact", CompactResNet())
-    checkpoint.save(tmp_path / "c.pt", {**content, "env": env.plain(), "perception": checkpoint.perception(env)})
+    checkpoint.save(tmp_path / "c.pt", {**content, "env": env.plain(), **checkpoint.features(env)})
     assert checkpoint.load(tmp_path / "c.pt").env.activation == "own.pt"
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir("elsewhere")
@@ -191,9 +191,7 @@ def test_an_activation_model_in_a_file_must_be_there_and_the_same(
     ):
         checkpoint.load(tmp_path / "c.pt")
     save_model(Path("own.pt"), "compact", CompactResNet())
-    with pytest.raises(
-        CheckpointError, match=r"than 'own\.pt' is here: .* differ\. Train it again, or bring back the file that"
-    ):
+    with pytest.raises(CheckpointError, match=r"than 'own\.pt' is here\. Train it again, or bring back the file that"):
         checkpoint.load(tmp_path / "c.pt")
 
 
@@ -203,7 +201,7 @@ def test_the_same_weights_on_a_finer_map_are_another_activation_model(
     monkeypatch.chdir(tmp_path)
     env, model = dataclasses.replace(ENV, activation="own.pt"), CompactResNet()
     save_model(Path("own.pt"), "compact", model)
-    checkpoint.save(tmp_path / "c.pt", {**content, "env": env.plain(), "perception": checkpoint.perception(env)})
+    checkpoint.save(tmp_path / "c.pt", {**content, "env": env.plain(), **checkpoint.features(env)})
     assert checkpoint.perception(env) == fingerprint(model)  # defaults go without saying
     finer = CompactResNet(output_stride=8)
     finer.load_state_dict(model.state_dict())

@@ -328,14 +328,13 @@ class Run:
 
     def _restore(self) -> None:
         content = self.processes.from_leader(lambda: checkpoint.read(self.checkpoint_path))
-        stored, current = content.get("run") or {}, self._identity()
-        if checkpoint.same_perception(stored.get("perception", ""), current["perception"]):
-            current["perception"] = stored["perception"]
-        if different := _different(stored, current):
+        stored, current = content.get("run"), self._identity()
+        if different := _different(stored or {}, current):
             raise CheckpointError(
                 f"{self.checkpoint_path} is of another run: {different} differ. Resume with the flags it was "
                 "started with, or choose another --output-dir."
             )
+        checkpoint.check_features(content, self.config.env, self.checkpoint_path)
         checkpoint.restore(self.agent, content["last"], self.checkpoint_path)
         self.best = content["best"] and Best(**content["best"])
         self.learner.optimiser.load_state_dict(content["optimiser"])

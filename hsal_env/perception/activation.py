@@ -8,6 +8,7 @@ file beside each says how. ``docs/perception.md`` lists them, and the models wit
 
 from __future__ import annotations
 
+import math
 from typing import Any, cast
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, pixel_unshuffle
 
 from hsal_env.errors import ConfigError
+from hsal_env.isolation import own_defaults
 
 
 class ActivationModel(nn.Module):
@@ -60,6 +62,27 @@ def completed(model: nn.Module) -> ActivationModel:
         if not hasattr(model, name):
             setattr(model, name, default)
     return cast(ActivationModel, model)
+
+
+@torch.no_grad()
+@own_defaults()
+def sample_volume(model: ActivationModel, image_px: tuple[int, int]) -> Tensor:
+    """What ``model`` makes of one image, always the same, of ``image_px`` (rows, columns): ``[1, D, H, W]``, float16."""
+    shape = (1, model.in_channels, *image_px)
+    scattered = torch.arange(math.prod(shape), dtype=torch.float64) * (5**0.5 / 2) % 1  # as even as noise
+    volume: Tensor = model(scattered.float().view(shape))
+    return volume.half()
+
+
+def same_volumes(one: Tensor, other: Tensor, tolerance: float = 0.01) -> bool:
+    """Whether two volumes ``[B, D, H, W]`` are of one model, up to the rounding of other machines and batches.
+
+    In every channel the mean difference is at most ``tolerance`` times the mean of all values.
+    """
+    if one.shape != other.shape:
+        return False
+    one, other = one.float(), other.float()
+    return bool(((one - other).abs().mean(dim=(0, 2, 3)) <= tolerance * other.abs().mean()).all())
 
 
 class ResidualBlock(nn.Module):

@@ -19,6 +19,7 @@ from hsal_env.dynamics import Example
 from hsal_env.errors import ConfigError, DataError
 from hsal_env.isolation import own_defaults
 from hsal_env.multiset import label_counts
+from hsal_env.perception.activation import same_volumes
 from hsal_env.perception.grid import Grid
 from hsal_env.perception.model_file import fingerprint
 from hsal_env.perception.precision import native_bfloat16
@@ -26,6 +27,7 @@ from hsal_env.perception.registry import activation_model, model_name, saliency_
 from hsal_env.perception.saliency import known_boxes
 from hsal_env.storage.array_store import ArrayStore, Record
 
+_COMPARED = 16  # canvases that are encoded again when a store is opened
 _COMPOSE_BATCH = 256  # large batches are faster to compose; small ones are faster to encode
 _ENCODE_BATCH = {
     True: 64,
@@ -182,8 +184,21 @@ class Examples:
             *self.canvases.content, self._activation, *_code(self._activation),
         )  # fmt: skip
         return ArrayStore.open(
-            cache_folder() / "features" / key, lambda: self._encode_all(progress), len(self), ", or use features='lazy'"
+            cache_folder() / "features" / key,
+            lambda: self._encode_all(progress),
+            len(self),
+            ", or use features='lazy'",
+            self._makes,
         )
+
+    def _makes(self, store: ArrayStore) -> bool:
+        """Whether the activation model makes the volumes that a store holds, as far as a few canvases tell.
+
+        The key of a store does not show all that decides a model's output: a list in it, or a function in another module.
+        """
+        some = np.unique(np.linspace(0, len(self) - 1, _COMPARED).astype(np.int64))
+        volume = self.encode(self.canvases.compose(some).images)
+        return same_volumes(volume, torch.from_numpy(store.read(some, "volume")["volume"]).permute(0, 3, 1, 2))
 
     def _encode_all(self, progress: bool) -> Iterator[Record]:
         with tqdm(total=len(self), desc=f"features, {self.config.split}", disable=not progress, mininterval=1) as bar:

@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hsal_env.errors import CheckpointError
 from hsal_env.perception.activation import ActivationModel
-from hsal_env.perception.model_code import code_of
 from hsal_env.storage.weights import load_weights, save_weights
 
 _PARTS = {"architecture", "arguments", "weights"}
@@ -85,22 +84,14 @@ def load_model(path: Path, architectures: Mapping[Any, type[ActivationModel]], *
     return model
 
 
-def fingerprint(*parts: str | np.ndarray | Mapping[str, Tensor] | nn.Module) -> str:
-    """A short hash of texts, arrays, weights, and models: 20 hexadecimal digits.
-
-    Of a model it covers the weights, and what :mod:`hsal_env.perception.model_code` finds beside them.
-
-    Raises:
-        ConfigError: see :func:`hsal_env.perception.model_code.code_of`.
-    """
+def fingerprint(*parts: str | np.ndarray | nn.Module) -> str:
+    """A short hash of texts, arrays and the weights of models: 20 hexadecimal digits."""
     digest = hashlib.sha256()
     for part in parts:
-        if isinstance(part, nn.Module | Mapping):
-            for name, tensor in (part.state_dict() if isinstance(part, nn.Module) else part).items():
+        if isinstance(part, nn.Module):
+            for name, tensor in part.state_dict().items():
                 digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
                 digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
-            if isinstance(part, nn.Module):
-                digest.update(code_of(part).encode())
         else:
             digest.update(part.encode() if isinstance(part, str) else part.tobytes())
     return digest.hexdigest()[:20]

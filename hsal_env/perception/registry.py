@@ -24,7 +24,6 @@ from hsal_env.perception import Architecture
 from hsal_env.perception.activation import ActivationModel, CompactResNet, completed
 from hsal_env.perception.itti_koch import IttiKoch
 from hsal_env.perception.map_files import PREFIX, MapFiles
-from hsal_env.perception.model_code import look_at
 from hsal_env.perception.model_file import load_model
 from hsal_env.perception.resnet import ResNet18, ResNet34
 from hsal_env.perception.saliency import (
@@ -222,9 +221,7 @@ def _checked_activation(model: Any, given: Any) -> ActivationModel:
             f"activation={model_name(given)}: expected an nn.Module with the attributes in_channels and channels. Set them on "
             "a model of your own: model.in_channels, model.channels = 3, 64."
         )
-    checked = completed(_frozen(model))
-    look_at(checked)
-    return checked
+    return completed(_frozen(model))
 
 
 def _frozen(model: nn.Module) -> nn.Module:

@@ -2,7 +2,8 @@
 
 A store is written under a temporary name and renamed when it is complete. So an interrupted writer leaves nothing that a reader
 could take for a store, and if two processes write at the same time, one of them wins. Opening a store checks every array against
-its checksum in ``store.json``. A damaged store is deleted and computed again, with a warning.
+its checksum in ``store.json``. A store that is damaged, or that is not what would be written now, is deleted and computed again,
+with a warning.
 
 Memory use is bounded for stores of any size. The writer appends to plain ``.npy`` files and reserves their disk space beforehand;
 if it wrote through a memory map, a full disk would kill the process. Checksums are computed chunk by chunk. Arrays of more than
@@ -52,6 +53,10 @@ _DAMAGE = (
 Record = dict[str, np.ndarray]
 
 
+class _OutOfDateError(Exception):
+    """A whole store, but not of what would be written now."""
+
+
 class ArrayStore:
     """Arrays by name, read-only.
 
@@ -77,7 +82,12 @@ class ArrayStore:
 
     @classmethod
     def open(
-        cls, folder: Path, batches: Callable[[], Iterable[Record]], length: int | None, hint: str = ""
+        cls,
+        folder: Path,
+        batches: Callable[[], Iterable[Record]],
+        length: int | None,
+        hint: str = "",
+        is_current: Callable[[ArrayStore], bool] = lambda _: True,
     ) -> ArrayStore:
         """Open the store in ``folder``. If it is missing or damaged, write it from ``batches()``.
 
@@ -86,6 +96,7 @@ class ArrayStore:
             batches: yields the next rows of some or all arrays, by name.
             length: number of rows of every array; None: as many as ``batches`` yields for each.
             hint: further advice for the message if the store cannot be written.
+            is_current: whether ``batches()`` would write the same as a store that was found. It is asked once in a process.
 
         Raises:
             DataError: the store cannot be written (no space, no permission), and nothing is left behind; or it cannot be read
@@ -98,8 +109,13 @@ class ArrayStore:
                     raise ValueError(f"expected {length} examples, got {store.meta['length']}")
                 if folder not in _checked:
                     store.check(length)
+                    if not is_current(store):
+                        raise _OutOfDateError
                     _checked.add(folder)
                 return store
+            except _OutOfDateError:
+                warnings.warn(f"{folder} is out of date; computing it again.", stacklevel=2)
+                shutil.rmtree(folder, ignore_errors=True)
             except _DAMAGE as error:
                 warnings.warn(f"{folder} is damaged ({error}); computing it again.", stacklevel=2)
                 shutil.rmtree(folder, ignore_errors=True)
