@@ -98,6 +98,8 @@ def same(found, trace):
             np.testing.assert_array_equal(got, value, err_msg=name)
         elif name == "grid":
             assert [tuple(pair) for pair in found[name]] == list(value)
+        elif name == "class_names":
+            assert tuple(found[name]) == value
         else:
             assert found[name] == value, name
 

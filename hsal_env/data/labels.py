@@ -83,10 +83,13 @@ def read_labels(
         if labels_are is None and not (rows == -1).any():
             raise _ambiguous(*rows.shape)
         rows = [[value for value in row if value != -1] for row in rows.tolist()]
-    if any(isinstance(value, str) for row in rows if not isinstance(row, str) and np.iterable(row) for value in row):
+    named = any(
+        isinstance(value, str) for row in rows if not isinstance(row, str) and np.iterable(row) for value in row
+    )
+    if named:
         rows, known = _numbered(rows, names, known)
     lists = tuple(_label_list(row, name) for row, name in zip(rows, names, strict=True))
-    if labels_are is None and not is_table and _may_be_counts(lists):
+    if labels_are is None and not (is_table or named) and _may_be_counts(lists):
         raise _ambiguous(len(lists), len(lists[0]))
     return Labels(lists, len(known) if known else None, known or ())
 
