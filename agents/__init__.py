@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hsal_env.errors import CheckpointError
+from hsal_env.storage.files import as_path
 
 if TYPE_CHECKING:
     from agents.checkpoint import Loaded
@@ -39,7 +40,7 @@ def load(name: str | Path, *, trust: Trust = False, **switches: Any) -> Loaded:
     Raises:
         CheckpointError: there is no such agent; or the file is damaged; or it does not fit this version or the switches; or it
             names code that is not trusted.
-        ConfigError: a switch is unknown or outside its range.
+        ConfigError: a switch is unknown or outside its range; or ``name`` can be no path.
 
     Example:
         >>> trained = load("mnist-multiset")
@@ -50,9 +51,10 @@ def load(name: str | Path, *, trust: Trust = False, **switches: Any) -> Loaded:
 
     if str(name) in bundled():
         return checkpoint.load(BUNDLED_FOLDER / f"{name}.pt", trust=trust, **switches)
-    if not Path(name).is_file():
+    path = as_path(name)
+    if not path.is_file():
         known = ", ".join(bundled()) or "nothing is bundled"
         raise CheckpointError(
             f"No agent {str(name)!r}: expected the path of a checkpoint, or a bundled agent's name ({known})."
         )
-    return checkpoint.load(Path(name), trust=trust, **switches)
+    return checkpoint.load(path, trust=trust, **switches)

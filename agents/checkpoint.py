@@ -17,17 +17,19 @@ from agents.config import AgentConfig
 from agents.protocol import Agent, World, build_agent, check_agent_in_file, find_agent
 from hsal_env.config import EnvConfig
 from hsal_env.data.glyphs import NUM_CLASSES, GlyphSource, Split, load_glyphs
-from hsal_env.data.sources import SourceName
-from hsal_env.errors import CheckpointError, ConfigError
+from hsal_env.data.sources import SOURCES, SourceName
+from hsal_env.errors import CheckpointError, ConfigError, DataError
 from hsal_env.isolation import own_torch
 from hsal_env.perception.activation import same_volumes, sample_volume
 from hsal_env.perception.model_file import fingerprint
 from hsal_env.perception.registry import activation_model, check_models_in_file
 from hsal_env.plugins import Trust, check_place_in_file, trusted
 from hsal_env.rules import Rules
+from hsal_env.storage.files import as_path
 from hsal_env.storage.weights import load_weights, save_weights
 
 FORMAT = 1
+_MOST_SIZE = 65_536  # of a map's side, and of channels and classes
 _PARTS = {
     "format": int, "agent": str, "agent_config": dict, "env": dict, "world": dict, "source": str, "perception": str,
     "model": dict,
@@ -162,7 +164,7 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file is missing, cut off, damaged, or no checkpoint of HSAL.
     """
-    path = Path(path)
+    path = as_path(path)
     if not path.is_file():
         raise CheckpointError(f"No checkpoint at {path}.")
     try:
@@ -234,16 +236,31 @@ def load(path: Path, *, trust: Trust = False, **switches: Any) -> Loaded:
     except (TypeError, ConfigError) as error:
         raise CheckpointError(f"{path} holds an agent that is not available here: {error}") from error
     try:
+        if content["source"] not in SOURCES:
+            raise ConfigError(f"Expected source to be one of {', '.join(SOURCES)}; got {content['source']!r}.")
         config = AgentConfig(**{**content["agent_config"], **switches})
         env = EnvConfig.from_kwargs({key: value for key, value in content["env"].items() if key != "data_root"})
-        world = content["world"]
-        world = World(Rules(**world["rules"]), tuple(world["map_size"]), world["channels"], world["num_classes"])
-        agent = build_agent(content["agent"], world, config)
+        agent = build_agent(content["agent"], _world(content["world"]), config)
         restore(agent, content["model"], path)
         check_features(content, env, path)
-    except (TypeError, KeyError, ConfigError) as error:
-        raise CheckpointError(f"{path} does not fit this version of HSAL: {error}") from error
+    except (CheckpointError, DataError):
+        raise
+    except Exception as error:  # of many types: anything may stand in the place of anything
+        reason = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"{path} does not fit this version of HSAL: {reason}") from error
     return Loaded(agent.eval(), env, content["source"])
+
+
+def _world(plain: dict[str, Any]) -> World:
+    rules, (rows, columns) = Rules(**plain["rules"]), plain["map_size"]
+    for name, size in (
+        ("map_size", rows),
+        ("map_size", columns),
+        *((k, plain[k]) for k in ("channels", "num_classes")),
+    ):
+        if type(size) is not int or not 1 <= size <= _MOST_SIZE:
+            raise ConfigError(f"Expected {name} as whole numbers in 1..{_MOST_SIZE}; got {plain[name]!r:.60}.")
+    return World(rules, (rows, columns), plain["channels"], plain["num_classes"])
 
 
 def restore(agent: Agent, weights: dict[str, torch.Tensor], path: Path) -> None:
@@ -254,5 +271,5 @@ def restore(agent: Agent, weights: dict[str, torch.Tensor], path: Path) -> None:
     """
     try:
         agent.load_state_dict(weights)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, AttributeError) as error:  # the last two for what are no weights
         raise CheckpointError(f"{path} holds weights of another shape: {error}") from error

@@ -10,11 +10,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hsal_env.errors import ConfigError
-from hsal_env.fields import check_fields
+from hsal_env.fields import check_at_most, check_fields
 
 LocationPolicy = Literal["learned", "greedy", "uniform"]
 Algorithm = Literal["reinforce", "ppo", "cross-entropy", "multiset-loss"]
 Estimator = Literal["sampled", "exact", "log"]
+_SIZES = ("meta_hidden", "controller_hidden", "location_hidden")
+_MOST_HIDDEN = 8_192  # a recurrent state of this size has 400 million weights
+_COUNTS = ("batch_size", "passes", "update_epochs", "num_minibatches")
+_MOST_COUNTED = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -55,9 +59,10 @@ class AgentConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name in ("meta_hidden", "controller_hidden", "location_hidden"):
+        for name in _SIZES:
             if getattr(self, name) < 1:
                 raise ConfigError(f"Expected {name} of at least 1; got {getattr(self, name)}.")
+        check_at_most(self, **dict.fromkeys(_SIZES, _MOST_HIDDEN))
         if not 0 <= self.location_prior < math.inf:
             raise ConfigError(f"Expected location_prior of at least 0; got {self.location_prior}.")
 
@@ -125,9 +130,10 @@ class LearnerConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name in ("batch_size", "passes", "update_epochs", "num_minibatches"):
+        for name in _COUNTS:
             if getattr(self, name) < 1:
                 raise ConfigError(f"Expected {name} of at least 1; got {getattr(self, name)}.")
+        check_at_most(self, **dict.fromkeys(_COUNTS, _MOST_COUNTED))
         if self.batch_size % self.num_minibatches and self.algorithm == "ppo":
             raise ConfigError(
                 f"Expected num_minibatches to divide batch_size; got {self.num_minibatches}, {self.batch_size}."

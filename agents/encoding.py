@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, one_hot
 
+from hsal_env.memory import require_memory
+
 
 def one_hot_or_zeros(index: Tensor, size: int) -> Tensor:
     """``index`` ``[B]`` as one-hot float ``[B, size]``. Where it equals ``size``, which means none, all are zeros."""
@@ -21,10 +23,16 @@ class EncodedGRU(nn.Module):
     Args:
         inputs: size of x.
         hidden: size of e and h.
+
+    Raises:
+        ConfigError: the weights do not fit the memory.
     """
 
     def __init__(self, inputs: int, hidden: int) -> None:
         super().__init__()
+        require_memory(
+            4 * hidden * (inputs + 6 * hidden), f"a recurrent network of {hidden} units over {inputs} inputs"
+        )
         self.encode = nn.Linear(inputs, hidden)
         self.gru = nn.GRUCell(hidden, hidden)
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Callable
-from typing import NoReturn, TypeVar
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
 
 import tyro
 
 from hsal_env.errors import ConfigError, HSALError
 from hsal_env.plugins import check_agents
 from hsal_env.registration import plain_id
-from hsal_env.storage.files import Terminated, terminable
+from hsal_env.storage.files import Terminated, as_path, terminable
 
 _SIGTERM_STATUS = 143  # what a shell reports of a process that SIGTERM has ended: 128 + 15
 
@@ -28,7 +29,7 @@ def run_command(main: Callable[[Args], None], args: type[Args]) -> None:
     try:
         with terminable():
             check_agents()
-            given = tyro.cli(args)
+            given = with_paths(tyro.cli(args))
             if env_id := getattr(given, "env_id", None):
                 given = dataclasses.replace(given, env_id=plain_id(env_id))  # type: ignore[type-var]
             main(given)
@@ -44,6 +45,17 @@ def end_interrupted(signal: KeyboardInterrupt, line: str) -> NoReturn:
         print(f"\n{line}", file=sys.stderr)  # below a progress bar
         sys.exit(_SIGTERM_STATUS)
     sys.exit(line)
+
+
+def with_paths(args: Args) -> Args:
+    """``args`` with ``~`` filled in in every path.
+
+    Raises:
+        ConfigError: one can be no path, see :func:`hsal_env.storage.files.as_path`.
+    """
+    given: Any = args
+    paths = {name: as_path(value) for name, value in vars(given).items() if isinstance(value, Path)}
+    return dataclasses.replace(given, **paths)
 
 
 def require_agents() -> None:

@@ -7,13 +7,14 @@ from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Literal
 
-from hsal_env.data.canvases import CanvasConfig, CanvasLook, CanvasSource
+from hsal_env.data.canvases import MOST_CANVAS_PX, CanvasConfig, CanvasLook, CanvasSource
 from hsal_env.data.custom import CustomSplit, LabelledImages, given_images, load_images
 from hsal_env.data.glyphs import NUM_CLASSES, GlyphPolicy
-from hsal_env.data.labels import LabelsAre, checked_names
+from hsal_env.data.labels import MOST_CLASSES, LabelsAre, checked_names
 from hsal_env.data.sources import ARGUMENTS, SOURCES, SourceName, takers
 from hsal_env.errors import ConfigError, UnknownArgumentError
-from hsal_env.rules import MetaStepRules, Rules
+from hsal_env.fields import check_at_most
+from hsal_env.rules import MOST_OBJECTS, MetaStepRules, Rules
 
 Features = Literal["lazy", "store"]
 ActionMode = Literal["native", "flat", "packed", "option", "controller", "macro"]
@@ -21,6 +22,7 @@ Forbidden = Literal["penalise", "raise"]
 
 DEFAULT_NUM_EXAMPLES = {"train": 60_000, "val": 5_000, "test": 10_000}
 """Canvases in each split. 60,000 and 10,000 are the paper's; the validation set is made from training digits."""
+_MOST_EXAMPLES = 1_000_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +109,14 @@ class EnvConfig(MetaStepRules, CanvasLook):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"Expected {name} of at least 1; got {value}.")
+        check_at_most(
+            self,
+            seed=(1 << 63) - 1,
+            num_examples=_MOST_EXAMPLES,
+            num_classes=MOST_CLASSES,
+            max_objects=MOST_OBJECTS,
+            canvas_px=MOST_CANVAS_PX,
+        )
         self._refuse_what_the_source_does_not_take()
         if self.class_names is not None:
             object.__setattr__(self, "class_names", checked_names(self.class_names))

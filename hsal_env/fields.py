@@ -10,6 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from hsal_env.errors import ConfigError
 
 _IN_WORDS = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
+_HUGE = 1 << 64
 
 
 def check_fields(config: Any) -> None:
@@ -22,11 +23,27 @@ def check_fields(config: Any) -> None:
     """
     for name, choices, kinds in _checked(config.__class__):
         value = getattr(config, name)
+        if isinstance(value, int) and abs(value) >= _HUGE:  # Python refuses to write out such a number
+            raise ConfigError(f"Expected {name} of less than 2**64 in size; got a larger whole number.")
         if choices and value not in choices:
             raise ConfigError(f"Expected {name} to be one of {', '.join(map(str, choices))}; got {value!r}.")
         if kinds and not _fits(value, kinds):
             words = " or ".join(_IN_WORDS.get(kind, "None") for kind in kinds)
             raise ConfigError(f"Expected {name} as {words}; got {value!r}.")
+
+
+def check_at_most(config: Any, **limits: int) -> None:
+    """Hold whole numbers of a dataclass against limits far above what anyone has use for.
+
+    Without them a number like 10**9 takes all memory, or hours, before it fails.
+
+    Raises:
+        ConfigError: a number above its limit.
+    """
+    for name, most in limits.items():
+        value = getattr(config, name)
+        if value is not None and value > most:
+            raise ConfigError(f"Expected {name} of at most {most:,}; got {value:,}.")
 
 
 def choices(kind: Any) -> tuple[Any, ...]:

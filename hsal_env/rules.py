@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hsal_env.errors import ConfigError
-from hsal_env.fields import check_fields
+from hsal_env.fields import check_at_most, check_fields
+
+MOST_COMPONENTS, MOST_GLIMPSES, MOST_OBJECTS = 65_536, 10_000, 10_000
 
 Coordinates = Literal["paper", "centred"]
 Beta = Literal["bounded", "exp"]
@@ -51,6 +53,7 @@ class MetaStepRules:
             raise ConfigError(
                 f"Expected glimpses of at least 0 and components of at least 1; got {self.glimpses} and {self.components}."
             )
+        check_at_most(self, glimpses=MOST_GLIMPSES, components=MOST_COMPONENTS)
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,10 @@ class Rules(MetaStepRules):
     """
 
     max_objects: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_most(self, max_objects=MOST_OBJECTS)
 
     @property
     def option_length(self) -> int:

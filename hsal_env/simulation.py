@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from hsal_env.config import EnvConfig
 from hsal_env.dynamics import Example, Outcome, State
 from hsal_env.errors import ConfigError
 from hsal_env.isolation import own_torch
+from hsal_env.memory import require_memory
 from hsal_env.perception.examples import Examples
 from hsal_env.policies import Policy
 from hsal_env.trace import Trace
@@ -27,14 +29,28 @@ class Simulation:
         config: everything that decides the task.
         device: where the state lives.
         policy: decides on the level that the view leaves to a given policy, see :func:`hsal_env.policies.given_policy`.
+        lanes: how many lanes there will be.
+
+    Raises:
+        ConfigError: so many lanes do not fit the memory; or a value does not suit the data, the models or the view.
     """
 
     @own_torch()
     def __init__(
-        self, config: EnvConfig, device: torch.device | str = "cpu", policy: Policy | str | None = None
+        self,
+        config: EnvConfig,
+        device: torch.device | str = "cpu",
+        policy: Policy | str | None = None,
+        lanes: int = 1,
     ) -> None:
         self.config, self.rules, self.device = config, config.rules, torch.device(device)
         self.examples = Examples(config)
+        cells, channels = math.prod(self.examples.map_size), self.examples.channels
+        pixels = math.prod(config.image_shape) if config.shows_image else 0
+        require_memory(
+            lanes * (4 * cells * (channels + config.components) + pixels),  # V, the K Gaussians, the image
+            f"{lanes} environments with components={config.components} and maps of {cells} cells and {channels} channels",
+        )
         self.view = make_view(config, self.examples.channels, self.examples.map_size, policy)
 
     def start(self, indices: np.ndarray) -> tuple[State, Tensor | None]:

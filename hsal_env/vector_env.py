@@ -71,8 +71,8 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         max_episode_steps: int | None = None,
         **config: Any,
     ) -> None:
-        if num_envs < 1:
-            raise ConfigError(f"Expected num_envs of at least 1; got {num_envs}.")
+        if not isinstance(num_envs, int | np.integer) or num_envs < 1:
+            raise ConfigError(f"Expected num_envs as a whole number of at least 1; got {num_envs!r}.")
         if output not in ("numpy", "torch"):
             raise ConfigError(f"Expected output 'numpy' or 'torch'; got {output!r}.")
         try:
@@ -95,7 +95,7 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         self.max_episode_steps = max_episode_steps
         self.num_envs, self.render_mode, self.output = num_envs, render_mode, output
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
-        self.simulation = Simulation(EnvConfig.from_kwargs(config), device, policy)
+        self.simulation = Simulation(EnvConfig.from_kwargs(config), device, policy, int(num_envs))
         self.single_action_space = self.simulation.view.action_space
         self.single_observation_space = self.simulation.view.observation_space
         self.action_space = batch_space(self.single_action_space, num_envs)

@@ -91,21 +91,22 @@ def main(args: Args) -> None:
     if args.episodes < 1:
         raise ConfigError(f"Expected --episodes of at least 1; got {args.episodes}.")
     content = checkpoint.read(args.run / "checkpoint.pt")
-    if SOURCES[content["source"]].limits is None:
+    if content["source"] not in SOURCES or SOURCES[content["source"]].limits is None:
         trained_on = " or ".join(name for name, source in SOURCES.items() if source.limits)
         raise ConfigError(
             f"Expected an agent that was trained on {trained_on}; got one trained on {content['source']!r}."
         )
-    if content["env"]["activation"] not in BUNDLED:
+    activation = content["env"].get("activation")
+    if activation not in BUNDLED:
         raise ConfigError(
             f"Expected an agent that uses a bundled activation model, {', '.join(BUNDLED)}; got one that uses "
-            f"{content['env']['activation']}."
+            f"{activation}."
         )
     checkpoint.check_names(content, args.run / "checkpoint.pt", args.trust_names)
     try:
         metrics, _ = read_metrics(args.run / "metrics.json")
         card(args.name, content, metrics, "")
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"{args.run} holds no finished run ({error!r}); finish it with hsal-train --resume."
         ) from error

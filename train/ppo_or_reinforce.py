@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import tyro
 
 from hsal_env import ENVIRONMENTS
-from hsal_env.command_line import end_interrupted, require_agents
+from hsal_env.command_line import end_interrupted, require_agents, with_paths
 from hsal_env.config import ActionMode, EnvConfig, Features, Forbidden
 from hsal_env.data.custom import CustomSplit
 from hsal_env.errors import ConfigError, HSALError
@@ -149,7 +149,7 @@ def parse(argv: list[str]) -> Args:
         learner=LearnerConfig(**{"algorithm": early.algorithm, **preset["learner"], **suited}),
         **preset.get("args", {}),
     )
-    args = tyro.cli(Args, default=default, args=argv, console_outputs=rank() == 0)
+    args = with_paths(tyro.cli(Args, default=default, args=argv, console_outputs=rank() == 0))
     args = dataclasses.replace(args, env_id=early.env_id)
     if args.resume and args.output_dir is None:
         raise ConfigError("--resume needs --output-dir, the folder of the run to continue.")

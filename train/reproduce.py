@@ -264,7 +264,7 @@ def main(args: Args) -> None:
             run([*row.command(seed, runs_dir), *places])
         try:
             source = read_metrics(folder / "metrics.json")[0]["source"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise CheckpointError(
                 f"{folder / 'metrics.json'} is damaged ({error!r}). Delete it and run this again."
             ) from error

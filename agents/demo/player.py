@@ -258,6 +258,9 @@ def read_image(content: bytes, invert: bool = False) -> np.ndarray:
         )
     if invert:
         grey = ImageOps.invert(grey)
+    fitted = [max(1, round(side * CANVAS_PX / max(grey.size))) for side in grey.size]
+    if 1 in fitted:  # fitted by Pillow, a line would be 0 px wide
+        grey = grey.resize((fitted[0], fitted[1]), Image.Resampling.BILINEAR)
     return np.array(ImageOps.pad(grey, (CANVAS_PX, CANVAS_PX), Image.Resampling.BILINEAR, color=0))
 
 

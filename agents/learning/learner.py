@@ -134,6 +134,20 @@ class Learner:
         self.optimiser = torch.optim.Adam(parameter_groups(agent, config.meta_lr_scale), lr=config.learning_rate)
         self.step = 0
 
+    def restore(self, optimiser: dict[str, Any], step: int) -> None:
+        """Go on from the state of an optimiser, after ``step`` updates.
+
+        Raises:
+            ValueError: they do not fit this agent or the number of updates; other exceptions where they are of other types.
+        """
+        if type(step) is not int or not 0 <= step <= self.num_updates:
+            raise ValueError(f"expected step in 0..{self.num_updates}, got {step!r:.60}")
+        self.optimiser.load_state_dict(optimiser)
+        for weight, state in self.optimiser.state.items():
+            if any(moment.dim() and moment.shape != weight.shape for moment in state.values()):
+                raise ValueError("the optimiser's state is of other weights")
+        self.step = step
+
     def update(self, env: HSALVectorEnv, indices: np.ndarray) -> dict[str, Tensor]:
         """Roll out on the canvases ``indices`` and learn from it.
 

@@ -35,7 +35,7 @@ from hsal_env.multiset import SCORES
 from hsal_env.perception.examples import Examples
 from hsal_env.rendering import draw_traces, save_picture
 from hsal_env.storage.claims import claim_folder
-from hsal_env.storage.files import write_text, writing
+from hsal_env.storage.files import as_path, write_text, writing
 
 _PICTURED_EPISODES, _WATCHED_EPISODES = 4, 3  # of episodes.png, and of TensorBoard after every pass
 _TESTED = (*SCORES, "attn_saliency_ratio")
@@ -112,7 +112,7 @@ class Run:
     """
 
     def __init__(self, config: RunConfig, resume: bool = False, processes: Processes = ALONE) -> None:
-        self.config, self.processes, self.folder = config, processes, Path(config.folder)
+        self.config, self.processes, self.folder = config, processes, as_path(config.folder)
         self.checkpoint_path = self.folder / "checkpoint.pt"
         batch_size = config.learner.batch_size
         # every error in the settings is raised before minutes of work
@@ -329,17 +329,27 @@ class Run:
     def _restore(self) -> None:
         content = self.processes.from_leader(lambda: checkpoint.read(self.checkpoint_path))
         stored, current = content.get("run"), self._identity()
-        if different := _different(stored or {}, current):
+        if different := _different(stored if isinstance(stored, dict) else {}, current):
             raise CheckpointError(
                 f"{self.checkpoint_path} is of another run: {different} differ. Resume with the flags it was "
                 "started with, or choose another --output-dir."
             )
         checkpoint.check_features(content, self.config.env, self.checkpoint_path)
-        checkpoint.restore(self.agent, content["last"], self.checkpoint_path)
-        self.best = content["best"] and Best(**content["best"])
-        self.learner.optimiser.load_state_dict(content["optimiser"])
-        self.learner.step, self.rows = content["step"], content["rows"]
-        self.train_seconds, self.cpu_seconds = content["train_seconds"], content["cpu_seconds"]
+        try:
+            checkpoint.restore(self.agent, content["last"], self.checkpoint_path)
+            self.best = content["best"] and Best(**content["best"])
+            self.learner.restore(content["optimiser"], content["step"])
+            self.rows = list(map(dict, content["rows"]))
+            if not all(isinstance(value, int | float) for row in self.rows for value in row.values()):
+                raise TypeError("rows holds more than numbers")
+            self.train_seconds, self.cpu_seconds = float(content["train_seconds"]), float(content["cpu_seconds"])
+        except CheckpointError:
+            raise
+        except Exception as error:  # of many types: anything may stand in the place of anything
+            raise CheckpointError(
+                f"{self.checkpoint_path} is damaged, so the run cannot be continued ({type(error).__name__}: {error}). Choose "
+                "another --output-dir."
+            ) from error
 
     def _identity(self) -> dict[str, Any]:
         """What must be equal for a run to be continued, and in all its processes."""

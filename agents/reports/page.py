@@ -224,13 +224,12 @@ def _curves(rows: Sequence[ReportRow]) -> dict[str, object]:
 
 
 def _by_count(rows: Sequence[ReportRow]) -> Table | None:
-    counts = {
-        row.name: {
-            count: [run.metrics["test"]["by_count"][count]["exact_match"] for run in row.runs]
-            for count in row.runs[0].metrics["test"].get("by_count", {})
-        }
-        for row in rows
-    }
+    counts: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        part = counts.setdefault(row.name, {})
+        for run in row.runs:
+            for count, scores in (run.metrics["test"].get("by_count") or {}).items():
+                part.setdefault(count, []).append(scores["exact_match"])
     numbers = sorted({number for part in counts.values() for number in part}, key=int)
     if not numbers:
         return None

@@ -16,6 +16,7 @@ from agents.reports.paper import TABLE_1
 from hsal_env.data.sources import ARGUMENTS
 from hsal_env.errors import DataError
 from hsal_env.multiset import SCORES
+from hsal_env.storage.files import as_path
 
 if TYPE_CHECKING:
     from agents.checkpoint import Loaded
@@ -107,7 +108,7 @@ def gather(names: Sequence[str]) -> list[FinishedRun]:
     """
     runs: list[FinishedRun] = []
     for name in names:
-        folder = Path(name)
+        folder = as_path(name)
         if name in bundled() and not folder.is_dir():
             runs.append(FinishedRun(f"{name} (bundled)", f"{name} (bundled)", {}, {}, BUNDLED_FOLDER / f"{name}.pt"))
             continue
@@ -133,15 +134,13 @@ def read(folder: Path) -> FinishedRun:
     path = folder / "metrics.json"
     try:
         metrics, of_progress = read_metrics(path)
-        _ = [float(metrics["test"][name]) for name in SCORES]
-        _ = [float(part["exact_match"]) for part in metrics["test"].get("by_count", {}).values()]
-        _ = metrics["source"], metrics.get("config", {}).items()
+        _check(metrics)
     except FileNotFoundError as error:
         raise DataError(
             f"{folder} holds no finished run: {path.name} is missing. Finish it with hsal-train --resume, or "
             "name another folder."
         ) from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise DataError(
             f"{path} is damaged, or no command of HSAL wrote it: {error!r}. Run it again, or leave it out."
         ) from error
@@ -156,6 +155,52 @@ def read(folder: Path) -> FinishedRun:
         _progress(folder / "progress.csv", of_progress),
         checkpoint if checkpoint.is_file() else None,
     )
+
+
+_NUMBER = (int, float)
+
+
+def _check(metrics: Any) -> None:
+    """Hold what a report reads of metrics.json against the types that our commands write.
+
+    Raises:
+        KeyError, TypeError, ValueError, OverflowError, RecursionError: it differs.
+    """
+    if not isinstance(metrics, dict):
+        raise TypeError("it holds no table")
+    test = metrics["test"]
+    _hold(metrics, dict, "test", "blind_guess", "config", "versions")
+    _hold(metrics, str, "source")
+    _hold(metrics, list, "command")
+    _hold(metrics, _NUMBER, "train_seconds", "episodes")
+    _ = metrics["source"], [test[name] + 0 for name in SCORES]
+    _hold(test, _NUMBER, *SCORES, "attn_saliency", "attn_saliency_ratio")
+    _hold(test, dict, "by_count")
+    _hold(metrics.get("blind_guess", {}), _NUMBER, *SCORES)
+    for count, part in test.get("by_count", {}).items():
+        if not (count.isascii() and count.isdigit() and len(count) < 6):
+            raise ValueError(f"by_count tells of {count!r:.40} objects")
+        _hold({count: part}, dict, count)
+        _hold(part, _NUMBER, "episodes", "exact_match")
+        _ = part["episodes"] + 0, part["exact_match"] + 0
+    config = metrics.get("config", {})
+    _hold(config, dict, "env", "learner")
+    _hold(config, int, "seed")
+    _hold(config.get("env", {}), str, "task")
+    _hold(config.get("learner", {}), str, "algorithm")
+    _hold(config.get("learner", {}), _NUMBER, "batch_size")
+    _ = flat(metrics)  # it may be nested too deeply
+
+
+def _hold(part: dict[str, Any], kind: type | tuple[type, ...], *names: str) -> None:
+    """Those of ``names`` that ``part`` has are of a kind; numbers are finite, or None where they are unknown."""
+    for name in names:
+        value = part.get(name)
+        unknown = value is None and (name not in part or kind in (int, _NUMBER))
+        if not unknown and (not isinstance(value, kind) or isinstance(value, bool)):
+            raise TypeError(f"{name} is {value!r:.60}")
+        if isinstance(value, int | float) and not math.isfinite(value):
+            raise ValueError(f"{name} is {value}")
 
 
 def _progress(path: Path, expected: str | None) -> dict[str, list[float | None]]:

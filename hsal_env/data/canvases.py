@@ -16,10 +16,11 @@ from hsal_env.data.draws import Draws, IndexedRandom, source_of
 from hsal_env.data.glyphs import NUM_CLASSES, Glyphs
 from hsal_env.data.resize import bilinear_resize
 from hsal_env.errors import ConfigError, DataError
-from hsal_env.fields import check_fields
-from hsal_env.rules import Rules
+from hsal_env.fields import check_at_most, check_fields
+from hsal_env.rules import MOST_OBJECTS, Rules
 
 Task = Literal["single", "set", "multiset"]
+MOST_CANVAS_PX = 4_096
 _DRAWS_PER_OBJECT = 6  # label, glyph, size, patch, row offset, column offset
 _DRAWS_PER_CROP = 4  # glyph, row, column, cell
 
@@ -63,6 +64,7 @@ class CanvasConfig(CanvasLook):
 
     def __post_init__(self) -> None:
         check_fields(self)
+        check_at_most(self, max_objects=MOST_OBJECTS, canvas_px=MOST_CANVAS_PX)
         if self.task == "single" and (self.min_objects, self.max_objects) != (1, 1):
             raise ConfigError(
                 f"task='single' needs min_objects = max_objects = 1; got {self.min_objects} and {self.max_objects}."

@@ -30,6 +30,7 @@ from hsal_env.data.label_file import CLASSES_FILE, LABELS_FILE, read_class_file,
 from hsal_env.data.labels import Labels, LabelsAre, checked_names, read_labels
 from hsal_env.data.pixels import read_image, read_images, stacked
 from hsal_env.errors import ConfigError, DataError
+from hsal_env.storage.files import as_path
 
 CustomSplit = Literal[Split, "all"]
 _Stamp = tuple[str, int, int]
@@ -275,7 +276,7 @@ def load_folder(folder: str, outside: bool = False) -> LabelledImages:
         DataError: the folder, ``labels.csv`` or an image is missing, damaged, or not as described; or ``labels.csv`` names a file
             outside the folder, be it by ``..``, by an absolute path or by a link. The message names it.
     """
-    root = Path(folder).expanduser()
+    root = as_path(folder)
     if not root.is_dir():
         raise DataError(f"No folder {root}. Expected one that holds {LABELS_FILE} and the images it names.")
     splits: list[str] = [split for split in SPLITS if (root / split / LABELS_FILE).is_file()]
@@ -304,8 +305,9 @@ def _stamp(file: Path) -> _Stamp:
     """Path, time of the last change, and size of a file, by which a change is noticed."""
     try:
         status = file.stat()
-    except OSError as error:
-        raise DataError(f"{file} is named in {LABELS_FILE} but cannot be found: {error.strerror}.") from error
+    except (OSError, ValueError) as error:  # the latter for a zero byte
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataError(f"{file} is named in {LABELS_FILE} but cannot be found: {reason}.") from error
     return str(file), status.st_mtime_ns, status.st_size
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from hsal_env.data.resize import bilinear_resize
 from hsal_env.errors import ConfigError, DataError, DataUnavailableError
-from hsal_env.storage.files import temporary_folder
+from hsal_env.storage.files import as_path, temporary_folder
 
 GLYPH_PX = 28
 NUM_CLASSES = 10
@@ -55,10 +55,36 @@ class Glyphs(NamedTuple):
 
 
 def cache_folder() -> Path:
-    """``$HSAL_CACHE``, else ``$XDG_CACHE_HOME/hsal``, else ``~/.cache/hsal``."""
+    """``$HSAL_CACHE``, else ``$XDG_CACHE_HOME/hsal``, else ``~/.cache/hsal``.
+
+    Raises:
+        ConfigError: that can be no path, or the user has no home.
+    """
     if os.environ.get("HSAL_CACHE"):
-        return Path(os.environ["HSAL_CACHE"]).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hsal"
+        return as_path(os.environ["HSAL_CACHE"])
+    if os.environ.get("XDG_CACHE_HOME"):
+        return as_path(os.environ["XDG_CACHE_HOME"]) / "hsal"
+    try:
+        return Path.home() / ".cache" / "hsal"
+    except RuntimeError as error:
+        raise ConfigError(
+            f"There is no cache folder ({error}). Set HSAL_CACHE to a folder for features and data."
+        ) from error
+
+
+def data_folders(data_root: str | None = None) -> list[Path]:
+    """Where data sets are looked for: ``data_root``, ``$HSAL_DATA`` and the cache folder, those that are given.
+
+    Raises:
+        ConfigError: one can be no path, or none is given and the user has no home.
+    """
+    given = [as_path(root) for root in (data_root, os.environ.get("HSAL_DATA")) if root]
+    try:
+        return [*given, cache_folder()]
+    except ConfigError:
+        if not given:
+            raise
+        return given
 
 
 def load_glyphs(
@@ -155,7 +181,7 @@ def find_mnist(data_root: str | None = None) -> Path:
     Raises:
         DataUnavailableError: nothing was found and the download failed. The message says where was looked.
     """
-    roots = [Path(root).expanduser() for root in (data_root, os.environ.get("HSAL_DATA")) if root] + [cache_folder()]
+    roots = data_folders(data_root)
     folders = [root / inner for root in dict.fromkeys(roots) for inner in _INNER_FOLDERS]
     names = [name for pair in _IDX_FILES.values() for name in pair]
     looked = []

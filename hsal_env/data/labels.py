@@ -20,12 +20,12 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from hsal_env.errors import DataError
+from hsal_env.rules import MOST_OBJECTS
 
 LabelsAre = Literal["lists", "counts"]
 LABELS_ARE = ("lists", "counts")
 
 MOST_CLASSES = 10_000  # a larger label is probably a mistake: every class is a column of the agent's output
-MOST_OBJECTS = 10_000  # of one class in one image
 
 
 class Labels(NamedTuple):

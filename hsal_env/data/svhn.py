@@ -23,7 +23,7 @@ from tqdm import tqdm
 from hsal_env.data.canvases import CanvasBatch, Task
 from hsal_env.data.digit_struct import Entry, read_digit_struct
 from hsal_env.data.draws import IndexedRandom, source_of
-from hsal_env.data.glyphs import SPLITS, Split, cache_folder
+from hsal_env.data.glyphs import SPLITS, Split, cache_folder, data_folders
 from hsal_env.data.pixels import read_image
 from hsal_env.data.resize import bilinear_resize
 from hsal_env.errors import ConfigError, DataError, DataUnavailableError
@@ -339,7 +339,7 @@ def find_svhn(part: str, data_root: str | None = None) -> Path:
         DataUnavailableError: nothing was found and the download failed. The message says where was looked.
         DataError: the folder to download to is there, without digitStruct.mat.
     """
-    roots = [Path(root).expanduser() for root in (data_root, os.environ.get("HSAL_DATA")) if root] + [cache_folder()]
+    roots = data_folders(data_root)
     inner = (Path("SVHN", part), Path(part), Path("SVHN", part, part), Path(part, part))
     folders = [root / folder for root in dict.fromkeys(roots) for folder in inner]
     for folder in folders:

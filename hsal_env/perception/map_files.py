@@ -16,6 +16,7 @@ from hsal_env.errors import DataError
 from hsal_env.perception.grid import Grid
 from hsal_env.perception.saliency import SaliencyModel, to_cells
 from hsal_env.storage.checksums import check_png
+from hsal_env.storage.files import as_path
 
 if TYPE_CHECKING:
     from hsal_env.config import EnvConfig
@@ -50,7 +51,7 @@ class MapFiles(SaliencyModel):
         Raises:
             DataError: a file is missing, cannot be read, holds too few maps, or holds values that are no saliency map.
         """
-        path = Path(self.path.replace("{split}", config.split)).expanduser()
+        path = as_path(self.path.replace("{split}", config.split))
         maps = [_checked(*found) for found in _read(path, indices.tolist(), config.size)]
         map_size = (volume.shape[2], volume.shape[3])
         return torch.cat(

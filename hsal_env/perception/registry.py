@@ -39,6 +39,7 @@ from hsal_env.perception.saliency import (
 )
 from hsal_env.perception.spectral_residual import SpectralResidual
 from hsal_env.plugins import Trust, check_name_in_file, check_place_in_file, find_object
+from hsal_env.storage.files import as_path
 
 WEIGHTS_FOLDER = Path(__file__).with_name("weights")
 ARCHITECTURES: dict[Architecture, type[ActivationModel]] = {
@@ -104,7 +105,7 @@ def activation_model(given: str | nn.Module) -> ActivationModel:
     if not isinstance(given, str):
         return _checked_activation(given, given)
     if given.endswith(".pt"):
-        return _checked_activation(load_model(Path(given).expanduser(), ARCHITECTURES), given)
+        return _checked_activation(load_model(as_path(given), ARCHITECTURES), given)
     return _activation_of_name(given)
 
 
@@ -130,7 +131,7 @@ def initial_model(architecture: Architecture, init: str | None = None, **argumen
     known = inspect.signature(make).parameters
     given = {name: value for name, value in arguments.items() if value is not None and name in known}
     if init is not None and init != "scratch":
-        path = WEIGHTS_FOLDER / f"{init}.pt" if init in BUNDLED else Path(init).expanduser()
+        path = WEIGHTS_FOLDER / f"{init}.pt" if init in BUNDLED else as_path(init)
         return load_model(path, {architecture: make}, **given)
     return make(**given) if init == "scratch" else make.published(**given)
 

@@ -23,7 +23,7 @@ from hsal_env.data.torchvision_import import import_torchvision
 from hsal_env.errors import CheckpointError, ConfigError, DataUnavailableError
 from hsal_env.isolation import own_torch
 from hsal_env.perception.activation import ActivationModel
-from hsal_env.storage.files import temporary_folder
+from hsal_env.storage.files import as_path, temporary_folder
 from hsal_env.storage.weights import load_weights
 
 SIDE_PX = 224
@@ -197,7 +197,7 @@ def imagenet_file(depth: int) -> Path:
     digits = name.rpartition("-")[2].partition(".")[0]
     downloads = cache_folder() / "weights"
     data = os.environ.get("HSAL_DATA")
-    folders = [*([Path(data).expanduser()] if data else []), downloads, Path(torch.hub.get_dir()) / "checkpoints"]
+    folders = [*([as_path(data)] if data else []), downloads, Path(torch.hub.get_dir()) / "checkpoints"]
     path = next((folder / name for folder in folders if (folder / name).is_file()), downloads / name)
     if not path.is_file():
         try:

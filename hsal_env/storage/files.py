@@ -1,4 +1,4 @@
-"""Writing files so that a reader never finds an incomplete one.
+"""Paths that can be paths, and writing files so that a reader never finds an incomplete one.
 
 What a process has begun to write has a temporary name and is locked, see :mod:`hsal_env.storage.locks`. So what a killed process
 left can be told from what a living one is writing. It is removed when the next process writes in the same folder.
@@ -6,6 +6,7 @@ left can be told from what a living one is writing. It is removed when the next 
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import re
@@ -20,7 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
-from hsal_env.errors import CheckpointError
+from hsal_env.errors import CheckpointError, ConfigError
 from hsal_env.storage.locks import lock, unlock
 
 _HOST = f"{zlib.crc32(platform.node().encode()):08x}"
@@ -28,6 +29,33 @@ _TEMPORARY = re.compile(r"\..*-hsal-(?P<host>[0-9a-f]{8})-[a-z0-9_]{8}(\..*)?", 
 _FORGOTTEN_SECONDS = 24 * 60 * 60  # after which another host's are removed, too: some file systems show it no locks
 _STEM = 50  # characters of a name that its temporary name keeps, since names are limited to 255 bytes
 _swept: set[Path] = set()
+_NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # whoever opens the path says so
+
+
+def as_path(given: str | os.PathLike[str]) -> Path:
+    r"""The path that a user has named, with ``~`` and ``~user`` filled in. There need be nothing at it.
+
+    Raises:
+        ConfigError: it can be no path: there is no such user, or the user has no home; it holds a zero byte; a name in it is too
+            long; or what lies on the way may not be entered.
+
+    Example:
+        >>> as_path("runs/mine")
+        PosixPath('runs/mine')
+        >>> as_path("runs\0mine")
+        Traceback (most recent call last):
+        ...
+        hsal_env.errors.ConfigError: Expected the path of a file or a folder; got 'runs\x00mine' (embedded null byte).
+    """
+    try:
+        path = Path(given).expanduser()
+        os.stat(path)
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in _NOTHING_THERE:
+            return path
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"Expected the path of a file or a folder; got {given!r:.120} ({reason}).") from error
+    return path
 
 
 class Terminated(KeyboardInterrupt):
@@ -59,7 +87,7 @@ def terminable() -> Iterator[None]:
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary file beside ``path``. On success it replaces ``path``; on any error it is removed."""
-    path = Path(path)
+    path = as_path(path)
 
     def make(prefix: str) -> str:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=path.suffix)
@@ -86,7 +114,7 @@ def temporary_folder(path: Path) -> Iterator[Path]:
 @contextmanager
 def creating_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside ``path``. On success it becomes ``path``, unless another process was first."""
-    path = Path(path)
+    path = as_path(path)
     with temporary_folder(path) as temporary:
         yield temporary
         try:
@@ -169,6 +197,7 @@ def check_writable(folder: Path) -> None:
         CheckpointError: the folder cannot be made, or files cannot be written in it.
     """
     with writing(folder):
+        folder = as_path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         sweep(folder)
         with tempfile.TemporaryFile(dir=folder):
@@ -182,6 +211,7 @@ def check_writable_file(path: Path) -> None:
         CheckpointError: its folder cannot be made or written in, or ``path`` is a folder.
     """
     with writing(path):
+        path = as_path(path)
         if path.is_dir():
             raise IsADirectoryError("it is a folder")
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,8 +7,6 @@ files hold one row per decision for other programs, in the columns of :data:`SCH
 from __future__ import annotations
 
 import csv
-import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +16,7 @@ import numpy as np
 from hsal_env.errors import ConfigError, DataError
 from hsal_env.perception.grid import Grid
 from hsal_env.storage.checksums import check_zip
-from hsal_env.storage.files import replacing
+from hsal_env.storage.files import as_path, replacing
 
 _FORMAT = "hsal trace 1"
 
@@ -234,7 +232,7 @@ def save(traces: Sequence[Trace], path: Path | str) -> None:
         >>> bool((read.saliency == trace.saliency).all()), read.map_size
         (True, (7, 7))
     """
-    path = Path(path)
+    path = as_path(path)
     writers = {".npz": _write_npz, ".csv": _write_csv, ".parquet": _write_parquet}
     if path.suffix not in writers:
         raise ConfigError(f"Expected a file named .npz, .csv or .parquet for traces; got {path.name!r}.")
@@ -254,7 +252,7 @@ def load(path: Path | str) -> list[Trace]:
         ConfigError: another suffix.
         DataError: the file is missing, damaged, or of another kind.
     """
-    path = Path(path)
+    path = as_path(path)
     if path.suffix != ".npz":
         raise ConfigError(
             f"Expected a file named .npz, which holds whole traces; got {path.name!r}. The tables .csv and .parquet are for "
@@ -265,17 +263,17 @@ def load(path: Path | str) -> list[Trace]:
         with np.load(path, allow_pickle=False) as stored:
             if str(stored["format"]) != _FORMAT:
                 raise DataError(f"{path}: expected the format {_FORMAT!r}; got {str(stored['format'])!r}.")
-            parts: list[dict[str, np.ndarray]] = [{} for _ in range(int(stored["episodes"]))]
+            parts: dict[str, dict[str, np.ndarray]] = {}
             for key in stored.files:
                 if "/" in key:
                     episode, name = key.split("/", 1)
-                    parts[int(episode)][name] = stored[key]
-        return [_rebuilt(part) for part in parts]
+                    parts.setdefault(episode, {})[name] = stored[key]
+            return [_rebuilt(parts.pop(str(episode))) for episode in range(int(stored["episodes"]))]
+    except DataError:
+        raise
     except OSError as error:
         raise DataError(f"Cannot read {path}: {error}.") from error
-    except (ValueError, KeyError, IndexError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        if isinstance(error, DataError):
-            raise
+    except Exception as error:  # of many types: anything may stand in the place of anything
         raise DataError(f"{path} is cut off, damaged, or holds no traces ({error}). Record them again.") from error
 
 
@@ -286,11 +284,32 @@ _PLAIN: dict[str, Callable[[Any], Any]] = {
 }  # fmt: skip
 
 
+_SHAPES = {
+    "labels": ("i", "m"), "boxes": ("i", "m 4"), "meta_step": ("i", "N"), "phase": ("i", "N"),
+    "saliency": ("f", "N H W"), "mask": ("f", "N H W"), "priority": ("f", "N H W"), "saliency_left": ("f", "H W"),
+    "alpha": ("f", "N K"), "beta": ("f", "N K"), "row": ("f", "N K"), "col": ("f", "N K"),
+    "location": ("i", "N"), "label": ("i", "N"), "reward": ("f", "N"), "remaining": ("i", "N C"),
+    "log_prob": ("f", "N"), "value": ("f", "N"), "entropy": ("f", "N"),
+    "location_probs": ("f", "N HW"), "label_probs": ("f", "N C+1"),
+}  # fmt: skip
+"""The kind of numbers of each array of a trace, and its shape."""
+
+
 def _rebuilt(part: dict[str, Any]) -> Trace:
     states = {name.removeprefix("states/"): part.pop(name) for name in list(part) if name.startswith("states/")}
     part = {"class_names": np.array([]), **part}  # files of version 0.2 have none
     plain = {name: convert(part.pop(name)) for name, convert in _PLAIN.items()}
-    return Trace(**part, **plain, states=states)
+    trace = Trace(**part, **plain, states=states)
+    (rows, columns), classes = trace.map_size, trace.num_classes
+    sizes = {"4": 4, "H": rows, "W": columns, "HW": rows * columns, "C": classes, "C+1": classes + 1}
+    sizes |= {"N": len(trace.phase), "K": trace.alpha.shape[1], "m": len(trace.labels)}
+    for name, (kind, axes) in _SHAPES.items():
+        array = getattr(trace, name)
+        if array.dtype.kind != kind or array.shape != tuple(sizes[axis] for axis in axes.split()):
+            raise ValueError(f"{name} is {array.dtype} of shape {array.shape}")
+    if trace.image.dtype != np.uint8 or trace.image.ndim not in (2, 3) or trace.image.shape[2:] not in ((), (3,)):
+        raise ValueError(f"image is {trace.image.dtype} of shape {trace.image.shape}")
+    return trace
 
 
 def _write_npz(traces: Sequence[Trace], path: Path) -> None:
