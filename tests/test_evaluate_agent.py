@@ -8,6 +8,7 @@ from commands import ANALYSE, EVALUATE, Command, metrics_of, script
 
 import agents
 from agents import checkpoint
+from agents.reports.metrics_file import read_metrics
 
 
 def test_evaluating_a_checkpoint_repeats_the_test(
@@ -58,7 +59,7 @@ def test_an_agent_is_tested_by_its_name(
     monkeypatch.setattr(agents, "BUNDLED_FOLDER", bundle)
     for which in ("small", bundle / "small.pt"):
         command(EVALUATE, [which, "--episodes", 40, "--json", f"{Path(which).suffix}t.json"])
-    named, by_path = (json.loads((tmp_path / name).read_text()) for name in ("t.json", ".ptt.json"))
+    named, by_path = (read_metrics(tmp_path / name)[0] for name in ("t.json", ".ptt.json"))
     assert (named.pop("agent"), by_path.pop("agent")) == ("small", None)
     assert named == by_path
     said = "error: No agent 'nobody': expected the path of a checkpoint, or a bundled agent's name (small)."
