@@ -44,7 +44,7 @@ CHOICES = {
 }
 
 NO_NUMBER = [None, "3", b"3", object(), {}, {3}, [[1], [2, 3]], np.nan, np.inf, 1j, 10**30, np.array([], int), slice(3)]
-NO_ACTION = [*NO_NUMBER, {"action": 3}, {3: 1, "location": 2}, lambda: 3]
+NO_ACTION = [*NO_NUMBER, {"action": 3}, {3: 1, "place": 2}, lambda: 3]
 NO_OPTIONS = [{"index": wrong} for wrong in (-1, 10**6, "one", [1, 2], 1.5, np.nan, object(), {})]
 NO_OPTIONS += [{"seed": 3}, {"index": 0, "indices": 1}, {3: 1, "a": 2}, "index", 5, [1]]
 
@@ -293,7 +293,7 @@ def test_what_fuzzing_found(make):
     env = make()
     env.reset(seed=0)
     attention = np.zeros((4, 20) if make is vector else 20)
-    for action in ({"attention": attention + 1j}, {3: 1, "location": 2}):
+    for action in ({"attention": attention + 1j}, {3: 1, "place": 2}):
         refuses(env, action)
     for options in ({3: 1, "a": 2}, "index", 5):
         refuses_options(env, options)
