@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import pytest
 
-PROMISES = ("data", "test", "browser", "rllib")  # the last three are extras
+PROMISES = ("data", "test", "browser", "rllib", "recipes")  # all but the first are extras
 
 
 def lack(what: str, why: str) -> NoReturn:

@@ -39,5 +39,7 @@ def test_a_promised_module_that_is_absent_is_a_failure(monkeypatch: pytest.Monke
 
 def test_an_unknown_promise_is_an_error(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HSAL_TESTS_REQUIRE", "1")
-    with pytest.raises(pytest.UsageError, match="Expected HSAL_TESTS_REQUIRE of data, test, browser, rllib; got 1"):
+    with pytest.raises(
+        pytest.UsageError, match="Expected HSAL_TESTS_REQUIRE of data, test, browser, rllib, recipes; got 1"
+    ):
         needs.lack("data", "get it")

@@ -195,6 +195,27 @@ def test_two_agents_are_the_native_environment(rllib, protocol):
 
 
 @pytest.mark.rllib
+def test_two_agents_may_see_boxes_alone(rllib):
+    """The same episode, whose turns are read from a one-hot phase."""
+    plain, boxes = (two_agents(rllib, boxes=wanted) for wanted in (False, True))
+    for space in boxes.observation_spaces.values():
+        assert {type(part).__name__ for part in space.values()} == {"Box"}
+    rng, over = np.random.default_rng(0), False
+    expected, seen = plain.reset(seed=3)[0], boxes.reset(seed=3)[0]
+    while not over:
+        assert list(seen) == list(expected)
+        turn = next(iter(seen))
+        assert boxes.observation_spaces[turn].contains(seen[turn])
+        names = turn == CONTROLLER and expected[turn]["phase"] == 3
+        action = np.zeros(20, np.float32) if turn == META else CELLS + int(rng.integers(11)) if names else 0
+        expected, rewards, ended, cut_off, _ = plain.step({turn: action})
+        seen, *outcome, infos = boxes.step({turn: action})
+        assert outcome == [rewards, ended, cut_off]
+        assert "action_mask" not in infos.get(META, {})
+        over = ended["__all__"] or cut_off["__all__"]
+
+
+@pytest.mark.rllib
 def test_rewards_of_an_episode_by_hand(rllib):
     """One object; P, normalised and never suppressed, is 1 at its peak and 0 at its least."""
     env = two_agents(rllib, max_objects=1, update="none")
