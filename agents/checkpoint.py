@@ -176,8 +176,8 @@ def read(path: Path) -> dict[str, Any]:
     missing = _PARTS.keys() - set(content) if isinstance(content, dict) else _PARTS.keys()
     if missing:
         raise CheckpointError(f"{path} is not an agent's checkpoint: it lacks {', '.join(sorted(missing))}.")
-    if content["format"] != FORMAT:
-        raise CheckpointError(f"{path} has format {content['format']}; this version reads {FORMAT}.")
+    if type(content["format"]) is not int or content["format"] != FORMAT:
+        raise CheckpointError(f"{path} has format {content['format']!s:.60}; this version reads {FORMAT}.")
     for part, kinds in ((content, _PARTS), (content["env"], _NAMES)):
         for name, kind in kinds.items():
             if name in part and not isinstance(part[name], kind):

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hsal_env.errors import ConfigError
-from hsal_env.fields import check_at_most, check_fields
+from hsal_env.fields import MOST_COEFFICIENT, MOST_COUNTED, check_at_most, check_fields
 
 LocationPolicy = Literal["learned", "greedy", "uniform"]
 Algorithm = Literal["reinforce", "ppo", "cross-entropy", "multiset-loss"]
 Estimator = Literal["sampled", "exact", "log"]
 _SIZES = ("meta_hidden", "controller_hidden", "location_hidden")
-_MOST_HIDDEN = 8_192  # a recurrent state of this size has 400 million weights
+MOST_HIDDEN = 8_192  # a recurrent state of this size has 400 million weights
 _COUNTS = ("batch_size", "passes", "update_epochs", "num_minibatches")
-_MOST_COUNTED = 1_000_000_000
+_COEFFICIENTS = ("learning_rate", "ent_coef", "vf_coef", "stop_coef", "location_coef", "clip_coef", "max_grad_norm")
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,10 @@ class AgentConfig:
         for name in _SIZES:
             if getattr(self, name) < 1:
                 raise ConfigError(f"Expected {name} of at least 1; got {getattr(self, name)}.")
-        check_at_most(self, **dict.fromkeys(_SIZES, _MOST_HIDDEN))
+        check_at_most(self, **dict.fromkeys(_SIZES, MOST_HIDDEN))
         if not 0 <= self.location_prior < math.inf:
             raise ConfigError(f"Expected location_prior of at least 0; got {self.location_prior}.")
+        check_at_most(self, location_prior=MOST_COEFFICIENT)
 
 
 def grid_side(components: int) -> int:
@@ -133,7 +134,7 @@ class LearnerConfig:
         for name in _COUNTS:
             if getattr(self, name) < 1:
                 raise ConfigError(f"Expected {name} of at least 1; got {getattr(self, name)}.")
-        check_at_most(self, **dict.fromkeys(_COUNTS, _MOST_COUNTED))
+        check_at_most(self, **dict.fromkeys(_COUNTS, MOST_COUNTED))
         if self.batch_size % self.num_minibatches and self.algorithm == "ppo":
             raise ConfigError(
                 f"Expected num_minibatches to divide batch_size; got {self.num_minibatches}, {self.batch_size}."
@@ -147,6 +148,7 @@ class LearnerConfig:
         for name in ("ent_coef", "vf_coef", "stop_coef", "location_coef"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"Expected {name} of at least 0; got {getattr(self, name)}.")
+        check_at_most(self, **dict.fromkeys(_COEFFICIENTS, MOST_COEFFICIENT))
         if self.algorithm == "multiset-loss" and self.gamma:
             raise ConfigError(f"algorithm='multiset-loss' has no discount; expected gamma=0, got {self.gamma}.")
         if self.estimator != "sampled" and (self.gamma or self.algorithm != "reinforce"):

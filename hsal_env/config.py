@@ -13,7 +13,7 @@ from hsal_env.data.glyphs import NUM_CLASSES, GlyphPolicy
 from hsal_env.data.labels import MOST_CLASSES, LabelsAre, checked_names
 from hsal_env.data.sources import ARGUMENTS, SOURCES, SourceName, takers
 from hsal_env.errors import ConfigError, UnknownArgumentError
-from hsal_env.fields import check_at_most
+from hsal_env.fields import MOST_COUNTED, check_at_most
 from hsal_env.rules import MOST_OBJECTS, MetaStepRules, Rules
 
 Features = Literal["lazy", "store"]
@@ -22,7 +22,6 @@ Forbidden = Literal["penalise", "raise"]
 
 DEFAULT_NUM_EXAMPLES = {"train": 60_000, "val": 5_000, "test": 10_000}
 """Canvases in each split. 60,000 and 10,000 are the paper's; the validation set is made from training digits."""
-_MOST_EXAMPLES = 1_000_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +111,7 @@ class EnvConfig(MetaStepRules, CanvasLook):
         check_at_most(
             self,
             seed=(1 << 63) - 1,
-            num_examples=_MOST_EXAMPLES,
+            num_examples=MOST_COUNTED,
             num_classes=MOST_CLASSES,
             max_objects=MOST_OBJECTS,
             canvas_px=MOST_CANVAS_PX,

@@ -11,6 +11,8 @@ from hsal_env.errors import ConfigError
 
 _IN_WORDS = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
 _HUGE = 1 << 64
+MOST_COUNTED = 1_000_000_000
+MOST_COEFFICIENT = 1e30  # single precision ends at 3e38
 
 
 def check_fields(config: Any) -> None:
@@ -32,17 +34,17 @@ def check_fields(config: Any) -> None:
             raise ConfigError(f"Expected {name} as {words}; got {value!r}.")
 
 
-def check_at_most(config: Any, **limits: int) -> None:
-    """Hold whole numbers of a dataclass against limits far above what anyone has use for.
+def check_at_most(config: Any, **limits: float) -> None:
+    """Hold numbers of a dataclass against limits far above what anyone has use for.
 
-    Without them a number like 10**9 takes all memory, or hours, before it fails.
+    Without them a number like 10**9 takes all memory, or hours, before it fails, and 1e300 is no number of single precision.
 
     Raises:
         ConfigError: a number above its limit.
     """
     for name, most in limits.items():
         value = getattr(config, name)
-        if value is not None and value > most:
+        if value is not None and not value <= most:  # NaN is above every limit
             raise ConfigError(f"Expected {name} of at most {most:,}; got {value:,}.")
 
 

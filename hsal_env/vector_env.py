@@ -21,11 +21,14 @@ from torch import Tensor
 from hsal_env.config import EnvConfig
 from hsal_env.dynamics import Example, State, rebuilt
 from hsal_env.errors import ConfigError
+from hsal_env.memory import require_memory
 from hsal_env.policies import Policy
 from hsal_env.rendering import draw_frame
 from hsal_env.simulation import Simulation, reset_options
 from hsal_env.spaces import require_action_mask
 from hsal_env.trace.recorder import Recorder
+
+_LANE_BYTES = 1_000  # its generator alone takes that; Simulation counts maps and volumes
 
 
 class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
@@ -73,6 +76,7 @@ class HSALVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
     ) -> None:
         if not isinstance(num_envs, int | np.integer) or num_envs < 1:
             raise ConfigError(f"Expected num_envs as a whole number of at least 1; got {num_envs!r}.")
+        require_memory(num_envs * _LANE_BYTES, f"num_envs={num_envs}")  # before features are computed
         if output not in ("numpy", "torch"):
             raise ConfigError(f"Expected output 'numpy' or 'torch'; got {output!r}.")
         try:

@@ -19,11 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from agents.config import MOST_HIDDEN
 from agents.supervised import Head
 from hsal_env import ENVIRONMENTS
 from hsal_env.command_line import run_command
 from hsal_env.config import EnvConfig
 from hsal_env.errors import ConfigError
+from hsal_env.fields import MOST_COEFFICIENT, MOST_COUNTED, check_at_most
 
 if TYPE_CHECKING:
     from agents.supervised.count_network import CountNetwork
@@ -75,6 +77,7 @@ def task(args: Args) -> EnvConfig:
         )
     if args.seed < 0 or not 0 < args.learning_rate < math.inf:
         raise ConfigError(f"Expected seed >= 0 and learning_rate > 0; got {args.seed}, {args.learning_rate}.")
+    check_at_most(args, hidden=MOST_HIDDEN, seed=(1 << 32) - 1, learning_rate=MOST_COEFFICIENT, passes=MOST_COUNTED)
     env = EnvConfig.from_kwargs(
         ENVIRONMENTS[args.env_id]
         | {

@@ -24,7 +24,7 @@ from agents.supervised import Objective
 from hsal_env.command_line import run_command
 from hsal_env.config import EnvConfig
 from hsal_env.errors import ConfigError, DivergenceError
-from hsal_env.fields import check_fields
+from hsal_env.fields import MOST_COEFFICIENT, MOST_COUNTED, check_at_most, check_fields
 from hsal_env.perception import Architecture
 from hsal_env.storage.claims import claim_file
 from hsal_env.storage.files import write_text
@@ -157,6 +157,8 @@ def check(args: Args) -> None:
         ConfigError: an unknown choice, a number outside its range, or an output that is no .pt file.
     """
     check_fields(args)
+    check_at_most(args, seed=(1 << 32) - 1, passes=MOST_COUNTED, num_canvases=MOST_COUNTED)
+    check_at_most(args, learning_rate=MOST_COEFFICIENT, weight_decay=MOST_COEFFICIENT)
     least = min(args.passes, args.val_canvases, args.test_canvases)
     if least < 1 or not 1 <= args.batch_size <= args.num_canvases:
         raise ConfigError(

@@ -26,6 +26,7 @@ from hsal_env import ENVIRONMENTS
 from hsal_env.command_line import run_command
 from hsal_env.config import EnvConfig
 from hsal_env.errors import CheckpointError, ConfigError
+from hsal_env.fields import check_at_most
 from hsal_env.storage.claims import claim_folder
 from hsal_env.storage.files import creating_folder, write_text, writing
 
@@ -89,6 +90,7 @@ def check(args: Args) -> None:
     for name, bound in {**least, "train_batch_size": args.minibatch_size}.items():
         if getattr(args, name) < bound:
             raise ConfigError(f"Expected --{name.replace('_', '-')} of at least {bound}; got {getattr(args, name)}.")
+    check_at_most(args, **dict.fromkeys((*least, "train_batch_size"), (1 << 32) - 1))
 
 
 def main(args: Args) -> None:

@@ -120,7 +120,7 @@ def listen(app: Flask, host: str = LOCALHOST, port: int = 0) -> tuple[BaseWSGISe
             server = make_server(
                 host, port, app, threaded=True, request_handler=_QuietHandler, fd=bound.fileno()
             )  # on a copy of the socket
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, TypeError, ValueError) as error:  # the last two for what is no name of a host
         raise ConfigError(f"Cannot listen on {host}, port {port}: {error}. Pass another --host or --port.") from error
     return server, f"http://{f'[{host}]' if ':' in host else host}:{port}/"
 

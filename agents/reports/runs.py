@@ -176,7 +176,9 @@ def _check(metrics: Any) -> None:
     _ = metrics["source"], [test[name] + 0 for name in SCORES]
     _hold(test, _NUMBER, *SCORES, "attn_saliency", "attn_saliency_ratio")
     _hold(test, dict, "by_count")
-    _hold(metrics.get("blind_guess", {}), _NUMBER, *SCORES)
+    guess = metrics.get("blind_guess", {})
+    _hold(guess, _NUMBER, *SCORES)
+    _ = [guess[name] + 0 for name in SCORES if name in guess]
     for count, part in test.get("by_count", {}).items():
         if not (count.isascii() and count.isdigit() and len(count) < 6):
             raise ValueError(f"by_count tells of {count!r:.40} objects")

@@ -268,7 +268,10 @@ def load(path: Path | str) -> list[Trace]:
                 if "/" in key:
                     episode, name = key.split("/", 1)
                     parts.setdefault(episode, {})[name] = stored[key]
-            return [_rebuilt(parts.pop(str(episode))) for episode in range(int(stored["episodes"]))]
+            traces = [_rebuilt(parts.pop(str(episode))) for episode in range(int(stored["episodes"]))]
+            if parts:
+                raise ValueError(f"{len(traces)} episodes are promised, and there are more")
+            return traces
     except DataError:
         raise
     except OSError as error:
