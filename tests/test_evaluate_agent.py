@@ -91,7 +91,7 @@ def test_where_mnist_is_absent_an_agent_is_tested_on_digits(command: "Command", 
         command(EVALUATE, [trained_on_mnist, "--episodes", 20, "--json", "t.json"])
     results = json.loads((tmp_path / "t.json").read_text())
     assert (results["source"], results["trained_on"]) == ("digits", "mnist")
-    command.fails(EVALUATE, [trained_on_mnist, "--source", "mnist"], "error: MNIST was not found under")
+    command.fails(EVALUATE, [trained_on_mnist, "--source", "mnist"], "error: MNIST was not found in")
 
 
 @pytest.mark.parametrize(

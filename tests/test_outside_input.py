@@ -418,7 +418,7 @@ def test_traces_with_anything_anywhere_are_refused(traces_file: Path, tmp_path: 
         np.array(10**12),
         np.zeros(3, "S1"),
     ]
-    free = ("canvas_index", "source", "num_classes", "glimpses", "terminated", "truncated", "states")
+    free = ("canvas_index", "source", "num_classes", "class_names", "glimpses", "terminated", "truncated", "states")
     for name in content:
         for other in [None, *others]:
             changed = {**content, name: other}

@@ -443,7 +443,7 @@ def test_stored_examples_are_the_lazy_ones_up_to_rounding(fresh_cache):
 def test_a_second_reader_computes_nothing(fresh_cache, another_process, monkeypatch):
     first = examples(features="store").load([2])[0]
     another_process()
-    monkeypatch.setattr(Examples, "encode", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(Examples, "_encode_all", lambda *_: pytest.fail("computed again"))
     second = examples(features="store").load([2])[0]
     assert torch.equal(first.volume, second.volume)
 

@@ -134,19 +134,21 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def test_all_seeds_of_a_row_are_run(command: Command, started: list, tmp_path: Path):
-    command(REPRODUCE, "mnist-multiset")
+    command(REPRODUCE, "mnist-set")
     assert started == [
         [
             "train/ppo_or_reinforce.py",
+            "--env-id",
+            "HSAL-MNISTSet-v0",
             "--seed",
             str(seed),
             "--output-dir",
-            f"{tmp_path}/runs/mnist-multiset/seed-{seed}",
+            f"{tmp_path}/runs/mnist-set/seed-{seed}",
         ]
         for seed in (0, 1, 2)
     ]
     assert contents(tmp_path / "results") == {
-        f"mnist-multiset/seed-{seed}/{name}": fake("new", name)
+        f"mnist-set/seed-{seed}/{name}": fake("new", name)
         for seed in (0, 1, 2)
         for name in ("metrics.json", "progress.csv")
     }
@@ -170,16 +172,16 @@ def test_other_seeds_and_folders_may_be_named(command: Command, started: list, t
 
 
 def test_a_finished_run_is_left_and_an_interrupted_one_resumed(command: Command, started: list, tmp_path: Path):
-    runs = tmp_path / "runs" / "mnist-multiset"
+    runs = tmp_path / "runs" / "mnist-set"
     for seed, files in ((0, ("checkpoint.pt", "metrics.json", "progress.csv")), (1, ("checkpoint.pt", "progress.csv"))):
         (runs / f"seed-{seed}").mkdir(parents=True)
         for name in files:
             (runs / f"seed-{seed}" / name).write_text(fake("old", name))
     before = contents(runs / "seed-0")
-    command(REPRODUCE, "mnist-multiset")
+    command(REPRODUCE, "mnist-set")
     assert [(line[line.index("--seed") + 1], "--resume" in line) for line in started] == [("1", True), ("2", False)]
     assert contents(runs / "seed-0") == before
-    results = contents(tmp_path / "results" / "mnist-multiset")
+    results = contents(tmp_path / "results" / "mnist-set")
     assert {name: text for name, text in results.items() if "metrics" in name} == {
         "seed-0/metrics.json": fake("old", "metrics.json"),
         "seed-1/metrics.json": fake("new", "metrics.json"),

@@ -27,6 +27,7 @@ from hsal_env.perception.examples import Examples
 from hsal_env.perception.finding import area_under_curve, cells_held, find_objects, local_maxima
 from hsal_env.perception.grid import Grid
 from hsal_env.perception.itti_koch import IttiKoch, promote
+from hsal_env.perception import registry
 from hsal_env.perception.registry import (
     ACTIVATION_GROUP,
     SALIENCY_GROUP,
@@ -524,7 +525,7 @@ def test_an_installed_model_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch
     assert (ACTIVATION_GROUP, SALIENCY_GROUP) == ("hsal.activation_models", "hsal.saliency_models")
     install(monkeypatch, saliency_models=f"{__name__}:Curious", activation_models=f"{__name__}:Deep")
     saliency_model.__globals__["_saliency_of_name"].cache_clear()
-    activation_model.__globals__["_activation_of_name"].cache_clear()
+    registry._activation_of_name.cache_clear()
     assert isinstance(saliency_model("mine").call, Curious)
     assert isinstance(activation_model("mine"), Deep)
     with pytest.raises(

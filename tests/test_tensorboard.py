@@ -88,7 +88,9 @@ def test_the_table_of_the_docs_names_what_is_logged_and_nothing_else(finished: R
 def test_after_every_pass_the_first_validation_episodes_are_drawn(finished: Run):
     pictures = events(finished.folder).Images("attention/episodes")
     assert [event.step for event in pictures] == [4, 8]
-    shown = np.asarray(Image.open(io.BytesIO(pictures[1].encoded_image_string)))
+    assert finished.best
+    tested = pictures[[4, 8].index(finished.best.update)]  # of the weights that the agent has after its test
+    shown = np.asarray(Image.open(io.BytesIO(tested.encoded_image_string)))
     traces = record(finished.agent, evaluation_config(ENV, "val", 8), np.arange(3))
     np.testing.assert_array_equal(shown, draw_traces(traces))
     assert pictures[0].encoded_image_string != pictures[1].encoded_image_string  # it has learned

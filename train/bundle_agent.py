@@ -110,7 +110,7 @@ def main(args: Args) -> None:
         raise CheckpointError(
             f"{args.run} holds no finished run ({error!r}); finish it with hsal-train --resume."
         ) from error
-    kept = {name: content[name] for name in content if name not in ("optimiser", "rows")}
+    kept = {name: content[name] for name in content if name not in ("last", "best", "optimiser", "rows")}
     kept["model"] = {
         name: part.half() if isinstance(part, torch.Tensor) and part.is_floating_point() else part
         for name, part in content["model"].items()
