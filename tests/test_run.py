@@ -530,7 +530,8 @@ SCORES = {"exact_match", "macro_f1", "micro_f1", "overall_precision", "overall_r
 def test_metrics_hold_what_is_promised(finished: Path):
     metrics = json.loads((finished / "metrics.json").read_text(), parse_constant=no_nan)
     assert set(metrics) == {
-        "source", "test", "tested_update", "blind_guess", "checksum", "progress_checksum", "train_seconds", "feature_seconds", "cpu_seconds", "max_memory_mib",
+        "source", "test", "tested_update", "blind_guess", "checksum", "progress_checksum",
+        "train_seconds", "feature_seconds", "cpu_seconds", "max_memory_mib",
         "processes", "threads", "config", "versions", "command",
     }  # fmt: skip
     assert metrics["source"] == "digits"

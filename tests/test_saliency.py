@@ -22,12 +22,11 @@ from hsal_env import functional as F
 from hsal_env import plugins
 from hsal_env.config import EnvConfig
 from hsal_env.errors import CheckpointError, ConfigError, DataError
-from hsal_env.perception import itti_koch
+from hsal_env.perception import itti_koch, registry
 from hsal_env.perception.examples import Examples
 from hsal_env.perception.finding import area_under_curve, cells_held, find_objects, local_maxima
 from hsal_env.perception.grid import Grid
 from hsal_env.perception.itti_koch import IttiKoch, promote
-from hsal_env.perception import registry
 from hsal_env.perception.registry import (
     ACTIVATION_GROUP,
     SALIENCY_GROUP,
