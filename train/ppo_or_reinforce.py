@@ -190,7 +190,7 @@ def _train(args: Args, processes: Processes) -> None:
         run.test(args.test_episodes)
 
 
-def fail(message: str | int, wait_seconds: float = 3.0) -> NoReturn:
+def fail(message: str | int, wait_seconds: float = 10.0) -> NoReturn:
     """Exit with a message, or a status whose reason has been said.
 
     What every process runs into, the leader says: the others wait, and torchrun ends them. One that is still there after that
@@ -216,7 +216,7 @@ def cli() -> None:
     except HSALError as error:
         fail(f"error: {error}")
     except SystemExit as stop:  # --help, or flags that tyro has refused
-        fail(stop.code or 0, wait_seconds=3.0 if stop.code else 0.0)
+        fail(stop.code or 0, wait_seconds=10.0 if stop.code else 0.0)
     except KeyboardInterrupt as signal:
         if rank():
             sys.exit(1)
