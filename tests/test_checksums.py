@@ -107,12 +107,13 @@ def test_a_damaged_file_of_traces_is_refused(tmp_path: Path):
     path = tmp_path / "a.npz"
     save([trace_of([MetaStep((3, 4), 2), MetaStep((5, 6), 10)], [2])], path)
     (before,) = load(path)
-    for place in damaged(path, 61):
+    for place in damaged(path, 211):
         for trace in read_or_refused(lambda: load(path), r"a\.npz") or ():
             for name, value in before._asdict().items():
                 np.testing.assert_equal(getattr(trace, name), value, err_msg=place)
 
 
+@pytest.mark.slow
 def test_damaged_weights_of_ones_own_are_refused(tmp_path: Path):
     path = tmp_path / "own.pth"
     torch.save(ResNet18().state_dict(), path)
@@ -144,7 +145,7 @@ def test_damaged_results_are_refused(folder: Path, name: str):
     before = runs.read(folder)
     assert before.metrics["config"]["sizes"] == [1, 2]
     assert set(before.metrics) == {"source", "test", "config"}
-    for place in damaged(folder / name, 3):
+    for place in damaged(folder / name, 7):
         found = read_or_refused(lambda: runs.read(folder), f"{name} is damaged")
         if found:
             extra = {key for key in found.metrics if "check" not in key and key not in before.metrics}
