@@ -20,6 +20,7 @@ from hsal_env.data.glyphs import NUM_CLASSES, GlyphSource, Split, load_glyphs
 from hsal_env.data.sources import SOURCES, SourceName
 from hsal_env.errors import CheckpointError, ConfigError, DataError
 from hsal_env.isolation import own_torch
+from hsal_env.memory import require_memory
 from hsal_env.perception.activation import same_volumes, sample_volume
 from hsal_env.perception.model_file import fingerprint
 from hsal_env.perception.registry import activation_model, check_models_in_file
@@ -29,6 +30,7 @@ from hsal_env.storage.files import as_path
 from hsal_env.storage.weights import load_weights, save_weights
 
 FORMAT = 1
+_PIXEL_BYTES = 64  # that a small activation model takes
 _MOST_SIZE = 65_536  # of a map's side, and of channels and classes
 _PARTS = {
     "format": int, "agent": str, "agent_config": dict, "env": dict, "world": dict, "source": str, "perception": str,
@@ -136,10 +138,16 @@ def check_features(content: dict[str, Any], env: EnvConfig, path: Path) -> None:
     try:
         same = content["perception"] == perception(env)
         if same and sample:
-            volume = sample_volume(activation_model(env.activation), tuple(sample["image_px"]))
+            rows, columns = sample["image_px"]
+            require_memory(_PIXEL_BYTES * rows * columns, f"a sample image of {rows}x{columns} px")
+            volume = sample_volume(activation_model(env.activation), (rows, columns))
             same = same_volumes(volume, sample["volume"])
     except CheckpointError as error:
         raise CheckpointError(f"{path} cannot be loaded without its activation model. {error}") from error
+    except DataError:
+        raise
+    except Exception as error:  # of many types: anything may stand in the place of the sample
+        raise CheckpointError(f"{path} holds no sample of its activation model ({error}). Train it again.") from error
     if not same:
         raise CheckpointError(
             f"{path} was trained on the features of another activation model than {env.activation!r} is here. "

@@ -18,7 +18,16 @@ Estimator = Literal["sampled", "exact", "log"]
 _SIZES = ("meta_hidden", "controller_hidden", "location_hidden")
 MOST_HIDDEN = 8_192  # a recurrent state of this size has 400 million weights
 _COUNTS = ("batch_size", "passes", "update_epochs", "num_minibatches")
-_COEFFICIENTS = ("learning_rate", "ent_coef", "vf_coef", "stop_coef", "location_coef", "clip_coef", "max_grad_norm")
+_COEFFICIENTS = (
+    "learning_rate",
+    "meta_lr_scale",
+    "ent_coef",
+    "vf_coef",
+    "stop_coef",
+    "location_coef",
+    "clip_coef",
+    "max_grad_norm",
+)
 
 
 @dataclass(frozen=True)

@@ -336,8 +336,11 @@ class Run:
             )
         checkpoint.check_features(content, self.config.env, self.checkpoint_path)
         try:
+            if best := content["best"]:
+                exact, f1 = map(float, best["scores"])
+                self.best = Best(int(best["update"]), (exact, f1), best["weights"])
+                checkpoint.restore(self.agent, self.best.weights, self.checkpoint_path)  # fails now, if at all
             checkpoint.restore(self.agent, content["last"], self.checkpoint_path)
-            self.best = content["best"] and Best(**content["best"])
             self.learner.restore(content["optimiser"], content["step"])
             self.rows = list(map(dict, content["rows"]))
             if not all(isinstance(value, int | float) for row in self.rows for value in row.values()):

@@ -310,6 +310,11 @@ def _rebuilt(part: dict[str, Any]) -> Trace:
         array = getattr(trace, name)
         if array.dtype.kind != kind or array.shape != tuple(sizes[axis] for axis in axes.split()):
             raise ValueError(f"{name} is {array.dtype} of shape {array.shape}")
+    for name, array in states.items():
+        if array.dtype.kind not in "fiub" or array.shape[:1] != trace.phase.shape:
+            raise ValueError(f"the state {name} is {array.dtype} of shape {array.shape}")
+    if not all(isinstance(name, str) for name in trace.class_names) or len(trace.class_names) not in (0, classes):
+        raise ValueError(f"expected names of {classes} classes, got {len(trace.class_names)}")
     if trace.image.dtype != np.uint8 or trace.image.ndim not in (2, 3) or trace.image.shape[2:] not in ((), (3,)):
         raise ValueError(f"image is {trace.image.dtype} of shape {trace.image.shape}")
     return trace
