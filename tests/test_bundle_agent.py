@@ -21,7 +21,7 @@ from hsal_env.config import EnvConfig
 def test_a_bundled_agent_is_the_trained_one_in_half_precision(trained: Path, bundle: Path):
     stored, whole = checkpoint.read(bundle / "small.pt"), checkpoint.read(trained / "checkpoint.pt")
     assert {part.dtype for part in stored["model"].values()} == {torch.float16}
-    assert set(whole) - set(stored) == {"optimiser", "rows"}
+    assert set(whole) - set(stored) == {"last", "best", "optimiser", "rows"}
     assert (bundle / "small.pt").stat().st_size < (trained / "checkpoint.pt").stat().st_size / 4
     loaded, exact = checkpoint.load(bundle / "small.pt"), checkpoint.load(trained / "checkpoint.pt")
     assert (loaded.env, loaded.source) == (exact.env, exact.source)
