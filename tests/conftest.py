@@ -15,6 +15,7 @@ import pytest
 import torch
 from commands import BUNDLE, TRAIN, Command, run, script, succeeded
 from PIL import Image
+from playing import SMALL
 
 from hsal_env.data import glyphs
 from hsal_env.storage import array_store
@@ -94,6 +95,16 @@ def custom_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines[1] = "0.png,4 4"  # every label and number occurs
     (folder / "labels.csv").write_text("\n".join(lines) + "\n")
     return folder
+
+
+@pytest.fixture
+def small(env_id: str, request: pytest.FixtureRequest) -> dict:
+    """Arguments that make a small environment of the id ``env_id``."""
+    if env_id == "HSAL-Custom-v0":
+        return {"images": str(request.getfixturevalue("custom_folder"))}
+    if env_id.startswith("HSAL-SVHN"):
+        return {"data_root": request.getfixturevalue("svhn_folder"), "activation": "playing:Colours"}
+    return SMALL
 
 
 @pytest.fixture(scope="session")

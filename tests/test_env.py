@@ -50,16 +50,6 @@ END = {
 # --- the contract -----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def small(env_id: str, request: pytest.FixtureRequest) -> dict:
-    """Arguments that make a small environment of any id."""
-    if env_id == "HSAL-Custom-v0":
-        return {"images": str(request.getfixturevalue("custom_folder"))}
-    if env_id.startswith("HSAL-SVHN"):
-        return {"data_root": request.getfixturevalue("svhn_folder"), "activation": "playing:Colours"}
-    return SMALL
-
-
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("env_id", ENVIRONMENTS)
 def test_every_id_passes_the_checkers(env_id, small, mode):

@@ -60,15 +60,6 @@ def defaults(dtype: torch.dtype, device: str) -> Iterator[None]:
         torch.set_default_dtype(torch.float32)
 
 
-@pytest.fixture
-def small(env_id: str, request: pytest.FixtureRequest) -> dict:
-    if env_id == "HSAL-Custom-v0":
-        return {"images": str(request.getfixturevalue("custom_folder"))}
-    if env_id.startswith("HSAL-SVHN"):
-        return {"data_root": request.getfixturevalue("svhn_folder"), "activation": "playing:Colours"}
-    return SMALL
-
-
 def a_few_steps(env: gym.Env | gym.vector.VectorEnv) -> list:
     env.action_space.seed(0)
     answers = [env.reset(seed=0)]
