@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sized
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
+from hsal_env.data.augmentation import Augment, FiniteSource, Varied
 from hsal_env.data.canvases import MOST_CANVAS_PX, CanvasConfig, CanvasLook, CanvasSource
 from hsal_env.data.custom import CustomSplit, LabelledImages, given_images, load_images
 from hsal_env.data.glyphs import NUM_CLASSES, GlyphPolicy
@@ -44,6 +45,9 @@ class EnvConfig(MetaStepRules, CanvasLook):
             your own images, all.
         data_root: folder of MNIST or SVHN. None: ``$HSAL_DATA``, else the cache folder.
         extra: whether SVHN's part ``extra`` is added to its training split (D4).
+        augment: of the training split of SVHN and of your own images: ``"none"``: the images as they are. Otherwise ever new
+            variations of them, so that a few teach as many would (:mod:`hsal_env.data.augmentation`). ``"upright"``: turned a
+            little. ``"turned"``, of your own images only: also mirrored and turned upside down, for things that may lie anyhow.
         images: your own images: uint8 ``[N, h_px, w_px]`` or ``[N, h_px, w_px, 3]``, or a folder as :mod:`hsal_env.data.custom`
             describes it, or :class:`hsal_env.data.custom.LabelledImages`.
         labels: the labels of ``images`` that are an array: for each image a list of whole numbers from 0 on, or of class names.
@@ -85,6 +89,7 @@ class EnvConfig(MetaStepRules, CanvasLook):
     num_examples: int | None = None
     data_root: str | None = None
     extra: bool = False
+    augment: Augment = "none"
     images: Any = None
     labels: Any = None
     labels_are: LabelsAre | None = None
@@ -123,6 +128,12 @@ class EnvConfig(MetaStepRules, CanvasLook):
         object.__setattr__(self, "images", images)
         object.__setattr__(self, "labels", None)
         object.__setattr__(self, "labels_are", None)
+        if self.augment != "none" and (self.split != "train" or self.augment not in SOURCES[self.source].variations):
+            known = ", ".join(["none", *SOURCES[self.source].variations])
+            raise ConfigError(
+                f"Expected augment to be one of {known} with source={self.source!r}, and 'none' but for split='train'; got "
+                f"{self.augment!r} with split={self.split!r}."
+            )
         SOURCES[self.source].check(self)
 
     @classmethod
@@ -202,8 +213,8 @@ class EnvConfig(MetaStepRules, CanvasLook):
 
     @property
     def is_finite(self) -> bool:
-        """Whether the source has a fixed number of images."""
-        return SOURCES[self.source].finite
+        """Whether there is a fixed number of images."""
+        return SOURCES[self.source].finite and self.augment == "none"
 
     @property
     def is_custom(self) -> bool:
@@ -228,7 +239,11 @@ class EnvConfig(MetaStepRules, CanvasLook):
             ConfigError, DataError: see :attr:`data`, :class:`hsal_env.data.custom.CustomCanvases`,
                 :class:`hsal_env.data.svhn.SVHN` and :func:`hsal_env.data.glyphs.load_glyphs`.
         """
-        return SOURCES[self.source].open(self)
+        source = SOURCES[self.source]
+        images = source.open(self)
+        if self.augment == "none":
+            return images
+        return Varied(cast(FiniteSource, images), source.variations[self.augment], self.seed)
 
     @property
     def objects_limit(self) -> int:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -27,6 +27,8 @@ from torch.nn.functional import affine_grid, cross_entropy, grid_sample, interpo
 from agents.supervised import Objective
 from hsal_env import functional as F
 from hsal_env.config import EnvConfig
+from hsal_env.data.augmentation import FiniteSource, Varied
+from hsal_env.data.canvases import CanvasSource
 from hsal_env.multiset import label_counts
 from hsal_env.perception.activation import ActivationModel
 from hsal_env.perception.examples import to_images
@@ -132,27 +134,17 @@ class Supply(NamedTuple):
 def batches(supplies: Sequence[Supply], size: int, count: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """``count`` batches of ``size`` images, uint8, with their label counts ``[B, C]``, int64.
 
-    A thread composes each batch while the batch before it is in use. A source without end gives new canvases all the time. A
-    finite source (SVHN) is gone through again and again, each time in a new order.
+    A thread composes each batch while the batch before it is in use.
     """
     rng = np.random.default_rng(seed)
     classes = supplies[0].config.classes
+    sources = [endless(supply.config, seed) for supply in supplies]
     met = [0] * len(supplies)
-
-    def indices(supply: Supply, first: int, wanted: int) -> np.ndarray:
-        whole = np.arange(first, first + wanted)
-        if not supply.config.is_finite:
-            return whole
-        rounds, places = np.divmod(whole, supply.config.size)
-        orders = {
-            r: np.random.default_rng([seed, r]).permutation(supply.config.size) for r in np.unique(rounds).tolist()
-        }
-        return np.array([orders[r][place] for r, place in zip(rounds.tolist(), places.tolist(), strict=True)])
 
     def compose(drawn: list[int], first: list[int]) -> tuple[np.ndarray, np.ndarray]:
         parts = [
-            supply.config.canvases.compose(indices(supply, start, wanted))
-            for supply, start, wanted in zip(supplies, first, drawn, strict=True)
+            source.compose(range(start, start + wanted))
+            for source, start, wanted in zip(sources, first, drawn, strict=True)
             if wanted
         ]
         images = np.concatenate([part.images for part in parts])
@@ -168,6 +160,11 @@ def batches(supplies: Sequence[Supply], size: int, count: int, seed: int) -> Ite
                 met = [before + new for before, new in zip(met, drawn, strict=True)]
             if ready:
                 yield ready
+
+
+def endless(config: EnvConfig, seed: int) -> CanvasSource:
+    """The canvases of ``config``; if their number is fixed, again and again, each time in a new order."""
+    return Varied(cast(FiniteSource, config.canvases), None, seed) if config.is_finite else config.canvases
 
 
 @torch.no_grad()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from typing import Literal, Protocol, cast
 
+from hsal_env.data.augmentation import NUMBERS, VARIATIONS, Augment, Variation
 from hsal_env.data.canvases import CanvasConfig, Canvases, CanvasLook, CanvasSource, Task
 from hsal_env.data.custom import CustomCanvases, CustomSplit, LabelledImages
 from hsal_env.data.glyphs import SPLITS, GlyphPolicy, GlyphSource, Split, load_glyphs
@@ -62,6 +63,7 @@ class Source:
         finite: whether there is a fixed number of images. Otherwise each index gives another one, without end.
         boxes: whether the boxes of the objects are known.
         synthetic: whether the images stand in for photographs.
+        variations: what the argument ``augment`` may name beside ``"none"``, see :mod:`hsal_env.data.augmentation`.
     """
 
     check: Callable[[_ImageConfig], object]
@@ -74,6 +76,7 @@ class Source:
     finite: bool = False
     boxes: bool = True
     synthetic: bool = False
+    variations: Mapping[Augment, Variation] = field(default_factory=dict)
 
 
 def _split(config: _ImageConfig) -> Split:
@@ -142,20 +145,22 @@ SOURCES: dict[str, Source] = {
         open=lambda config: SVHN(
             _split(config), config.task, config.canvas_px, config.seed, config.data_root, config.extra
         ),
-        arguments=("task", "canvas_px", "extra"),
+        arguments=("task", "canvas_px", "extra", "augment"),
         most_objects=SVHN.most_digits,
         licence="SVHN, by Yuval Netzer and others: photographs, for non-commercial use only",
         colour=True,
         finite=True,
+        variations={"upright": NUMBERS},
     ),
     "custom": Source(
         check=_check_custom,
         open=lambda config: CustomCanvases(config.data, config.split, config.seed),
-        arguments=("images", "labels", "labels_are", "class_names", "num_classes"),
+        arguments=("images", "labels", "labels_are", "class_names", "num_classes", "augment"),
         most_objects=None,
         licence="your own images",
         finite=True,
         boxes=False,
+        variations=VARIATIONS,
     ),
 }
 """By the name that the argument ``source`` has, see :data:`SourceName`."""

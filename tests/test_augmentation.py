@@ -1,0 +1,185 @@
+"""Variations of photographs: what stays, what moves, and that an index decides."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from hsal_env.config import EnvConfig
+from hsal_env.data.augmentation import NUMBERS, VARIATIONS, Variation, Varied, varied
+from hsal_env.data.custom import CustomCanvases, LabelledImages
+from hsal_env.errors import ConfigError, DataError
+
+STILL = Variation(
+    zoom=(1.0, 1.0),
+    stretch=0.0,
+    turn_deg=0.0,
+    shear=0.0,
+    bend=0.0,
+    blur_px=0.0,
+    saturation=(1.0, 1.0),
+    contrast=(1.0, 1.0),
+    light=0.0,
+    noise=0.0,
+)
+"""Changes nothing, but for the blur of 0.3 px that half of the images get."""
+NO_BOXES = np.full((1, 4), -1, np.int64)
+
+
+@pytest.fixture
+def images() -> CustomCanvases:
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 24, 32, 3)).astype(np.uint8)
+    labels = [[i] * (i % 3) for i in range(10)]
+    return CustomCanvases(LabelledImages(pixels, labels, labels_are="lists"), "all")
+
+
+def unblurred() -> np.random.Generator:
+    """Random numbers under which the image is not blurred."""
+    for seed in range(100):
+        image = np.zeros((9, 9), np.uint8)
+        image[4, 4] = 255
+        if (varied(image, NO_BOXES, STILL, np.random.default_rng(seed))[0] == image).all():
+            return np.random.default_rng(seed)
+    raise AssertionError
+
+
+def test_a_variation_by_nothing_is_the_image():
+    image = np.random.default_rng(1).integers(0, 256, (20, 30, 3)).astype(np.uint8)
+    found, _ = varied(image, NO_BOXES, STILL, unblurred())
+    assert (found == image).all()
+
+
+def test_zoom_by_hand():
+    """At half its size a white square of 8 px in the middle becomes one of 4 px, and its box with it."""
+    image = np.zeros((32, 32), np.uint8)
+    image[12:20, 12:20] = 255
+    half = dataclasses.replace(STILL, zoom=(0.5, 0.5))
+    for seed in range(4):
+        found, boxes = varied(image, np.array([[12, 12, 8, 8], [-1] * 4]), half, np.random.default_rng(seed))
+        rows, columns = np.nonzero(found > 127)
+        top, left, height, width = boxes[0].tolist()
+        assert 3 <= np.ptp(rows) + 1 <= 5
+        assert 3 <= np.ptp(columns) + 1 <= 5
+        assert top <= rows.min() < rows.max() < top + height <= top + 5
+        assert left <= columns.min() < columns.max() < left + width <= left + 5
+        assert (boxes[1] == -1).all()
+
+
+def test_what_is_in_the_image_stays_in_it():
+    """The content shrinks, and is shifted by no more than the room that this makes."""
+    image = np.zeros((40, 60), np.uint8)
+    image[:, [0, -1]] = image[[0, -1]] = 255
+    shift = dataclasses.replace(STILL, zoom=(0.6, 0.9))
+    for seed in range(20):
+        _, boxes = varied(image, np.array([[0, 0, 40, 60]]), shift, np.random.default_rng(seed))
+        top, left, height, width = boxes[0].tolist()
+        assert 0.55 < height / 40 < 0.95
+        assert top + height <= 40
+        assert left + width <= 60
+
+
+def test_mirrored_images_are_among_the_eight_of_a_square_and_the_four_of_a_rectangle():
+    for shape, wanted in (((9, 9), 8), ((9, 15), 4)):
+        image = np.random.default_rng(2).integers(0, 256, shape).astype(np.uint8)
+        turns = [np.rot90(side, k) for side in (image, image[:, ::-1]) for k in range(4)]
+        turns = [turn for turn in turns if turn.shape == image.shape]
+        met = set()
+        for seed in range(120):
+            found, _ = varied(image, NO_BOXES, dataclasses.replace(STILL, mirrored=True), np.random.default_rng(seed))
+            met |= {k for k, turn in enumerate(turns) if np.abs(found.astype(int) - turn).max() <= 1}
+        assert len(met) == wanted
+
+
+def test_a_turn_is_measured_in_px_and_not_in_sides():
+    """A square in a wide image stays a square when it is turned by 45 degrees: its box grows by the root of 2."""
+    turned = dataclasses.replace(STILL, zoom=(0.999, 1.0), turn_deg=45.0)
+    box = np.array([[40, 140, 20, 20]])
+    found = [varied(np.zeros((100, 300), np.uint8), box, turned, np.random.default_rng(s))[1][0] for s in range(60)]
+    heights, widths = np.array(found)[:, 2], np.array(found)[:, 3]
+    assert np.abs(heights - widths).max() <= 1
+    assert 27 <= heights.max() <= 30
+
+
+def test_colours_by_hand():
+    """Contrast 2 about the mean, and the negative of an image."""
+    image = np.zeros((10, 10, 3), np.uint8)
+    image[:5], image[5:] = 102, 153  # mean 127.5
+    sharp, _ = varied(image, NO_BOXES, dataclasses.replace(STILL, contrast=(2.0, 2.0)), unblurred())
+    assert np.abs(sharp[:5].astype(int) - 76.5).max() <= 0.5  # 127.5 + 2 * (102 - 127.5)
+    assert np.abs(sharp[5:].astype(int) - 178.5).max() <= 0.5
+    negative, _ = varied(image, NO_BOXES, dataclasses.replace(STILL, negative=1.0), unblurred())
+    assert (negative == 255 - image).all()
+
+
+def test_without_saturation_an_image_is_grey():
+    image = np.random.default_rng(3).integers(0, 256, (8, 8, 3)).astype(np.uint8)
+    plain = dataclasses.replace(STILL, saturation=(0.0, 0.0))
+    found, _ = varied(image, NO_BOXES, plain, unblurred())
+    spread = found.astype(int) - found.mean(axis=2, keepdims=True)
+    assert np.ptp(spread, axis=(0, 1)).max() <= 2  # one and the same tint everywhere: the mean colour stays
+
+
+@pytest.mark.parametrize("variation", [*VARIATIONS.values(), NUMBERS, None])
+def test_an_index_decides_its_canvas(images, variation):
+    supply = Varied(images, variation, seed=3)
+    batch = supply.compose(range(25))
+    for index in (0, 7, 24):
+        alone = supply.compose([index])
+        assert (alone.images[0] == batch.images[index]).all()
+        assert (alone.labels[0] == batch.labels[index]).all()
+    back = supply.compose(np.arange(25)[::-1])
+    assert (back.images[::-1] == batch.images).all()
+    other = Varied(images, variation, seed=4).compose(range(25))
+    assert (other.images != batch.images).any()
+
+
+def test_a_round_shows_every_image_once(images):
+    batch = Varied(images, None, seed=1).compose(range(30))
+    for first in (0, 10, 20):
+        shown = {image.tobytes() for image in batch.images[first : first + 10]}
+        assert shown == {image.tobytes() for image in images.compose(range(10)).images}
+    assert (batch.images[:10] != batch.images[10:20]).any()
+
+
+def test_the_same_image_varies_from_round_to_round(images):
+    batch = Varied(images, VARIATIONS["upright"], seed=1).compose(range(200))
+    assert len({image.tobytes() for image in batch.images}) == 200
+
+
+def test_what_decides_a_canvas_is_in_the_content(images):
+    def contents(*arguments: object) -> str:
+        return repr([part.tolist() if isinstance(part, np.ndarray) else part for part in Varied(*arguments).content])
+
+    plain = contents(images, STILL, 0)
+    assert plain == contents(images, STILL, 0)
+    assert len({plain, contents(images, STILL, 1), contents(images, None, 0), contents(images, NUMBERS, 0)}) == 4
+
+
+def test_a_negative_index_is_refused(images):
+    with pytest.raises(DataError, match="at least 0; got -1"):
+        Varied(images, None).compose([-1])
+
+
+def test_an_environment_draws_variations_of_few_images():
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 32, 32)).astype(np.uint8)
+    config = EnvConfig(source="custom", images=pixels, labels=[["a"]] * 10, split="train", augment="turned")
+    assert config.size == 60_000
+    assert not config.is_finite
+    assert dataclasses.replace(config, num_examples=50).size == 50
+    assert len({image.tobytes() for image in config.canvases.compose(range(40)).images}) == 40
+
+
+@pytest.mark.parametrize(
+    ("arguments", "got"),
+    [
+        ({"source": "mnist", "augment": "upright"}, "augment"),
+        ({"source": "svhn", "augment": "turned"}, "one of none, upright"),
+        ({"source": "svhn", "augment": "sideways"}, "augment"),
+        ({"source": "svhn", "augment": "upright", "split": "test"}, "split='test'"),
+    ],
+)
+def test_a_wrong_augmentation_is_refused(arguments, got):
+    with pytest.raises(ConfigError, match=got):
+        EnvConfig(**arguments)
