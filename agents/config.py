@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
+from agents.supervised import Objective
 from hsal_env.errors import ConfigError
 from hsal_env.fields import MOST_COEFFICIENT, MOST_COUNTED, check_at_most, check_fields
+from hsal_env.perception import Architecture
 
 LocationPolicy = Literal["learned", "greedy", "uniform"]
 Algorithm = Literal["reinforce", "ppo", "cross-entropy", "multiset-loss"]
@@ -164,4 +167,69 @@ class LearnerConfig:
             raise ConfigError(
                 f"estimator={self.estimator!r} needs algorithm='reinforce' and immediate credit, gamma=0; "
                 "use estimator='sampled'."
+            )
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """How an activation model is trained, see :class:`agents.supervised.features.Pretraining`."""
+
+    output: Path = Path("compact.pt")
+    """the model file to write, FILE.pt; FILE.json with arguments and accuracies is written beside it"""
+    architecture: Architecture = "compact"
+    """compact: a small network; resnet18 and resnet34: torchvision's"""
+    output_stride: int | None = None
+    """px from one cell to the next: 16 (7x7 cells), 8 (14x14) or 4 (28x28) for compact; 32, 16 or 8 for a resnet; default: as
+    init has it, else the largest"""
+    init: str | None = None
+    """bundled model or model file to start from, or scratch (random weights); default: the published weights of the
+    architecture, or scratch where there are none"""
+    objective: Objective = "count"
+    """count: learn all labels of an image; classify: the paper's, learn one of them at a time"""
+    passes: int = 18
+    """passes over num_canvases canvases, which are new in each pass (photographs that are not varied: in a new order)"""
+    num_canvases: int = 60_000
+    """canvases in a pass"""
+    batch_size: int = 128
+    """canvases in a batch"""
+    learning_rate: float = 4e-3
+    """peak of the one-cycle schedule (AdamW)"""
+    weight_decay: float = 0.01
+    """weight decay of AdamW"""
+    sharp_coef: float = 0.2
+    """weight of the penalty on cells whose saliency is neither 0 nor 1 (count only)"""
+    warp_px: float = 3.0
+    """largest amplitude of the smooth random displacements of a training canvas"""
+    val_canvases: int = 2_000
+    """canvases for the accuracy after every pass"""
+    test_canvases: int = 10_000
+    """canvases of each source and look for the accuracy at the end"""
+    device: str = "auto"
+    """cpu, cuda, or auto (cuda where there is one)"""
+    seed: int = 0
+    """seed of weights and canvases"""
+
+    def __post_init__(self) -> None:
+        """Refuse arguments that do not fit.
+
+        Raises:
+            ConfigError: an unknown choice, a number outside its range, or an output that is no .pt file.
+        """
+        check_fields(self)
+        check_at_most(self, seed=(1 << 32) - 1, passes=MOST_COUNTED, num_canvases=MOST_COUNTED)
+        check_at_most(self, learning_rate=MOST_COEFFICIENT, weight_decay=MOST_COEFFICIENT)
+        least = min(self.passes, self.val_canvases, self.test_canvases)
+        if least < 1 or not 1 <= self.batch_size <= self.num_canvases:
+            raise ConfigError(
+                "Expected passes, val_canvases and test_canvases of at least 1 and 1 <= batch_size <= num_canvases; got "
+                f"{self.passes}, {self.val_canvases}, {self.test_canvases}, {self.batch_size}, {self.num_canvases}."
+            )
+        if self.output.suffix != ".pt":
+            raise ConfigError(
+                f"Expected --output as FILE.pt, since --activation recognises a model file by its suffix; got {self.output}."
+            )
+        if self.seed < 0 or self.learning_rate <= 0 or self.weight_decay < 0:
+            raise ConfigError(
+                "Expected a seed of at least 0, a learning_rate above 0 and a weight_decay of at least 0; got "
+                f"{self.seed}, {self.learning_rate}, {self.weight_decay}."
             )

@@ -92,7 +92,8 @@ def blind_guess(train: EnvConfig, test: EnvConfig) -> dict[str, float]:
     from hsal_env.multiset import label_counts
     from hsal_env.perception.examples import Examples
 
-    few = dataclasses.replace(train, features="lazy", num_examples=min(10_000, train.size))
+    plain = dataclasses.replace(train, augment="none")
+    few = dataclasses.replace(plain, features="lazy", num_examples=min(10_000, plain.size))
     seen, true = (
         label_counts(Examples(config).compose(np.arange(config.size)).labels, config.classes)
         for config in (few, dataclasses.replace(test, features="lazy"))

@@ -45,9 +45,10 @@ class EnvConfig(MetaStepRules, CanvasLook):
             your own images, all.
         data_root: folder of MNIST or SVHN. None: ``$HSAL_DATA``, else the cache folder.
         extra: whether SVHN's part ``extra`` is added to its training split (D4).
-        augment: of the training split of SVHN and of your own images: ``"none"``: the images as they are. Otherwise ever new
-            variations of them, so that a few teach as many would (:mod:`hsal_env.data.augmentation`). ``"upright"``: turned a
-            little. ``"turned"``, of your own images only: also mirrored and turned upside down, for things that may lie anyhow.
+        augment: of SVHN and of your own images. ``"none"``: the images as they are. Otherwise the training split holds ever new
+            variations of its images, so that a few teach as many would (:mod:`hsal_env.data.augmentation`). ``"upright"``: turned
+            a little. ``"turned"``, of your own images only: also mirrored and turned upside down, for things that may lie
+            anyhow. The other splits are never varied.
         images: your own images: uint8 ``[N, h_px, w_px]`` or ``[N, h_px, w_px, 3]``, or a folder as :mod:`hsal_env.data.custom`
             describes it, or :class:`hsal_env.data.custom.LabelledImages`.
         labels: the labels of ``images`` that are an array: for each image a list of whole numbers from 0 on, or of class names.
@@ -128,11 +129,9 @@ class EnvConfig(MetaStepRules, CanvasLook):
         object.__setattr__(self, "images", images)
         object.__setattr__(self, "labels", None)
         object.__setattr__(self, "labels_are", None)
-        if self.augment != "none" and (self.split != "train" or self.augment not in SOURCES[self.source].variations):
-            known = ", ".join(["none", *SOURCES[self.source].variations])
+        if self.augment not in (known := ["none", *SOURCES[self.source].variations]):
             raise ConfigError(
-                f"Expected augment to be one of {known} with source={self.source!r}, and 'none' but for split='train'; got "
-                f"{self.augment!r} with split={self.split!r}."
+                f"Expected augment to be one of {', '.join(known)} with source={self.source!r}; got {self.augment!r}."
             )
         SOURCES[self.source].check(self)
 
@@ -214,7 +213,11 @@ class EnvConfig(MetaStepRules, CanvasLook):
     @property
     def is_finite(self) -> bool:
         """Whether there is a fixed number of images."""
-        return SOURCES[self.source].finite and self.augment == "none"
+        return SOURCES[self.source].finite and not self._is_varied
+
+    @property
+    def _is_varied(self) -> bool:
+        return self.augment != "none" and self.split == "train"
 
     @property
     def is_custom(self) -> bool:
@@ -241,7 +244,7 @@ class EnvConfig(MetaStepRules, CanvasLook):
         """
         source = SOURCES[self.source]
         images = source.open(self)
-        if self.augment == "none":
+        if not self._is_varied:
             return images
         return Varied(cast(FiniteSource, images), source.variations[self.augment], self.seed)
 

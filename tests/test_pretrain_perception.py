@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 from commands import PRETRAIN, Command, script
+from PIL import Image
 
-from agents.supervised import pretraining
+from agents.supervised import features
 from hsal_env import functional as F
 from hsal_env.config import EnvConfig
-from hsal_env.errors import CheckpointError, DivergenceError
+from hsal_env.errors import CheckpointError, ConfigError, DivergenceError
 from hsal_env.perception.examples import Examples
 from hsal_env.perception.model_file import load_model
 from hsal_env.perception.registry import ARCHITECTURES, WEIGHTS_FOLDER
@@ -79,7 +80,7 @@ def test_pretraining_twice_gives_the_same_weights(tmp_path: Path):
 def test_pretraining_goes_on_from_weights(mnist_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """With a learning rate of 0 they come out as they went in, but for the running means of batch norm."""
     module = script(PRETRAIN)
-    monkeypatch.setattr(pretraining, "accuracy", lambda *_: {})
+    monkeypatch.setattr(features, "accuracy", lambda *_: {})
     start, output = WEIGHTS_FOLDER / "compact.pt", tmp_path / "w.pt"
     flags = {"passes": 1, "num_canvases": 32, "batch_size": 32, "data_root": mnist_root, "learning_rate": 1e-30}
     module.main(module.Args(output=output, objects="ten", init=str(start), **flags))
@@ -96,21 +97,21 @@ def test_pretraining_goes_on_from_weights(mnist_root: str, tmp_path: Path, monke
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ("--passes 0", "error: Expected passes, val_canvases and test_canvases of at least 1"),
-        ("--batch-size 0", "error: Expected passes, val_canvases and test_canvases of at least 1"),
-        ("--batch-size 64 --num-canvases 32", "error: Expected passes, val_canvases and test_canvases of at least 1"),
-        ("--test-canvases 0", "error: Expected passes, val_canvases and test_canvases of at least 1"),
+        ("--passes 0", "Expected passes, val_canvases and test_canvases of at least 1"),
+        ("--batch-size 0", "Expected passes, val_canvases and test_canvases of at least 1"),
+        ("--batch-size 64 --num-canvases 32", "Expected passes, val_canvases and test_canvases of at least 1"),
+        ("--test-canvases 0", "Expected passes, val_canvases and test_canvases of at least 1"),
         ("--objects pair", "--objects"),
         ("--architecture vgg", "--architecture"),
         ("--init nowhere.pt --passes 1", "error: No activation model at nowhere.pt"),
         ("--device tpu --passes 1", "error: Expected a device that is there"),
         (
             "--output mine.pth",
-            "error: Expected --output as FILE.pt, since --activation recognises a model file by its suffix; got mine.pth",
+            "Expected --output as FILE.pt, since --activation recognises a model file by its suffix; got mine.pth",
         ),
-        ("--mnist-share 1.5", "error: Expected --mnist-share between 0 and 1; got 1.5"),
-        ("--seed -1", "error: Expected a seed of at least 0"),
-        ("--learning-rate 0", "error: Expected a seed of at least 0, a learning_rate above 0"),
+        ("--mnist-share 1.5", "Expected --mnist-share between 0 and 1; got 1.5"),
+        ("--seed -1", "Expected a seed of at least 0"),
+        ("--learning-rate 0", "Expected a seed of at least 0, a learning_rate above 0"),
         ("--weight-decay -1", "a weight_decay of at least 0; got 0, 0.004, -1.0"),
         ("--output /dev/null/deep/x.pt", "error: Cannot write /dev/null/deep"),
     ],
@@ -155,3 +156,80 @@ def test_what_is_learned_from_is_laid_out_otherwise_than_the_environments_canvas
     theirs = Examples(EnvConfig(source="digits", num_examples=4), progress=False).compose(np.arange(4))
     assert ours.boxes.shape == theirs.boxes.shape
     assert (ours.boxes != theirs.boxes).any(axis=(1, 2)).all()
+
+
+def test_an_interrupted_pretraining_goes_on_as_if_it_had_not_been(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    module = script(PRETRAIN)
+    few = {"passes": 3, "num_canvases": 32, "batch_size": 16, "val_canvases": 1, "test_canvases": 1}
+    flags = {"objects": "house-numbers", **few}
+    module.main(module.Args(output=tmp_path / "whole.pt", **flags))
+    save, saved = features.Pretraining._save, []
+
+    def interrupted(self: features.Pretraining) -> None:
+        save(self)
+        saved.append(self.passes)
+        if saved == [1]:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(features.Pretraining, "_save", interrupted)
+    output = tmp_path / "parts.pt"
+    with pytest.raises(KeyboardInterrupt):
+        module.main(module.Args(output=output, **flags))
+    module.main(module.Args(output=output, resume=True, **flags))
+    assert saved == [1, 2, 3]
+    assert not output.with_suffix(".resume.pt").exists()
+    whole, parts = (torch.load(path, weights_only=True)["weights"] for path in (tmp_path / "whole.pt", output))
+    assert all(torch.equal(weight, parts[name]) for name, weight in whole.items())
+
+
+def test_a_pretraining_with_other_flags_or_damaged_is_not_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    module, output = script(PRETRAIN), tmp_path / "model.pt"
+    few = {"passes": 2, "num_canvases": 16, "batch_size": 16, "val_canvases": 1, "test_canvases": 1}
+    flags = {"objects": "house-numbers", "output": output, **few}
+    monkeypatch.setattr(features, "write_text", raising(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        module.main(module.Args(**flags))
+    with pytest.raises(CheckpointError, match="of a training with other flags"):
+        module.main(module.Args(**flags, resume=True, seed=1))
+    path = output.with_suffix(".resume.pt")
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match=r"model\.resume\.pt is damaged.*Delete it to begin anew"):
+        module.main(module.Args(**flags, resume=True))
+
+
+def raising(error: type[BaseException]):
+    def stop(*_: object) -> None:
+        raise error
+
+    return stop
+
+
+def test_pretraining_on_images_of_your_own(tmp_path: Path):
+    """Images in grey with two classes, from colour features, among them some without objects."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    rng, lines = np.random.default_rng(0), ["file,labels"]
+    for i in range(30):
+        Image.fromarray(rng.integers(0, 256, (48, 64)).astype(np.uint8)).save(folder / f"{i}.png")
+        lines.append(f"{i}.png,{' '.join(['cup', 'plate'][: i % 3])}")
+    (folder / "labels.csv").write_text("\n".join(lines))
+    module, output = script(PRETRAIN), tmp_path / "mine.pt"
+    few = {"passes": 1, "num_canvases": 32, "batch_size": 16}
+    flags = {"images": folder, "augment": "turned", "init": "compact-house-numbers"}
+    module.main(module.Args(output=output, **flags, **few))
+    results = json.loads(output.with_suffix(".json").read_text())
+    assert set(results["test"]["custom"]["plain"]) == {"counts", "peaks"}
+    assert results["args"]["images"] == "mine"
+    assert load_model(output, ARCHITECTURES).in_channels == 3
+    with pytest.raises(ConfigError, match="--objects or --images, not both"):
+        module.Args(images=folder, objects="ten")
+
+
+def test_svhn_may_be_learned_with_synthetic_numbers_and_is_tested_alone():
+    args = pretrain_perception.Args(objects="svhn", synthetic_share=0.25, extra=True, augment="upright")
+    training = pretrain_perception.supplies(args, "train", 0)
+    assert {source: looks["plain"].share for source, looks in training.items()} == {"svhn": 0.75, "house-numbers": 0.25}
+    svhn, synthetic = training["svhn"]["plain"].config, training["house-numbers"]["plain"].config
+    assert (svhn.extra, svhn.augment, synthetic.augment) == (True, "upright", "none")
+    assert list(pretrain_perception.supplies(args, "val", 0)) == ["svhn"]
+    assert list(pretrain_perception.supplies(pretrain_perception.Args(objects="svhn"), "train", 0)) == ["svhn"]

@@ -3,7 +3,7 @@
 There are two objectives. ``count`` is the default. Each cell of the volume stands for ``s_ij = sum_c V_cij**2 / D`` objects, and
 a linear classifier W of its column says of which class. The expected counts are fitted to the counts ``n_c`` of the image:
 
-    lambda_c = sum_ij s_ij softmax(W V_ij)_c,    loss = sum_c (lambda_c - n_c log(lambda_c + 0.001)) / sqrt(sum_c n_c)
+    lambda_c = sum_ij s_ij softmax(W V_ij)_c,    loss = sum_c (lambda_c - n_c log(lambda_c + 0.001)) / sqrt(max(1, sum_c n_c))
 
 This is the negative log-likelihood of Poisson counts. The term ``sharp_coef sum_ij s_ij |1 - s_ij|`` is added. With it an object
 becomes one cell with s = 1 instead of two cells with s = 1/2, so that an agent that visits the peaks of the map meets each
@@ -86,7 +86,7 @@ def counting_loss(saliency: Tensor, log_probs: Tensor, counts: Tensor, sharp_coe
         sharp_coef: weight of the term that makes cells 0 or 1.
     """
     expected = expected_counts(saliency, log_probs)
-    poisson = (expected - counts * (expected + 1e-3).log()).sum(dim=1) / counts.sum(dim=1).sqrt()
+    poisson = (expected - counts * (expected + 1e-3).log()).sum(dim=1) / counts.sum(dim=1).clamp(min=1).sqrt()
     between = (saliency * (1 - saliency).abs()).sum(dim=(1, 2))
     return (poisson + sharp_coef * between).mean()
 
@@ -101,9 +101,13 @@ def classification_loss(scores: Tensor, counts: Tensor) -> Tensor:
 
     Args:
         scores: of the whole images ``[B, C]``.
-        counts: n ``[B, C]``, on the CPU; each image has at least one object.
+        counts: n ``[B, C]``, on the CPU. Images without objects have no label to draw, and a loss of 0.
     """
-    return cross_entropy(scores, torch.multinomial(counts, 1).squeeze(1).to(scores.device))
+    labelled = counts.sum(dim=1) > 0
+    if not labelled.any():
+        return scores.sum() * 0
+    drawn = torch.multinomial(counts[labelled], 1).squeeze(1).to(scores.device)
+    return cross_entropy(scores[labelled.to(scores.device)], drawn, reduction="sum") / len(counts)
 
 
 def warped(images: Tensor, warp_px: float) -> Tensor:
@@ -131,8 +135,10 @@ class Supply(NamedTuple):
     share: float
 
 
-def batches(supplies: Sequence[Supply], size: int, count: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """``count`` batches of ``size`` images, uint8, with their label counts ``[B, C]``, int64.
+def batches(
+    supplies: Sequence[Supply], size: int, count: int, seed: int, first: int = 0
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """``count`` batches of ``size`` images, uint8, with their label counts ``[B, C]``, int64, from batch ``first`` on.
 
     A thread composes each batch while the batch before it is in use.
     """
@@ -141,10 +147,10 @@ def batches(supplies: Sequence[Supply], size: int, count: int, seed: int) -> Ite
     sources = [endless(supply.config, seed) for supply in supplies]
     met = [0] * len(supplies)
 
-    def compose(drawn: list[int], first: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    def compose(drawn: list[int], begin: list[int]) -> tuple[np.ndarray, np.ndarray]:
         parts = [
             source.compose(range(start, start + wanted))
-            for source, start, wanted in zip(sources, first, drawn, strict=True)
+            for source, start, wanted in zip(sources, begin, drawn, strict=True)
             if wanted
         ]
         images = np.concatenate([part.images for part in parts])
@@ -154,9 +160,11 @@ def batches(supplies: Sequence[Supply], size: int, count: int, seed: int) -> Ite
         ahead = None
         for step in range(count + 1):
             ready = ahead.result() if ahead else None
+            ahead = None
             if step < count:
                 drawn = rng.multinomial(size, [supply.share for supply in supplies]).tolist()
-                ahead = thread.submit(compose, drawn, met.copy())
+                if step >= first:
+                    ahead = thread.submit(compose, drawn, met.copy())
                 met = [before + new for before, new in zip(met, drawn, strict=True)]
             if ready:
                 yield ready

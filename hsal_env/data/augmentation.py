@@ -7,26 +7,17 @@ labels stay true although nobody knows where its objects are.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn.functional import conv2d, grid_sample, interpolate, pad
 
 from hsal_env.data.canvases import CanvasBatch, CanvasSource
 from hsal_env.data.draws import source_of
 from hsal_env.errors import DataError
-from hsal_env.isolation import own_defaults
 
 Augment = Literal["none", "upright", "turned"]
-
-_LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601)
-_POINTS = 5  # an image is bent at 5x5 points
-_TAPS = 3  # a blur reaches so many px to each side
 
 
 @dataclass(frozen=True)
@@ -105,7 +96,9 @@ class Varied:
     @property
     def content(self) -> tuple[str | np.ndarray, ...]:
         """That of the images, the variation, the key, and the code that varies."""
-        return (*self._images.content, repr(self.variation), self._key, *source_of(Varied))
+        from hsal_env.data.variation import varied  # torch: not before --help
+
+        return (*self._images.content, repr(self.variation), self._key, *source_of(Varied, varied))
 
     def compose(self, indices: Sequence[int] | np.ndarray) -> CanvasBatch:
         """The canvases of the given non-negative indices.
@@ -121,102 +114,10 @@ class Varied:
         batch = self._images.compose([orders[r][place] for r, place in zip(rounds.tolist(), places, strict=True)])
         if self.variation is None:
             return batch
+        from hsal_env.data.variation import varied
+
         images, boxes = np.empty_like(batch.images), np.empty_like(batch.boxes)
         for lane, index in enumerate(indices.tolist()):  # each alone, so that a batch rounds nothing otherwise
             random = np.random.Generator(np.random.Philox(key=self._key, counter=[0, index, 0, 0]))
             images[lane], boxes[lane] = varied(batch.images[lane], batch.boxes[lane], self.variation, random)
         return CanvasBatch(images, batch.labels, boxes)
-
-
-@own_defaults()
-def varied(
-    image: np.ndarray, boxes: np.ndarray, variation: Variation, random: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """One variation of an image uint8 ``[h, w]`` or ``[h, w, 3]``, and of its boxes ``[n, 4]``, -1 where unknown.
-
-    A pixel at x, measured from the middle in units of half the image, shows what was at ``A x + t + b(x)``, where A undoes zoom,
-    stretch, shear and turn, t is the shift, and b interpolates the displacements of 5x5 points. Beyond its edge the image goes on
-    as it ends. Boxes follow A and t, not b. The colours c of a pixel become ``m + M (c - m) + l``, where m is the mean colour, M
-    changes hue, saturation and contrast, and l is the light.
-    """
-    v = variation
-    pixels = torch.from_numpy(image.reshape(*image.shape[:2], -1)).permute(2, 0, 1)[None].float() / 255
-    matrix, shift = _place(v, random)
-    if v.mirrored:
-        quarters = 1 if image.shape[0] == image.shape[1] else 2
-        matrix = _turned(quarters * 90.0 * random.integers(4 // quarters)) @ matrix
-        matrix = matrix * np.array([[random.choice([-1.0, 1.0])], [1.0]])
-    half = np.array(image.shape[1::-1]) / 2
-    matrix = matrix * half / half[:, None]  # angles are measured in px
-    pixels = _moved(pixels, matrix, shift, random.uniform(0, v.bend), random)
-    if random.random() < 0.5:
-        pixels = _blurred(pixels, random.uniform(0.3, max(v.blur_px, 0.3)))
-    pixels = _recoloured(pixels, v, random)
-    pixels += random.uniform(0, v.noise) * torch.from_numpy(random.standard_normal(pixels.shape, np.float32))
-    values = (pixels.clamp_(0, 1) * 255).round_().byte()[0].permute(1, 2, 0).numpy()
-    return values.reshape(image.shape), _moved_boxes(boxes, matrix, shift, image.shape[:2])
-
-
-def _place(v: Variation, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A ``[2, 2]`` and t ``[2]``, of (column, row)."""
-    zoom, stretch = math.exp(random.uniform(*np.log(v.zoom))), math.exp(random.uniform(-v.stretch, v.stretch) / 2)
-    shear = np.array([[1.0, random.uniform(-v.shear, v.shear)], [0.0, 1.0]])
-    turn = _turned(random.uniform(-v.turn_deg, v.turn_deg))
-    room = max(1 / zoom - 1, 0.0) + 2 * v.shift
-    return np.diag([stretch, 1 / stretch]) @ shear @ turn / zoom, random.uniform(-room, room, 2)
-
-
-def _turned(angle_deg: float) -> np.ndarray:
-    cos, sin = math.cos(math.radians(angle_deg)), math.sin(math.radians(angle_deg))
-    return np.array([[cos, -sin], [sin, cos]])
-
-
-def _moved(pixels: Tensor, matrix: np.ndarray, shift: np.ndarray, bend: float, random: np.random.Generator) -> Tensor:
-    height, width = pixels.shape[2:]
-    rows, columns = ((torch.arange(size) + 0.5) * 2 / size - 1 for size in (height, width))
-    a, t = matrix.tolist(), shift.tolist()
-    at = torch.stack([a[i][0] * columns + a[i][1] * rows[:, None] + t[i] for i in range(2)], dim=-1)  # [h, w, 2]
-    if bend:
-        points = torch.from_numpy(random.standard_normal((1, 2, _POINTS, _POINTS), np.float32)) * (2 * bend)
-        at += interpolate(points, (height, width), mode="bicubic", align_corners=True)[0].permute(1, 2, 0)
-    return grid_sample(pixels, at[None], padding_mode="border", align_corners=False)
-
-
-def _moved_boxes(boxes: np.ndarray, matrix: np.ndarray, shift: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    """Boxes around the moved corners, rounded outwards and cut off at the edge; -1 where nothing is left."""
-    half = np.array(size[::-1]) / 2
-    low, high = boxes[:, 1::-1], boxes[:, 1::-1] + boxes[:, :1:-1]  # (column, row)
-    corners = np.stack([low, np.stack([high[:, 0], low[:, 1]], 1), np.stack([low[:, 0], high[:, 1]], 1), high], 1)
-    moved = (np.linalg.inv(matrix) @ ((corners / half - 1) - shift)[..., None])[..., 0]
-    moved = (moved + 1) * half  # [n, 4, 2]
-    start = np.clip(np.floor(moved.min(axis=1)), 0, size[::-1]).astype(np.int64)
-    stop = np.clip(np.ceil(moved.max(axis=1)), 0, size[::-1]).astype(np.int64)
-    found = np.concatenate([start[:, ::-1], (stop - start)[:, ::-1]], axis=1)
-    found[(boxes[:, 0] < 0) | (stop <= start).any(axis=1)] = -1
-    return found
-
-
-def _blurred(pixels: Tensor, blur_px: float) -> Tensor:
-    taps = torch.exp(-(torch.arange(-_TAPS, _TAPS + 1) ** 2) / (2 * blur_px**2))
-    taps = (taps / taps.sum()).expand(pixels.shape[1], 1, 1, -1)
-    for kernel, ends in ((taps, (_TAPS, _TAPS, 0, 0)), (taps.transpose(2, 3), (0, 0, _TAPS, _TAPS))):
-        pixels = conv2d(pad(pixels, ends, mode="replicate"), kernel, groups=pixels.shape[1])
-    return pixels
-
-
-def _recoloured(pixels: Tensor, v: Variation, random: np.random.Generator) -> Tensor:
-    channels = pixels.shape[1]
-    factor = math.exp(random.uniform(*np.log(v.contrast)))
-    angle = math.radians(random.uniform(-v.hue_deg, v.hue_deg)) if random.random() < 0.5 else 0.0
-    saturation, negative = random.uniform(*v.saturation), random.random() < v.negative
-    light = random.uniform(-v.light, v.light) + random.uniform(-v.light / 4, v.light / 4, channels)
-    mean = pixels.mean(dim=(2, 3))[0].double().numpy()  # [channels]
-    colours = np.eye(channels)
-    if channels == 3:
-        grey, axis = np.full((3, 3), 1 / 3), np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
-        turn = math.cos(angle) * colours + (1 - math.cos(angle)) * grey + math.sin(angle) * axis
-        colours = (saturation * colours + (1 - saturation) * np.tile(_LUMINANCE, (3, 1))) @ turn
-    colours *= -factor if negative else factor
-    offset = (1 - mean if negative else mean) - colours @ mean + light
-    flat = torch.from_numpy(colours).float() @ pixels[0].flatten(1) + torch.from_numpy(offset).float()[:, None]
-    return flat.view_as(pixels)

@@ -1,0 +1,207 @@
+"""A training of an activation model: passes over images, its files, and how to go on after an interruption."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from agents.config import PretrainConfig
+from agents.learning.distributed import ALONE
+from agents.learning.provenance import versions
+from agents.supervised.pretraining import Pretrainer, Supply, accuracy, batches, warped
+from hsal_env.errors import CheckpointError, DivergenceError
+from hsal_env.isolation import own_defaults
+from hsal_env.perception.examples import to_images
+from hsal_env.perception.model_file import save_model
+from hsal_env.perception.precision import has_matrix_unit
+from hsal_env.perception.registry import initial_model
+from hsal_env.storage.claims import claim_file
+from hsal_env.storage.files import write_text
+from hsal_env.storage.weights import load_weights, save_weights
+
+_CHECKED_EVERY = 50  # updates; an accelerator is waited for at each check
+
+
+@dataclass(frozen=True)
+class Images:
+    """What an activation model learns from, and what its accuracy is measured on.
+
+    Attributes:
+        training: canvases to learn from.
+        held_out: for ``"val"`` and ``"test"`` the canvases by source and look. After every pass the first look of each source of
+            ``"val"`` is measured.
+    """
+
+    training: Sequence[Supply]
+    held_out: Mapping[str, Mapping[str, Mapping[str, Supply]]]
+
+
+class Pretraining:
+    """One training of an activation model, whose output is refused to other processes while this object lives.
+
+    After every pass the model file is written, and beside it FILE.resume.pt, with which ``resume`` goes on. The latter is
+    removed at the end, when FILE.json with arguments and accuracies is written.
+
+    Args:
+        config: how it learns.
+        images: what it learns from.
+        told: the arguments that FILE.json tells. A training is continued only with the same ones.
+        resume: go on after the last whole pass, if there is one.
+
+    Raises:
+        ConfigError: the device is unknown or not there.
+        CheckpointError: ``init`` is no model file of the architecture, the output cannot be written, or what was to be continued
+            is damaged or of another training.
+        DataUnavailableError: the images or the published weights of the architecture were not found and cannot be downloaded.
+    """
+
+    def __init__(self, config: PretrainConfig, images: Images, told: dict[str, Any], resume: bool = False) -> None:
+        self.config, self.images, self.told = config, images, told
+        self.device = ALONE.device(config.device)
+        self._claim = claim_file(config.output)
+        self._resume_path = config.output.with_suffix(".resume.pt")
+        task = images.training[0].config
+        channels = task.image_shape[2]
+        kept = channels == 1 and config.init not in (None, "scratch")  # grey images suit a model that reads colour, too
+        with self._own_random(torch.Generator().manual_seed(config.seed).get_state()):
+            model = initial_model(
+                config.architecture,
+                config.init,
+                in_channels=None if kept else channels,
+                output_stride=config.output_stride,
+            )
+            self.net = Pretrainer(model.requires_grad_(True), task.classes).to(self.device).train()
+            self._random = torch.get_rng_state()
+        self.steps = config.num_canvases // config.batch_size
+        total = config.passes * self.steps
+        self.optimiser = torch.optim.AdamW(
+            self.net.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimiser, config.learning_rate, total_steps=total, pct_start=0.15
+        )
+        self.passes, self.seconds = 0, 0.0
+        if resume and self._resume_path.is_file():
+            self._restore()
+
+    def run(self) -> dict[str, Any]:
+        """Train, test, save; returns what FILE.json holds.
+
+        Raises:
+            DivergenceError: the loss or its gradient is not finite; the output is left as it was.
+        """
+        config, total = self.config, self.config.passes * self.steps
+        done = self.passes * self.steps
+        supply = batches(self.images.training, config.batch_size, total, config.seed, done)
+        started, before = time.perf_counter(), self.seconds
+        with tqdm(total=total, initial=done, desc="features", unit="update", mininterval=1) as bar:
+            while self.passes < config.passes:
+                with self._own_random(self._random):
+                    loss = self._pass(supply, bar)
+                    self._random = torch.get_rng_state()
+                self.passes += 1
+                self.seconds = before + time.perf_counter() - started
+                val = {
+                    source: self._accuracy(next(iter(looks.values())), config.val_canvases)
+                    for source, looks in self.images.held_out["val"].items()
+                }
+                bar.write(f"pass {self.passes}: loss {loss:.4f}, validation {val}, {self.seconds:.0f} s")
+                self._save()
+        results = {
+            "test": {
+                source: {look: self._accuracy(supply, config.test_canvases) for look, supply in looks.items()}
+                for source, looks in self.images.held_out["test"].items()
+            },
+            "seconds": self.seconds,
+            "images_per_second": total * config.batch_size / self.seconds,
+            "device": self.device,
+            "threads": torch.get_num_threads(),
+            "args": self.told,
+            "versions": versions(),
+        }
+        tqdm.write(f"test: {results['test']}")
+        write_text(config.output.with_suffix(".json"), json.dumps(results, indent=2) + "\n")
+        self._resume_path.unlink(missing_ok=True)
+        return results
+
+    def _pass(self, supply: Iterator[tuple[np.ndarray, np.ndarray]], bar: tqdm[Any]) -> float:
+        """The updates of one pass; returns the last loss."""
+        config, net = self.config, self.net
+        finite = torch.ones((), dtype=torch.bool, device=self.device)
+        loss = torch.zeros(())
+        for step in range(1, self.steps + 1):
+            canvases, label_counts = next(supply)
+            counts = torch.from_numpy(label_counts).float()
+            images = to_images(canvases, net.model.in_channels).to(self.device)
+            if config.warp_px:
+                images = warped(images, config.warp_px)
+            with torch.autocast(self.device, dtype=torch.bfloat16, enabled=has_matrix_unit(self.device)):
+                loss = net.loss(images, counts, config.objective, config.sharp_coef)
+            self.optimiser.zero_grad()
+            loss.backward()
+            grad_norm = nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+            self.optimiser.step()
+            self.schedule.step()
+            bar.update()
+            finite = finite & loss.detach().isfinite() & grad_norm.isfinite()
+            if (step % _CHECKED_EVERY == 0 or step == self.steps) and not finite:
+                raise DivergenceError(
+                    f"Training diverged: the loss or its gradient is not finite in pass {self.passes + 1}, at update {step} of "
+                    f"{self.steps} or a little before. {config.output} is as it was. Try a lower learning rate than "
+                    f"{config.learning_rate:g} (--learning-rate)."
+                )
+        return loss.item()
+
+    def _accuracy(self, supply: Supply, canvases: int) -> dict[str, float]:
+        return accuracy(self.net, supply.config, canvases, self.config.objective)
+
+    def _save(self) -> None:
+        save_model(self.config.output, self.config.architecture, self.net.model)
+        state = {
+            "args": json.dumps(self.told, sort_keys=True),
+            "net": self.net.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "passes": self.passes,
+            "seconds": self.seconds,
+            "random": self._random,
+        }
+        save_weights(self._resume_path, state)
+
+    def _restore(self) -> None:
+        path = self._resume_path
+        try:
+            state = load_weights(path)
+            if state["args"] != json.dumps(self.told, sort_keys=True):
+                raise CheckpointError(
+                    f"{path} is of a training with other flags. Go on with the flags it was started with, or delete it to begin "
+                    "anew."
+                )
+            self.net.load_state_dict(state["net"])
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.schedule.load_state_dict(state["schedule"])
+            self.passes, self.seconds, self._random = int(state["passes"]), float(state["seconds"]), state["random"]
+            torch.Generator().set_state(self._random)  # fails now, if at all
+        except CheckpointError:
+            raise
+        except Exception as error:  # of many types: anything may stand in the place of anything
+            raise CheckpointError(
+                f"{path} is damaged, so the training cannot be continued ({type(error).__name__}: {error}). Delete it to begin "
+                "anew."
+            ) from error
+
+    @contextmanager
+    def _own_random(self, state: torch.Tensor) -> Iterator[None]:
+        """A block in which torch's global generator is in ``state``; after it, it is the caller's again."""
+        with own_defaults(), torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(state)
+            yield
