@@ -15,9 +15,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 from agents.config import MOST_HIDDEN
 from agents.supervised import Head
@@ -26,10 +24,6 @@ from hsal_env.command_line import run_command
 from hsal_env.config import EnvConfig
 from hsal_env.errors import ConfigError
 from hsal_env.fields import MOST_COEFFICIENT, MOST_COUNTED, check_at_most
-
-if TYPE_CHECKING:
-    from agents.supervised.count_network import CountNetwork
-    from hsal_env.perception.examples import Examples
 
 
 @dataclass
@@ -107,7 +101,7 @@ def main(args: Args) -> None:
     from agents.learning.provenance import resources, versions, without_paths
     from agents.reports.metrics_file import write_metrics
     from agents.reports.tables import format_table
-    from agents.supervised.count_network import CountNetwork
+    from agents.supervised.count_network import CountNetwork, learn, predict
     from hsal_env import multiset
     from hsal_env.perception.examples import Examples
     from hsal_env.storage.claims import claim_folder
@@ -120,7 +114,7 @@ def main(args: Args) -> None:
     shape = (examples.channels, *examples.map_size)
     net = CountNetwork(args.head, shape, env.classes, env.objects_limit, args.hidden)
     start = time.perf_counter()
-    train(net, examples, args)
+    learn(net, examples, args.passes, args.batch_size, args.learning_rate, args.seed)
     train_seconds = time.perf_counter() - start
     test = evaluation_config(env, "test", args.test_episodes)
     named, counts = predict(net.eval(), Examples(test))
@@ -148,35 +142,6 @@ def main(args: Args) -> None:
     }
     print(format_table(results))
     write_metrics(args.output_dir / "metrics.json", results)
-
-
-def train(net: CountNetwork, examples: Examples, args: Args) -> None:
-    """Train with Adam and a one-cycle schedule, on whole batches, in a new order in every pass."""
-    import torch
-    from tqdm import tqdm
-
-    updates = len(examples) // args.batch_size
-    optimiser = torch.optim.Adam(net.parameters(), lr=args.learning_rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, args.learning_rate, total_steps=args.passes * updates)
-    for epoch in range(args.passes):
-        order = np.random.default_rng([args.seed, epoch]).permutation(len(examples))
-        for batch in tqdm(range(updates), desc=f"pass {epoch + 1}/{args.passes}"):
-            example, _ = examples.load(np.sort(order[batch * args.batch_size : (batch + 1) * args.batch_size]))
-            loss = net.loss(example.volume, example.counts)
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            schedule.step()
-
-
-def predict(net: CountNetwork, examples: Examples) -> tuple[np.ndarray, np.ndarray]:
-    """The predicted and the true counts, ``[N, C]`` each."""
-    predicted, true = [], []
-    for start in range(0, len(examples), 500):
-        example, _ = examples.load(np.arange(start, min(start + 500, len(examples))))
-        predicted.append(net.predict(example.volume).numpy())
-        true.append(example.counts.numpy())
-    return np.concatenate(predicted), np.concatenate(true)
 
 
 def cli() -> None:

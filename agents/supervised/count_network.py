@@ -6,8 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, softplus
+from tqdm import tqdm
 
 from agents.supervised import Head
+from hsal_env.perception.examples import Examples
 
 
 class CountNetwork(nn.Module):
@@ -52,3 +54,31 @@ class CountNetwork(nn.Module):
         """The most probable or rounded counts, int64 ``[B, C]``."""
         told = self(volume)
         return told.round().long() if self.by_column else told.argmax(dim=-1)
+
+
+def learn(
+    net: CountNetwork, examples: Examples, passes: int, batch_size: int, learning_rate: float, seed: int = 0
+) -> None:
+    """Train with Adam and a one-cycle schedule up to ``learning_rate``, on whole batches, in a new order in every pass."""
+    updates = len(examples) // batch_size
+    optimiser = torch.optim.Adam(net.parameters(), lr=learning_rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=passes * updates)
+    for epoch in range(passes):
+        order = np.random.default_rng([seed, epoch]).permutation(len(examples))
+        for batch in tqdm(range(updates), desc=f"pass {epoch + 1}/{passes}"):
+            example, _ = examples.load(np.sort(order[batch * batch_size : (batch + 1) * batch_size]))
+            loss = net.loss(example.volume, example.counts)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+
+
+def predict(net: CountNetwork, examples: Examples) -> tuple[np.ndarray, np.ndarray]:
+    """The predicted and the true counts, ``[N, C]`` each."""
+    predicted, true = [], []
+    for start in range(0, len(examples), 500):
+        example, _ = examples.load(np.arange(start, min(start + 500, len(examples))))
+        predicted.append(net.predict(example.volume).numpy())
+        true.append(example.counts.numpy())
+    return np.concatenate(predicted), np.concatenate(true)

@@ -1,0 +1,246 @@
+"""From a folder of photographs that are labelled with what is in them, to an agent that names it and shows where it looked.
+
+    python train/own_images.py FOLDER --output-dir DIR           # read, learn features, learn the agent, test, report
+    python train/own_images.py FOLDER --output-dir DIR --resume  # go on where it stopped
+
+DIR receives features.pt, checkpoint.pt, metrics.json, progress.csv, episodes.png, report.html and TensorBoard logs. Each step is
+also a command of its own: pretrain_perception.py --images, ppo_or_reinforce.py --images, count_network.py --images,
+evaluate_agent.py and report.py. docs/own-images.md says which folders are read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+import tyro
+
+from hsal_env.command_line import require_agents, run_command
+from hsal_env.config import EnvConfig
+from hsal_env.data.augmentation import Augment
+from hsal_env.errors import ConfigError
+from hsal_env.perception import Architecture
+
+require_agents()
+
+from agents.config import AgentConfig, LearnerConfig, PretrainConfig
+
+if TYPE_CHECKING:
+    from agents.learning.run import RunConfig
+
+_FEW_IMAGES, _FEW_OBJECTS = 100, 20  # of the training share; below that a warning says that it may be too few
+_PLENTY_TEST = 1_000_000
+
+
+@dataclass(frozen=True)
+class Args:
+    """Learn from photographs of your own."""
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    """folder of images and labels"""
+    output_dir: Path = Path("runs/own-images")
+    """where results go"""
+    resume: bool = False
+    """go on where an earlier start with the same flags stopped"""
+    augment: Augment | Literal["auto"] = "auto"
+    """how the training images are varied: not at all, turned a little (upright), or also mirrored and upside down (turned), for
+    things that may lie anyhow; auto: turned, but upright if the classes are single letters or digits"""
+    architecture: Architecture = "compact"
+    """activation model: compact, or resnet18 and resnet34, torchvision's"""
+    init: str | None = None
+    """bundled model or model file whose weights the features start from, scratch for random ones; default: compact-house-numbers
+    for compact, ImageNet's weights for a resnet"""
+    output_stride: int | None = None
+    """px from one cell of the map to the next; finer for many small objects"""
+    feature_images: int = 40_000
+    """varied images that the features learn from"""
+    feature_passes: int = 20
+    """passes that they are counted in; the features are measured and saved after each"""
+    feature_learning_rate: float = 2e-3
+    """peak of the schedule of the features"""
+    agent_images: int = 10_000
+    """varied images that the agent learns from"""
+    agent_passes: int = 4
+    """passes over them"""
+    seed: int = 0
+    """seed of weights, variations, order and samples"""
+    device: str = "auto"
+    """cpu, cuda, or auto: cuda where there is one"""
+
+    def __post_init__(self) -> None:
+        for name in ("feature_images", "feature_passes", "agent_images", "agent_passes"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"Expected --{name.replace('_', '-')} of at least 1; got {getattr(self, name)}.")
+
+
+def main(args: Args) -> None:
+    """Read, learn, test and report.
+
+    Raises:
+        ConfigError, DataError: the folder, or what is asked of it, does not fit.
+        CheckpointError: the output cannot be written, or is of another start.
+    """
+    env = read(args)
+    print(told(env))
+    check_amount(env)
+    learn_features(args, env)
+    results = learn_agent(args, env)
+    results |= {"count_network": compare(args, env)}
+    write_results(args, results)
+
+
+def read(args: Args) -> EnvConfig:
+    """The task: the training share of the folder, varied.
+
+    Raises:
+        ConfigError, DataError: see :class:`hsal_env.config.EnvConfig`.
+    """
+    env = EnvConfig(source="custom", images=str(args.folder), split="train", seed=args.seed)
+    names = env.label_names or tuple(map(str, range(env.classes)))
+    chosen = args.augment
+    if chosen == "auto":
+        chosen = "upright" if all(len(name) == 1 for name in names) else "turned"
+    return dataclasses.replace(env, augment=chosen)
+
+
+def told(env: EnvConfig) -> str:
+    """What the folder holds, in a few lines."""
+    data = env.data
+    rows, columns, channels = env.image_shape
+    lines = [
+        f"{len(data)} images of {rows}x{columns} px in {'colour' if channels == 3 else 'grey'}, varied: {env.augment}"
+    ]
+    names = env.label_names or tuple(map(str, range(env.classes)))
+    for split in ("train", "val", "test"):
+        labels = data.labels[data.part(split)]
+        counts = np.bincount(labels[labels >= 0], minlength=env.classes)
+        found = ", ".join(f"{count} {name}" for name, count in zip(names, counts.tolist(), strict=True))
+        lines.append(f"{split}: {len(labels)} images, {counts.sum()} objects: {found}")
+    return "\n".join(lines)
+
+
+def check_amount(env: EnvConfig) -> None:
+    """Warn where there are too few images to learn from or to measure on."""
+    data = env.data
+    names = env.label_names or tuple(map(str, range(env.classes)))
+    labels = data.labels[data.part("train")]
+    counts = np.bincount(labels[labels >= 0], minlength=env.classes)
+    if len(labels) < _FEW_IMAGES:
+        warnings.warn(
+            f"{len(labels)} training images are few: expect mistakes, and scores that say little. Some hundreds would be better.",
+            stacklevel=2,
+        )
+    if (counts < _FEW_OBJECTS).any():
+        rare = ", ".join(f"{names[i]} ({counts[i]})" for i in np.flatnonzero(counts < _FEW_OBJECTS))
+        warnings.warn(f"Classes with few objects to learn from: {rare}. The agent may never name them.", stacklevel=2)
+
+
+def learn_features(args: Args, env: EnvConfig) -> None:
+    """Train the activation model into features.pt, unless it is there."""
+    output = args.output_dir / "features.pt"
+    if args.resume and output.with_suffix(".json").is_file():
+        return
+    from agents.supervised.features import Images, Pretraining
+    from agents.supervised.pretraining import Supply
+
+    batch_size = 64
+    config = PretrainConfig(
+        output=output,
+        architecture=args.architecture,
+        output_stride=args.output_stride,
+        init=args.init or ("compact-house-numbers" if args.architecture == "compact" else None),
+        passes=args.feature_passes,
+        num_canvases=max(batch_size, args.feature_images // args.feature_passes),
+        batch_size=batch_size,
+        learning_rate=args.feature_learning_rate,
+        warp_px=0.0,
+        device=args.device,
+        seed=args.seed,
+    )
+    held_out = {
+        split: {"custom": {"plain": Supply(dataclasses.replace(env, split=split), 1.0)}} for split in ("val", "test")
+    }
+    plain = {**dataclasses.asdict(config), "output": output.name, "init": config.init and Path(config.init).name}
+    Pretraining(config, Images([Supply(env, 1.0)], held_out), plain | {"augment": env.augment}, args.resume).run()
+
+
+def run_config(args: Args, env: EnvConfig) -> RunConfig:
+    """The settings of the agent's training."""
+    from agents.learning.provenance import without_paths
+    from agents.learning.run import RunConfig
+
+    return RunConfig(
+        folder=args.output_dir,
+        env=with_features(args, env),
+        agent_name="hsal",
+        agent=AgentConfig(location_prior=30.0, attention_init="grid", bfloat16=True),
+        learner=LearnerConfig(
+            estimator="log", learning_rate=4e-3, meta_lr_scale=0.3, batch_size=128, passes=args.agent_passes
+        ),
+        seed=args.seed,
+        device=args.device,
+        command=["python", "train/own_images.py", *without_paths(sys.argv[1:])],
+    )
+
+
+def with_features(args: Args, env: EnvConfig) -> EnvConfig:
+    """The task on the features of features.pt."""
+    return dataclasses.replace(
+        env,
+        activation=str(args.output_dir / "features.pt"),
+        features="store",
+        components=49,
+        num_examples=args.agent_images,
+        protocol="teacher",
+        include_image=False,
+    )
+
+
+def learn_agent(args: Args, env: EnvConfig) -> dict[str, Any]:
+    """Train the agent and test it on the test share."""
+    from agents.learning.run import Run
+
+    begun = args.resume and (args.output_dir / "checkpoint.pt").is_file()
+    run = Run(run_config(args, env), begun)
+    run.train()
+    return run.test(_PLENTY_TEST)
+
+
+def compare(args: Args, env: EnvConfig) -> dict[str, Any]:
+    """The scores of a network without attention that reads the same features."""
+    import torch
+
+    from agents.evaluation import evaluation_config
+    from agents.supervised.count_network import CountNetwork, learn, predict
+    from hsal_env import multiset
+    from hsal_env.perception.examples import Examples
+
+    task = with_features(args, env)
+    examples = Examples(task)
+    torch.manual_seed(args.seed)
+    net = CountNetwork("columns", (examples.channels, *examples.map_size), env.classes, env.objects_limit, hidden=256)
+    learn(net, examples, args.agent_passes, 128, 1e-3, args.seed)
+    named, counts = predict(net.eval(), Examples(evaluation_config(task, "test", _PLENTY_TEST)))
+    return multiset.scores(named, counts)
+
+
+def write_results(args: Args, results: dict[str, Any]) -> None:
+    """metrics.json again, with what was compared, and report.html."""
+    from agents.reports.metrics_file import write_metrics
+
+    features = json.loads((args.output_dir / "features.json").read_text(encoding="utf-8"))
+    write_metrics(args.output_dir / "metrics.json", results | {"features": features})
+
+
+def cli() -> None:
+    run_command(main, Args)
+
+
+if __name__ == "__main__":
+    cli()
