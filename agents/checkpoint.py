@@ -247,7 +247,8 @@ def load(path: Path, *, trust: Trust = False, **switches: Any) -> Loaded:
         if content["source"] not in SOURCES:
             raise ConfigError(f"Expected source to be one of {', '.join(SOURCES)}; got {content['source']!r}.")
         config = AgentConfig(**{**content["agent_config"], **switches})
-        env = EnvConfig.from_kwargs({key: value for key, value in content["env"].items() if key != "data_root"})
+        plain = {key: value for key, value in content["env"].items() if key != "data_root"}
+        env = EnvConfig.from_kwargs(plain | {"activation": _found(plain["activation"], path)})
         agent = build_agent(content["agent"], _world(content["world"]), config)
         restore(agent, content["model"], path)
         check_features(content, env, path)
@@ -257,6 +258,16 @@ def load(path: Path, *, trust: Trust = False, **switches: Any) -> Loaded:
         reason = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
         raise CheckpointError(f"{path} does not fit this version of HSAL: {reason}") from error
     return Loaded(agent.eval(), env, content["source"])
+
+
+def _found(activation: str, path: Path) -> str:
+    """The activation model that a checkpoint at ``path`` names. A model file that is not there may lie beside the checkpoint."""
+    beside = path.parent / Path(activation).name
+    return (
+        str(beside)
+        if activation.endswith(".pt") and not as_path(activation).is_file() and beside.is_file()
+        else activation
+    )
 
 
 def _world(plain: dict[str, Any]) -> World:

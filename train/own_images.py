@@ -24,7 +24,7 @@ import tyro
 from hsal_env.command_line import require_agents, run_command
 from hsal_env.config import EnvConfig
 from hsal_env.data.augmentation import Augment
-from hsal_env.errors import ConfigError
+from hsal_env.errors import CheckpointError, ConfigError
 from hsal_env.perception import Architecture
 
 require_agents()
@@ -86,6 +86,14 @@ def main(args: Args) -> None:
         ConfigError, DataError: the folder, or what is asked of it, does not fit.
         CheckpointError: the output cannot be written, or is of another start.
     """
+    begun = next((name for name in ("features.pt", "checkpoint.pt") if (args.output_dir / name).exists()), None)
+    if begun and not args.resume:
+        raise CheckpointError(
+            f"{args.output_dir} holds {begun} of an earlier start. Go on with --resume, or choose another --output-dir."
+        )
+    if args.resume and (args.output_dir / "report.html").is_file():
+        print(f"{args.output_dir} is finished: see report.html. Choose another --output-dir to begin anew.")
+        return
     env = read(args)
     print(told(env))
     check_amount(env)
@@ -233,9 +241,12 @@ def compare(args: Args, env: EnvConfig) -> dict[str, Any]:
 def write_results(args: Args, results: dict[str, Any]) -> None:
     """metrics.json again, with what was compared, and report.html."""
     from agents.reports.metrics_file import write_metrics
+    from agents.reports.writing import Played, write_report
 
     features = json.loads((args.output_dir / "features.json").read_text(encoding="utf-8"))
     write_metrics(args.output_dir / "metrics.json", results | {"features": features})
+    write_report([str(args.output_dir)], args.output_dir / "report.html", Played(split="test"))
+    print(f"The report is in {args.output_dir / 'report.html'}")
 
 
 def cli() -> None:

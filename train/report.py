@@ -12,18 +12,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import tyro
 
 from hsal_env.command_line import run_command
-from hsal_env.errors import ConfigError
-
-if TYPE_CHECKING:
-    from agents.checkpoint import Loaded
-    from hsal_env.trace import Trace
-
-_BATCH = 100
 
 
 @dataclass(frozen=True)
@@ -50,54 +43,13 @@ def main(args: Args) -> None:
     """Read the runs, let their agents play, and write the page.
 
     Raises:
-        ConfigError: no run, a negative number of episodes, or a bundled agent and no episodes.
-        DataError: see :func:`agents.reports.runs.gather`.
-        CheckpointError: a damaged checkpoint, or the page cannot be written.
+        ConfigError, DataError, CheckpointError: see :func:`agents.reports.writing.write_report`.
     """
-    import hsal_env
-    from agents import checkpoint
-    from agents.reports.page import ReportRow, page
-    from agents.reports.runs import gather, group, names, of_bundled
-    from hsal_env.storage.files import write_text
+    from agents.reports.writing import Played, write_report
 
-    if not args.runs:
-        raise ConfigError("Expected at least one run; got none. Name folders or bundled agents, see --help.")
-    if args.episodes < 0:
-        raise ConfigError(f"Expected --episodes of at least 0; got {args.episodes}.")
-    groups = group(gather(args.runs))
-    rows = []
-    for name, runs in zip(names(groups), groups, strict=True):
-        with_agent = [run for run in runs if run.checkpoint]
-        traces: list[Trace] = []
-        if not args.episodes and not runs[0].metrics:
-            raise ConfigError(f"{name}: expected --episodes above 0; got 0. The report itself tests a bundled agent.")
-        if with_agent and args.episodes:
-            first = with_agent[0]
-            loaded = checkpoint.load(Path(str(first.checkpoint)), trust=args.trust_names)
-            if not first.metrics:
-                runs = [of_bundled(first, loaded, loaded.env_on("test", args.source, args.data_root), args.episodes)]
-            traces = play(loaded, args, name)
-        rows.append(ReportRow(name, runs, traces, args.split))
-    write_text(args.output, page(rows, hsal_env.__version__))
+    played = Played(args.episodes, args.split, args.source, args.data_root)
+    write_report(args.runs, args.output, played, args.trust_names)
     print(f"The report is in {args.output}")
-
-
-def play(loaded: Loaded, args: Args, name: str) -> list[Trace]:
-    """Record an agent's episodes, with a progress bar."""
-    import numpy as np
-    from tqdm import tqdm
-
-    from agents.evaluation import evaluation_config
-    from agents.tracing import record
-
-    config = evaluation_config(loaded.env_on(args.split, args.source, args.data_root), args.split, args.episodes)
-    traces: list[Trace] = []
-    with tqdm(total=config.size, desc=f"record, {name}", unit="episode") as bar:
-        for start in range(0, config.size, _BATCH):
-            found = record(loaded.agent, config, np.arange(start, min(start + _BATCH, config.size)))
-            traces += [trace._replace(states={}) for trace in found]  # the page does not need them, and they are large
-            bar.update(len(found))
-    return traces
 
 
 def cli() -> None:

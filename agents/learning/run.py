@@ -268,8 +268,11 @@ class Run:
     def _settings(self) -> dict[str, Any]:
         """What decides the result; where the data lie does not."""
         config = self.config
+        env = {name: value for name, value in config.env.plain().items() if name not in ("data_root", "images")}
+        if env["activation"].endswith(".pt"):
+            env["activation"] = Path(env["activation"]).name
         return {
-            "env": {k: v for k, v in config.env.plain().items() if k not in ("data_root", "images")},
+            "env": env,
             "agent_name": config.agent_name,
             "agent": dataclasses.asdict(config.agent),
             "learner": dataclasses.asdict(config.learner),

@@ -48,20 +48,28 @@ class Variation:
     shear: float = 0.1
     bend: float = 0.01
     mirrored: bool = False
-    blur_px: float = 1.2
+    blur_px: float = 0.8
     saturation: tuple[float, float] = (0.3, 1.6)
     contrast: tuple[float, float] = (0.7, 1.5)
     light: float = 0.15
     hue_deg: float = 0.0
     negative: float = 0.0
-    noise: float = 0.04
+    noise: float = 0.03
 
 
 VARIATIONS: dict[Augment, Variation] = {"upright": Variation(), "turned": Variation(mirrored=True, turn_deg=20.0)}
 """Of images of your own."""
 
 NUMBERS = Variation(
-    zoom=(0.85, 1.12), shift=0.05, shear=0.15, bend=0.03, saturation=(0.1, 1.6), hue_deg=180.0, negative=0.3
+    zoom=(0.85, 1.12),
+    shift=0.05,
+    shear=0.15,
+    bend=0.03,
+    blur_px=1.2,
+    saturation=(0.1, 1.6),
+    hue_deg=180.0,
+    negative=0.3,
+    noise=0.04,
 )
 """Of numbers that a margin surrounds and whose colours say nothing, as in SVHN."""
 

@@ -1,0 +1,147 @@
+"""own_images.py: from a folder to an agent and a report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import Command, script
+from PIL import Image
+
+import agents
+from agents.supervised import features
+from hsal_env.errors import CheckpointError, DataError
+
+OWN = "own_images.py"
+FEW = {"feature_images": 128, "feature_passes": 2, "agent_images": 128, "agent_passes": 1}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 images of 0 to 2 bright squares: grey ones and white ones."""
+    folder = tmp_path_factory.mktemp("own") / "squares"
+    folder.mkdir()
+    rng, lines = np.random.default_rng(0), ["file,labels"]
+    for i in range(40):
+        image, names = np.zeros((48, 64, 3), np.uint8), []
+        for column in (4, 36)[: i % 3]:
+            name = str(rng.choice(["dim", "white"]))
+            image[16:32, column : column + 16] = {"dim": 120, "white": 255}[name]
+            names.append(name)
+        image[:8] = rng.integers(0, 30, (8, 64, 3))
+        Image.fromarray(image).save(folder / f"{i}.png")
+        lines.append(f"{i}.png,{' '.join(names)}")
+    (folder / "labels.csv").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def learned(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("learned")
+    module = script(OWN)
+    module.main(module.Args(folder=folder, output_dir=output, **FEW))
+    return output
+
+
+@pytest.mark.slow
+def test_a_folder_becomes_an_agent_and_a_report(learned: Path):
+    names = {path.name for path in learned.iterdir()}
+    assert names >= {"features.pt", "features.json", "checkpoint.pt", "metrics.json", "progress.csv", "episodes.png"}
+    assert "report.html" in names
+    metrics = json.loads((learned / "metrics.json").read_text())
+    assert metrics["test"]["exact_match"] is not None
+    assert 0 <= metrics["count_network"]["exact_match"] <= 1
+    assert 0 <= metrics["features"]["test"]["custom"]["plain"]["counts"] <= 1
+    assert str(learned) not in (learned / "metrics.json").read_text()
+
+
+@pytest.mark.slow
+def test_the_agent_knows_its_classes_and_its_features_in_another_place(learned: Path, tmp_path: Path):
+    moved = learned.rename(tmp_path / "moved")
+    try:
+        loaded = agents.load(moved / "checkpoint.pt")
+        assert loaded.env.class_names == ("dim", "white")
+        assert loaded.env.activation == str(moved / "features.pt")
+    finally:
+        moved.rename(learned)
+
+
+@pytest.mark.slow
+def test_an_interrupted_start_is_gone_on_with(
+    folder: Path, learned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Stopped after each step, it ends as one that ran through."""
+    module, output = script(OWN), tmp_path / "parts"
+    save = features.Pretraining._save
+
+    def interrupted(self: features.Pretraining) -> None:
+        save(self)
+        if self.passes == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(features.Pretraining, "_save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        module.main(module.Args(folder=folder, output_dir=output, **FEW))
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "learn_agent", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            module.main(module.Args(folder=folder, output_dir=output, resume=True, **FEW))
+    module.main(module.Args(folder=folder, output_dir=output, resume=True, **FEW))
+    one, other = (json.loads((path / "metrics.json").read_text()) for path in (learned, output))
+    assert one["test"] == other["test"]
+    assert one["count_network"] == other["count_network"]
+    module.main(module.Args(folder=folder, output_dir=output, resume=True, **FEW))  # finished: nothing is learned again
+    assert json.loads((output / "metrics.json").read_text())["test"] == other["test"]
+    with pytest.raises(CheckpointError, match="--resume"):
+        module.main(module.Args(folder=folder, output_dir=output, **FEW))
+
+
+def test_what_the_folder_holds_is_told_and_how_it_will_be_varied(folder: Path):
+    module = script(OWN)
+    env = module.read(module.Args(folder=folder))
+    lines = module.told(env).splitlines()
+    assert lines[0] == "40 images of 48x64 px in colour, varied: turned"
+    assert [line.split(" images")[0] for line in lines[1:]] == ["train: 32", "val: 4", "test: 4"]
+    assert all(" dim, " in line and line.endswith(" white") for line in lines[1:])
+
+
+def test_few_images_and_rare_classes_are_warned_of(folder: Path):
+    module = script(OWN)
+    with pytest.warns(UserWarning, match="few") as caught:
+        module.check_amount(module.read(module.Args(folder=folder)))
+    said = [str(warning.message) for warning in caught]
+    assert said[0].startswith("32 training images are few")
+    assert said[1].startswith("Classes with few objects to learn from: ")
+
+
+def test_signs_are_not_mirrored(tmp_path: Path):
+    """Digits and letters change their meaning in a mirror."""
+    module = script(OWN)
+    for i in range(10):
+        Image.fromarray(np.full((32, 32), 20 * i, np.uint8)).save(tmp_path / f"{i}.png")
+    for label, augment in (("6", "upright"), ("b", "upright"), ("cup", "turned")):
+        (tmp_path / "labels.csv").write_text("\n".join(["file,labels", *(f"{i}.png,{label}" for i in range(10))]))
+        assert module.read(module.Args(folder=tmp_path)).augment == augment
+        assert module.read(module.Args(folder=tmp_path, augment="none")).augment == "none"
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("nowhere", "error: No folder nowhere"),
+        ("nowhere --agent-images 0", "Expected --agent-images of at least 1; got 0"),
+        ("nowhere --augment sideways", "--augment"),
+    ],
+)
+def test_a_wrong_start_is_refused(command: Command, flags: str, said: str):
+    command.fails(OWN, flags, said)
+
+
+def test_one_image_is_too_few(tmp_path: Path):
+    Image.fromarray(np.zeros((32, 32), np.uint8)).save(tmp_path / "1.png")
+    (tmp_path / "labels.csv").write_text("file,labels\n1.png,cup\n")
+    module = script(OWN)
+    with pytest.raises(DataError, match="at least 3 images"):
+        module.main(module.Args(folder=tmp_path, output_dir=tmp_path / "out"))
