@@ -181,6 +181,9 @@ class PretrainConfig:
     output_stride: int | None = None
     """px from one cell to the next: 16 (7x7 cells), 8 (14x14) or 4 (28x28) for compact; 32, 16 or 8 for a resnet; default: as
     init has it, else the largest"""
+    deeper: int | None = None
+    """more residual blocks after each of the last two stages of compact, which change nothing at first; default: as init has it,
+    else 0"""
     init: str | None = None
     """bundled model or model file to start from, or scratch (random weights); default: the published weights of the
     architecture, or scratch where there are none"""

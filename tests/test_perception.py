@@ -91,10 +91,16 @@ def test_the_compact_model_is_fixed(name):
     assert model is activation_model(name)
 
 
-def test_a_compact_cell_sees_87_px_16_px_apart():
+@pytest.mark.parametrize("deeper", [0, 1])
+def test_a_compact_cell_sees_87_px_16_px_apart_and_96_more_for_each_step_in_depth(deeper):
     torch.manual_seed(0)
-    model = CompactResNet().eval()
-    images = torch.rand(8, 1, 132, 132, requires_grad=True)  # 9 x 9 cells, of which the middle ones see no border
+    model = CompactResNet(deeper=deeper).eval()
+    for part in model.more.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            nn.init.ones_(part.weight)
+    side_px = 132 + 96 * deeper
+    images = torch.rand(8, 1, side_px, side_px, requires_grad=True)  # the middle cells see no border
+    middle = 4 + 3 * deeper
 
     def seen(row, col):
         """First row and column that the cell sees, and how many."""
@@ -102,8 +108,9 @@ def test_a_compact_cell_sees_87_px_16_px_apart():
         lit = gradient.abs().sum(dim=(0, 1)).nonzero()
         return lit.amin(dim=0), (lit.amax(dim=0) - lit.amin(dim=0) + 1).tolist()
 
-    (first, extent), (next_first, next_extent) = seen(4, 4), seen(4, 5)
-    assert extent == next_extent == [87, 87]
+    (first, extent), (next_first, next_extent) = seen(middle, middle), seen(middle, middle + 1)
+    assert extent == next_extent == [87 + 96 * deeper] * 2
+    assert model.receptive_field_px == 87 + 96 * deeper
     assert (next_first - first).tolist() == [0, 16]
 
 
@@ -214,7 +221,7 @@ def test_what_a_model_is_trained_from():
             return f"published with {arguments}"
 
     scratch = initial_model("compact", in_channels=3, output_stride=None)
-    assert scratch.arguments == {"in_channels": 3, "output_stride": 16, "lower_level": False}
+    assert scratch.arguments == {"in_channels": 3, "output_stride": 16, "lower_level": False, "deeper": 0}
     finer = initial_model("compact", "compact-ten", output_stride=4)
     bundled = activation_model("compact-ten").state_dict()
     assert finer.stride_px == 4
@@ -249,6 +256,47 @@ def test_the_lower_level_columns_hold_what_lies_in_the_cell():
     places = volume[:, 128:].view(2, 96, 2, 2, 7, 7)
     for row, col, i, j in [(0, 0, 0, 0), (3, 5, 1, 0), (6, 6, 1, 1)]:
         torch.testing.assert_close(places[:, :, i, j, row, col], before[:, :, 2 * row + i, 2 * col + j])
+
+
+@pytest.mark.parametrize("stride", [16, 8])
+def test_a_deeper_network_begins_as_the_one_it_grew_from(stride):
+    images, flat = torch.rand(2, 1, 112, 112), {"output_stride": stride}
+    plain = load_model(WEIGHTS_FOLDER / "compact.pt", ARCHITECTURES, **flat).eval()
+    grown = load_model(WEIGHTS_FOLDER / "compact.pt", ARCHITECTURES, **flat, deeper=2).eval()
+    with torch.no_grad():
+        assert torch.equal(grown(images), plain(images))
+    assert sum(p.numel() for p in grown.parameters()) == sum(p.numel() for p in plain.parameters()) + 4 * sum(
+        c * c * 9 + 2 * c for c in (96, 128)
+    )
+
+
+@pytest.mark.parametrize("stride", [8, 4])
+def test_a_deeper_finer_map_holds_the_coarse_one(stride, tmp_path):
+    torch.manual_seed(0)
+    model = load_model(WEIGHTS_FOLDER / "compact.pt", ARCHITECTURES, deeper=1)
+    for part in model.more.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            nn.init.uniform_(part.weight)
+    save_model(tmp_path / "deeper.pt", "compact", model)
+    fine = load_model(tmp_path / "deeper.pt", ARCHITECTURES, output_stride=stride).eval()
+    images, step = torch.rand(2, 1, 112, 96), 16 // stride
+    with torch.no_grad():
+        torch.testing.assert_close(fine(images)[:, :, ::step, ::step], model.eval()(images), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("deeper", [-1, 9])
+def test_a_depth_outside_its_range_is_refused(deeper):
+    with pytest.raises(ConfigError, match=f"deeper in 0..8; got {deeper}"):
+        CompactResNet(deeper=deeper)
+
+
+def test_only_blocks_that_were_asked_for_may_be_missing_in_a_file(tmp_path):
+    model = CompactResNet(deeper=1)
+    weights = {name: value for name, value in model.state_dict().items() if not name.startswith("more.")}
+    model.state_dict = lambda: weights
+    save_model(tmp_path / "m.pt", "compact", model)
+    with pytest.raises(CheckpointError, match="do not fit"):
+        load_model(tmp_path / "m.pt", ARCHITECTURES)
 
 
 @pytest.mark.parametrize(

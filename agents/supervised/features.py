@@ -78,6 +78,7 @@ class Pretraining:
                 config.init,
                 in_channels=None if kept else channels,
                 output_stride=config.output_stride,
+                deeper=config.deeper,
             )
             self.net = Pretrainer(model.requires_grad_(True), task.classes).to(self.device).train()
             self._random = torch.get_rng_state()

@@ -85,8 +85,11 @@ def same_volumes(one: Tensor, other: Tensor, tolerance: float = 0.01) -> bool:
     return bool(((one - other).abs().mean(dim=(0, 2, 3)) <= tolerance * other.abs().mean()).all())
 
 
+_MOST_DEEPER = 8
+
+
 class ResidualBlock(nn.Module):
-    """A residual block: two convolutions with batch norm, added to a 1x1 shortcut.
+    """A residual block: two convolutions with batch norm, added to the input or, where sizes differ, to a 1x1 shortcut.
 
     Args:
         in_channels: channels of the input.
@@ -94,12 +97,16 @@ class ResidualBlock(nn.Module):
         stride: 2 halves the height and width of the map, 1 keeps them.
         dilation: of the first convolution. It is 2 if an earlier block has stride 1 in place of 2, so that the input is twice as
             fine as the one that the weights were trained on.
+        shortcut: whether there is the 1x1 shortcut, with batch norm. Without it, the block changes nothing at first but what
+            is negative: its last batch norm begins at 0.
     """
 
-    def __init__(self, in_channels: int, channels: int, stride: int = 2, dilation: int = 1) -> None:
+    def __init__(
+        self, in_channels: int, channels: int, stride: int = 2, dilation: int = 1, shortcut: bool = True
+    ) -> None:
         super().__init__()
         # without the halving, the input of the second convolution is twice as fine as the weights expect
-        after = dilation if stride == 2 else 2 * dilation
+        after = dilation if stride == 2 or not shortcut else 2 * dilation
         self.body = nn.Sequential(
             nn.Conv2d(in_channels, channels, 3, stride, padding=dilation, dilation=dilation, bias=False),
             nn.BatchNorm2d(channels),
@@ -107,7 +114,13 @@ class ResidualBlock(nn.Module):
             nn.Conv2d(channels, channels, 3, padding=after, dilation=after, bias=False),
             nn.BatchNorm2d(channels),
         )
-        self.shortcut = nn.Sequential(nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels))
+        if shortcut:
+            self.shortcut: nn.Module = nn.Sequential(
+                nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
+            )
+        else:
+            self.shortcut = nn.Identity()
+            nn.init.zeros_(cast(nn.BatchNorm2d, self.body[-1]).weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, in_channels, h, w]`` to ``[B, channels, h / stride, w / stride]``, rounded up."""
@@ -130,22 +143,33 @@ class CompactResNet(ActivationModel):
         output_stride: px from one cell to the next: 16, 8 or 4.
         lower_level: append to each column the activations of the stage before the last, at the 2x2 finer places inside the cell
             (paper section 5.2, "Activation Resolution"). These 4 * 96 channels do not count for saliency.
+        deeper: so many more residual blocks after each of the last two stages, which change nothing at first. So weights without
+            them can be trained on with them. Each widens what a cell sees, by 32 px and 64 px.
 
     Raises:
         ConfigError: an argument has another value.
     """
 
     stride_px: int
-    first_px, receptive_field_px = 0.5, 87  # cell r is centred on the image's pixel r * output_stride
+    first_px = 0.5  # cell r is centred on the image's pixel r * output_stride
 
-    def __init__(self, in_channels: int = 1, output_stride: int = 16, lower_level: bool = False) -> None:
+    def __init__(
+        self, in_channels: int = 1, output_stride: int = 16, lower_level: bool = False, deeper: int = 0
+    ) -> None:
         super().__init__()
         if in_channels not in (1, 3) or output_stride not in (16, 8, 4) or (lower_level and output_stride != 16):
             raise ConfigError(
                 "Expected in_channels 1 or 3, output_stride 16, 8 or 4, and lower_level only at 16; got "
                 f"{in_channels}, {output_stride}, {lower_level}."
             )
-        self.arguments = {"in_channels": in_channels, "output_stride": output_stride, "lower_level": lower_level}
+        if not 0 <= deeper <= _MOST_DEEPER:
+            raise ConfigError(f"Expected deeper in 0..{_MOST_DEEPER}; got {deeper}.")
+        self.arguments = {
+            "in_channels": in_channels,
+            "output_stride": output_stride,
+            "lower_level": lower_level,
+            "deeper": deeper,
+        }
         self.in_channels, self.stride_px, self.lower_level = in_channels, output_stride, lower_level
         self.saliency_channels = 128
         self.channels = self.saliency_channels + 4 * 96 * lower_level
@@ -157,8 +181,14 @@ class CompactResNet(ActivationModel):
             ResidualBlock(48, 96, stride=1 if output_stride == 4 else 2),
             ResidualBlock(96, 128, stride=2 if output_stride == 16 else 1, dilation=2 if output_stride == 4 else 1),
         )
+        self.receptive_field_px = 87 + 96 * deeper
+        dilation = {16: (1, 1), 8: (1, 2), 4: (2, 4)}[output_stride]
+        self.more = nn.ModuleList(
+            nn.Sequential(*(ResidualBlock(c, c, 1, d, shortcut=False) for _ in range(deeper)))
+            for c, d in zip((96, 128), dilation, strict=True)
+        )
         # convolutions in NCHW order are several times slower on a CPU
-        self.layers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, images: Tensor) -> Tensor:
         """Images ``[B, in_channels, h_px, w_px]`` in [0, 1] to volumes ``[B, channels, H, W]``, non-negative."""
@@ -166,7 +196,6 @@ class CompactResNet(ActivationModel):
         if self.stride_px < 16 or self.lower_level:
             below, right = (-size % 16 for size in images.shape[2:])
             images = pad(images, (0, right, 0, below), mode="replicate")
-        if not self.lower_level:
-            return self.layers(images)
-        before = self.layers[:-1](images)
-        return torch.cat([self.layers[-1](before), pixel_unshuffle(before, 2)], dim=1)
+        before = self.more[0](self.layers[:-1](images))
+        volume = self.more[1](self.layers[-1](before))
+        return torch.cat([volume, pixel_unshuffle(before, 2)], dim=1) if self.lower_level else volume

@@ -67,7 +67,7 @@ def load_model(path: Path, architectures: Mapping[Any, type[ActivationModel]], *
         path: a model file.
         architectures: the classes that it may hold, by name.
         arguments: of the architecture, in place of those in the file. Another ``output_stride``, for example, gives a finer map
-            of the same weights.
+            of the same weights, and a greater ``deeper`` adds blocks that are not trained yet.
 
     Raises:
         CheckpointError: see :func:`read_model`; or the file holds an unknown architecture, or weights that do not fit it.
@@ -78,7 +78,12 @@ def load_model(path: Path, architectures: Mapping[Any, type[ActivationModel]], *
         raise CheckpointError(f"{path} holds a {name!r}; expected {' or '.join(architectures)}. Name another file.")
     try:
         model = architectures[name](**{**content["arguments"], **arguments})
-        model.load_state_dict(content["weights"])
+        new = {
+            part: tensor
+            for part, tensor in model.state_dict().items()
+            if "deeper" in arguments and part.startswith("more.")
+        }
+        model.load_state_dict({**new, **content["weights"]})
     except (TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: its weights do not fit the architecture {name!r}: {error}") from error
     return model
