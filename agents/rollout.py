@@ -25,12 +25,14 @@ class Rollout(NamedTuple):
         predicted: int64 ``[B, C]``: how often each label was named in each lane.
         looks: ``[B, 2]``: sums over the episode of the raw saliency at its glimpses, and at uniformly drawn ones.
         glimpses: ``[B]``: number of glimpses in these sums.
+        masks: the mask of each meta-step ``[M, B, H, W]``; None unless asked for.
     """
 
     trajectory: Trajectory
     predicted: Tensor
     looks: Tensor
     glimpses: Tensor
+    masks: Tensor | None = None
 
 
 @torch.no_grad()
@@ -41,6 +43,7 @@ def collect(
     deterministic: bool = False,
     generator: torch.Generator | None = None,
     forced_labels: Tensor | None = None,
+    masks: bool = False,
 ) -> Rollout:
     """Run one episode per lane, on the canvases ``indices`` ``[B]``.
 
@@ -51,6 +54,7 @@ def collect(
         deterministic: take the most probable actions.
         generator: draws the samples.
         forced_labels: int64 ``[M, B]``: labels to take in place of the agent's.
+        masks: whether the masks are kept.
     """
     observation, _ = env.reset(options={"index": indices})
     agent_state = agent.initial(env.num_envs)
@@ -59,6 +63,7 @@ def collect(
     rows: dict[str, list[Tensor]] = {
         name: [] for name in ("locations", "labels", "rewards", "log_probs", "values", "live")
     }
+    placed: list[Tensor] = []
     option_length = env.simulation.rules.option_length
     with agent.weights_fixed() if isinstance(agent, FixesWeights) else nullcontext():
         for _ in range(env.simulation.rules.max_meta_steps):
@@ -73,6 +78,8 @@ def collect(
                     action = {**action, "label": forced_labels[len(rows["labels"])]}
                 observation, reward, terminated, truncated, _ = env.step(action)
                 actions.append(action)
+                if masks and phase == 0:
+                    placed.append(env.state.mask)
                 for name, part in (("rewards", reward), ("log_probs", log_prob), ("values", value)):
                     scores[name].append(part)
             final_state = env.state if final_state is None else _keep(ended, final_state, env.state)
@@ -86,7 +93,9 @@ def collect(
     assert final_state is not None
     trajectory = Trajectory(env.state.example, **{name: torch.stack(row) for name, row in rows.items()})
     glimpses = trajectory.live.sum(dim=0) * env.simulation.rules.glimpses
-    return Rollout(trajectory, final_state.predicted, final_state.looks, glimpses)
+    return Rollout(
+        trajectory, final_state.predicted, final_state.looks, glimpses, torch.stack(placed) if masks else None
+    )
 
 
 def _keep(ended: Tensor, old: State, new: State) -> State:

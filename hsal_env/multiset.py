@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 from hsal_env.errors import DataError
@@ -28,13 +31,7 @@ def scores(predicted: np.ndarray, true: np.ndarray) -> dict[str, float]:
         >>> found["exact_match"], found["overall_precision"], found["overall_recall"]
         (0.5, 1.0, 0.75)
     """
-    predicted, true = np.asarray(predicted, np.int64), np.asarray(true, np.int64)
-    if predicted.shape != true.shape or true.ndim != 2 or not len(true):
-        raise DataError(
-            f"Expected two arrays of counts [N, C] with N > 0; got shapes {predicted.shape} and {true.shape}."
-        )
-    if min(predicted.min(), true.min()) < 0:
-        raise DataError("Expected label counts of at least 0; got negative ones.")
+    predicted, true = _checked(predicted, true)
     hits = np.minimum(predicted, true)
 
     def f1(hit: np.ndarray, both: np.ndarray) -> np.ndarray:
@@ -50,6 +47,40 @@ def scores(predicted: np.ndarray, true: np.ndarray) -> dict[str, float]:
         "overall_recall": float(hits.sum() / max(true.sum(), 1)),
         "example_f1": float(f1(hits.sum(1), (predicted + true).sum(1)).mean()),
     }
+
+
+def count_errors(predicted: np.ndarray, true: np.ndarray, class_names: Sequence[str] = ()) -> dict[str, Any]:
+    """How far the predicted label counts of N images are from the true ones, ``[N, C]`` each: mean absolute differences.
+
+    - ``count_error``: ``by_class``, the mean over images of ``|predicted - true|`` for each class, by its name, or by its number
+      as text where the classes have no names; and ``mean``, the mean of these over the classes;
+    - ``total_error``: the mean over images of the difference between the numbers of all objects.
+
+    Raises:
+        DataError: as of :func:`scores`.
+
+    Example:
+        >>> count_errors([[2, 0], [0, 1]], [[1, 1], [1, 1]], ["cup", "plate"])
+        {'count_error': {'mean': 0.75, 'by_class': {'cup': 1.0, 'plate': 0.5}}, 'total_error': 0.5}
+    """
+    predicted, true = _checked(predicted, true)
+    by_class = np.abs(predicted - true).mean(axis=0)
+    names = class_names or [str(label) for label in range(len(by_class))]
+    return {
+        "count_error": {"mean": float(by_class.mean()), "by_class": dict(zip(names, by_class.tolist(), strict=True))},
+        "total_error": float(np.abs(predicted.sum(axis=1) - true.sum(axis=1)).mean()),
+    }
+
+
+def _checked(predicted: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    predicted, true = np.asarray(predicted, np.int64), np.asarray(true, np.int64)
+    if predicted.shape != true.shape or true.ndim != 2 or not len(true):
+        raise DataError(
+            f"Expected two arrays of counts [N, C] with N > 0; got shapes {predicted.shape} and {true.shape}."
+        )
+    if min(predicted.min(), true.min()) < 0:
+        raise DataError("Expected label counts of at least 0; got negative ones.")
+    return predicted, true
 
 
 def most_frequent(counts: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from hsal_env.data.resize import bilinear_resize, bilinear_weights
 from hsal_env.data.sources import SOURCES, SourceName
 from hsal_env.errors import ConfigError, DataError, DataUnavailableError
 from hsal_env.fields import choices
-from hsal_env.multiset import most_frequent, scores
+from hsal_env.multiset import count_errors, most_frequent, scores
 
 NAMES = [name for pair in glyphs._IDX_FILES.values() for name in pair]
 
@@ -559,6 +559,18 @@ def test_a_class_that_occurs_nowhere_does_not_count():
     assert scores(np.array([[1, 1, 0]]), np.array([[1, 0, 0]]))["macro_f1"] == 0.5  # 1 and 0, not 1, 0 and 1
 
 
+def test_errors_of_counts_by_hand():
+    """Two images, three classes: {0 0 1} as {0 1 1 1}; {2} as {}."""
+    true, predicted = np.array([[2, 1, 0], [0, 0, 1]]), np.array([[1, 3, 0], [0, 0, 0]])
+    expected = {"count_error": {"mean": 2 / 3, "by_class": {"0": 0.5, "1": 1.0, "2": 0.5}}, "total_error": 1.0}
+    assert count_errors(predicted, true) == expected
+    assert count_errors(true, predicted) == expected
+    assert list(count_errors(true, true, ("a", "b", "c"))["count_error"]["by_class"].items()) == [
+        ("a", 0.0), ("b", 0.0), ("c", 0.0),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("measure", [scores, count_errors])
 @pytest.mark.parametrize(
     ("predicted", "true", "message"),
     [
@@ -569,9 +581,9 @@ def test_a_class_that_occurs_nowhere_does_not_count():
         (np.array([[1, 2]]), np.array([[0, -1]]), "negative"),
     ],
 )
-def test_what_are_no_counts_are_refused(predicted, true, message):
+def test_what_are_no_counts_are_refused(measure, predicted, true, message):
     with pytest.raises(DataError, match=message):
-        scores(predicted, true)
+        measure(predicted, true)
 
 
 def test_most_frequent_by_hand():

@@ -6,43 +6,13 @@ import numpy as np
 import pytest
 from traces import MetaStep, trace_of
 
-from agents.reports.mistakes import box_share, breakdown, describe
+from agents.reports.mistakes import breakdown, describe
 from hsal_env.errors import DataError
-from hsal_env.perception.grid import Grid
 from hsal_env.trace import Trace
 
 STOP = 10
 MASKS = np.eye(4, dtype=np.float32).reshape(4, 2, 2)  # all of it on one of four cells
 BOXES = [[0, 0, 40, 40], [0, 50, 30, 30], [50, 50, 20, 20]]  # cover 0.64, 0.36 and 0.16 of cells 0, 1 and 3
-QUARTERS = Grid.of(None, (100, 100), (2, 2))
-
-
-@pytest.mark.parametrize(
-    ("box", "share"),
-    [
-        ((0, 0, 100, 100), 1.0),
-        ((0, 0, 50, 50), 0.1),  # a cell
-        ((25, 0, 50, 50), 0.2),  # half of the cell of 1, half of that of 3
-        ((50, 50, 25, 10), 0.04),  # a tenth of the cell of 4
-        ((0, 0, 0, 0), 0.0),
-    ],
-)
-def test_a_boxs_share_of_a_mask_by_hand(box: tuple[int, ...], share: float):
-    mask = np.array([[1.0, 2.0], [3.0, 4.0]])
-    assert box_share(mask, np.array(box), QUARTERS) == pytest.approx(share)
-
-
-def test_cells_lie_where_the_grid_says():
-    """Squares of 10 px centred on 0, 10 and 20: a box of 5..15 covers the middle one, 0..5 half of the first."""
-    grid, mask = Grid((0, 0), (10, 10), (10, 10)), np.diag([1.0, 2.0, 5.0])
-    assert box_share(mask, np.array([5, 5, 10, 10]), grid) == pytest.approx(2 / 8)
-    assert box_share(mask, np.array([0, 0, 5, 5]), grid) == pytest.approx(1 / 4 / 8)
-
-
-def test_boxes_that_tile_the_canvas_share_the_mask():
-    mask, grid = np.random.default_rng(0).random((7, 5)), Grid.of(None, (100, 100), (7, 5))
-    tiles = [(0, 0, 30, 100), (30, 0, 70, 45), (30, 45, 70, 55)]
-    assert sum(box_share(mask, np.array(tile), grid) for tile in tiles) == pytest.approx(1)
 
 
 def told(cell: int, label: int, probability: float = 0.5) -> MetaStep:

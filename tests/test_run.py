@@ -525,6 +525,7 @@ def no_nan(name: str) -> float:
 
 
 SCORES = {"exact_match", "macro_f1", "micro_f1", "overall_precision", "overall_recall", "example_f1"}
+COUNTS, WHERE = {"count_error", "total_error"}, {"pointing", "mask_in_box", "focus", "several"}
 
 
 def test_metrics_hold_what_is_promised(finished: Path):
@@ -540,9 +541,12 @@ def test_metrics_hold_what_is_promised(finished: Path):
     assert metrics["max_memory_mib"] is None or metrics["max_memory_mib"] > 50  # torch alone takes more
     assert metrics["threads"] == torch.get_num_threads()
     assert metrics["processes"] == 1
-    assert set(metrics["test"]) == SCORES | {"attn_saliency", "attn_saliency_ratio", "by_count"}
-    assert all(0 <= metrics["test"][name] <= 1 for name in SCORES)
-    assert set(metrics["blind_guess"]) == SCORES
+    assert set(metrics["test"]) == SCORES | COUNTS | WHERE | {"attn_saliency", "attn_saliency_ratio", "by_count"}
+    assert all(0 <= metrics["test"][name] <= 1 for name in SCORES | WHERE)
+    assert set(metrics["blind_guess"]) == SCORES | COUNTS | {"mean_counts"}
+    for part in (metrics["test"], metrics["blind_guess"], metrics["blind_guess"]["mean_counts"]):
+        assert list(part["count_error"]["by_class"]) == [str(label) for label in range(10)]
+        assert part["count_error"]["mean"] == pytest.approx(np.mean([*part["count_error"]["by_class"].values()]))
     assert set(metrics["test"]["by_count"]) <= {"1", "2", "3", "4"}
     for part in metrics["test"]["by_count"].values():
         assert set(part) == {"episodes", "exact_match", "macro_f1"}
@@ -724,6 +728,7 @@ def test_naming_the_truth_scores_one_whatever_the_number_of_lanes(monkeypatch: p
     true = truth(TEST)
     scores = evaluate_script(TEST, true, monkeypatch, lanes)
     assert {name: scores[name] for name in SCORES} == dict.fromkeys(SCORES, 1.0)
+    assert scores["count_error"]["mean"] == scores["total_error"] == 0
     objects = Counter(len(labels) for labels in true)
     by_count = {str(m): {"episodes": n, "exact_match": 1.0, "macro_f1": 1.0} for m, n in sorted(objects.items())}
     assert scores["by_count"] == by_count
@@ -786,8 +791,20 @@ def test_the_blind_guess_is_the_most_frequent_training_multiset():
     best = [label for label, count in labels.items() if count == most]
     shares = [[true[0] for true in truth(test)].count(label) / 40 for label in best]
     guess = blind_guess(single, test)
-    assert set(guess) == SCORES
     assert any(guess["exact_match"] == pytest.approx(share) for share in shares)
+
+
+def test_the_blind_guess_of_counts_is_their_rounded_mean():
+    images = np.zeros((10, 8, 8), np.uint8)
+    labels = [[0, 1], [0, 1], [0, 1, 1, 1], [0, 1, 1, 1, 2]] + [[0, 0]] * 6
+    own = EnvConfig(source="custom", images=images, labels=labels, class_names=["a", "b", "c"], split="all")
+    guess = blind_guess(own, own)  # means of 1.6, 0.8 and 0.1; most frequent: two of a
+    of_class = guess["count_error"]["by_class"]
+    assert of_class == {"a": pytest.approx(0.4), "b": pytest.approx(0.8), "c": pytest.approx(0.1)}
+    assert guess["total_error"] == pytest.approx((0 + 0 + 2 + 3) / 10)
+    mean = guess["mean_counts"]["count_error"]  # two of a, one of b
+    assert mean["by_class"] == {"a": pytest.approx(0.4), "b": pytest.approx((2 + 2 + 6) / 10), "c": pytest.approx(0.1)}
+    assert mean["mean"] == pytest.approx(1.5 / 3)
 
 
 def test_an_evaluation_of_uniform_glimpses_draws_the_same_each_time():

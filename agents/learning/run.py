@@ -285,7 +285,7 @@ class Run:
 
     def _validate(self) -> dict[str, float]:
         self.agent.eval()
-        scores = score_agent(self.agent, self._val_config, self.device, progress=False)
+        scores = score_agent(self.agent, self._val_config, self.device, progress=False, locate=False)
         self.agent.train()
         return {f"val/{name}": scores[name] for name in ("exact_match", "macro_f1")}
 

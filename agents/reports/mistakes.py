@@ -15,8 +15,8 @@ from typing import Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from hsal_env.errors import DataError
-from hsal_env.perception.grid import Grid
 from hsal_env.trace import Trace
+from hsal_env.where import box_shares
 
 _SIZES_PX = (0, 20, 25, 30, 35, 40, 45, 51, math.inf)
 _OVERLAPS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.001)
@@ -56,17 +56,6 @@ class Episode(NamedTuple):
     class_names: tuple[str, ...] = ()
 
 
-def box_share(mask: np.ndarray, box: np.ndarray, grid: Grid) -> float:
-    """The share of a mask ``[H, W]`` that lies in a box (row, col, height, width) in px. A cell's weight fills its square."""
-
-    def covered(axis: int) -> np.ndarray:
-        edges = grid.first_px[axis] + (np.arange(mask.shape[axis] + 1) - 0.5) * grid.stride_px[axis]
-        inside = np.minimum(edges[1:], box[axis] + box[axis + 2]) - np.maximum(edges[:-1], box[axis])
-        return inside.clip(min=0) / grid.stride_px[axis]
-
-    return float((mask * np.outer(covered(0), covered(1))).sum() / mask.sum())
-
-
 def describe(trace: Trace) -> Episode:
     """The numbers of one recorded episode."""
     names = np.flatnonzero(trace.label >= 0)
@@ -77,16 +66,17 @@ def describe(trace: Trace) -> Episode:
         stopped = trace.label[names[first]] == trace.num_classes
         kind = "late" if not due[first] else "early" if stopped else "wrong label"
     known = bool(len(trace.boxes)) and bool((trace.boxes >= 0).all())
-    overlaps = [
-        max(box_share(trace.mask[n], box, trace.grid) for box in trace.boxes) if known else math.nan for n in names[due]
-    ]
+    masks, overlaps = trace.mask[names[due]], np.full(int(due.sum()), math.nan)
+    if known:
+        boxes = np.broadcast_to(trace.boxes, (len(masks), *trace.boxes.shape))
+        overlaps = box_shares(masks, boxes, trace.grid, (trace.image.shape[0], trace.image.shape[1])).max(axis=1)
     return Episode(
         canvas_index=trace.canvas_index,
         true=np.bincount(trace.labels, minlength=trace.num_classes),
         named=np.bincount(trace.named, minlength=trace.num_classes),
         kind=kind,
         sizes_px=trace.boxes[:, 2],
-        overlaps=overlaps,
+        overlaps=overlaps.tolist(),
         hits=right[due].tolist(),
         confidence=float(np.nan_to_num(np.exp(trace.log_prob[names[~right]])).max(initial=0.0)),
         class_names=trace.class_names,

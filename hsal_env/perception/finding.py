@@ -84,10 +84,19 @@ def cells_held(boxes: np.ndarray, grid: Grid, map_size: tuple[int, ...]) -> np.n
 
     The condition is ``row <= y < row + height``, and the same for columns.
     """
-    centres = grid.centres(np.arange(map_size[0] * map_size[1]), map_size[1]).reshape(*map_size, 2)
-    corner, size = boxes[:, :, None, None, :2], boxes[:, :, None, None, 2:]
-    inside: np.ndarray = ((centres >= corner) & (centres < corner + size)).all(axis=4)
+    rows, cols = held_by_axis(boxes, grid, map_size)
+    inside: np.ndarray = rows[..., None] & cols[..., None, :]
     return inside
+
+
+def held_by_axis(boxes: np.ndarray, grid: Grid, map_size: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Which rows and which columns of cells :func:`cells_held` takes: bool ``[B, N, H]`` and ``[B, N, W]``."""
+    found = []
+    for axis in (0, 1):
+        centres = grid.first_px[axis] + np.arange(map_size[axis]) * grid.stride_px[axis]
+        corner, size = boxes[..., axis, None], boxes[..., axis + 2, None]
+        found.append((centres >= corner) & (centres < corner + size))
+    return found[0], found[1]
 
 
 def local_maxima(maps: np.ndarray) -> np.ndarray:

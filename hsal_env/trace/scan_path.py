@@ -20,6 +20,7 @@ from scipy.stats import rankdata
 from hsal_env.errors import DataError
 from hsal_env.perception.finding import cells_held
 from hsal_env.trace import Trace
+from hsal_env.where import Where, where
 
 _DRAWS = 10  # of each control, per scan path
 
@@ -106,6 +107,17 @@ def measures(traces: Sequence[Trace], rng: np.random.Generator) -> dict[str, dic
             found[name][whose] = float(total / count) if count else float("nan")
     found["object_mask_share"] = _mask_shares(looked)
     return found
+
+
+def located(trace: Trace) -> Where:
+    """The measures of :mod:`hsal_env.where` of each whole meta-step of a trace, ``[M]`` each."""
+    names = trace.label >= 0
+    starts = np.flatnonzero(trace.phase == 0)[: names.sum()]
+    first = trace.location[starts + 1] if trace.glimpses else np.full(len(starts), -1)
+    labels = np.where(trace.label < trace.num_classes, trace.label, -1)[names]
+    batch = (part[None] for part in (labels, first, trace.mask[starts], trace.labels, trace.boxes))
+    found = where(*batch, trace.grid, (trace.image.shape[0], trace.image.shape[1]))
+    return Where(*(part[0] for part in found))
 
 
 def _looked(trace: Trace) -> _Looked:
