@@ -235,7 +235,7 @@ def compare(args: Args, env: EnvConfig) -> dict[str, Any]:
     net = CountNetwork("columns", (examples.channels, *examples.map_size), env.classes, env.objects_limit, hidden=256)
     learn(net, examples, args.agent_passes, 128, 1e-3, args.seed)
     named, counts = predict(net.eval(), Examples(evaluation_config(task, "test", _PLENTY_TEST)))
-    return multiset.scores(named, counts)
+    return {**multiset.scores(named, counts), **multiset.count_errors(named, counts, env.label_names)}
 
 
 def write_results(args: Args, results: dict[str, Any]) -> None:
