@@ -449,6 +449,13 @@ def test_the_numbers_of_one_run_are_those_of_its_files(whole: str, trained: Path
     test, guess = content["test"], content["blind_guess"]
     for name, score in zip(("0-1", "macro-F1", "micro-F1", "OP", "OR", "example-F1"), SCORES, strict=True):
         assert lines[name] == f"{test[score]:.3f}|blind guess {guess[score]:.3f}"
+    assert lines["count error of a class"] == (
+        f"{test['count_error']['mean']:.3f}|blind guess {guess['count_error']['mean']:.3f}|"
+        f"mean counts {guess['mean_counts']['count_error']['mean']:.3f}"
+    )
+    assert lines["mask in the object"] == f"{test['mask_in_box']:.3f}"
+    by_class = [[label, f"{value:.3f}"] for label, value in test["count_error"]["by_class"].items()]
+    assert Page(whole).table("label", "little") == by_class
     assert (lines["images"], lines["seeds"]) == ("digits", "1")
     assert lines["saliency ratio"] == f"{test['attn_saliency_ratio']:.1f}"
     assert lines["training, minutes"] == f"{content['train_seconds'] / 60:.1f}"
@@ -580,7 +587,7 @@ def test_episodes_are_broken_down_measured_and_shown(whole: str, trained: Path):
     pictures = [content for kind, content, _ in seen.images if kind == "image/png"]
     assert len(pictures) == len(chosen) > 3
     for content, trace in zip(pictures, chosen, strict=True):
-        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(content))), draw_trace(trace))
+        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(content))), draw_trace(trace, boxes=True))
     assert "30 validation canvases of digits, greedy" in seen.sections["gallery"]
 
 
@@ -616,7 +623,7 @@ def test_the_gallery_by_hand():
         episode(4, [(3, 0.9), (5, 0.97)], [4, 6]),  # four labels off
     ]
     chosen = {kind: [trace.canvas_index for trace in part] for kind, part in gallery.choose(traces, 2).items()}
-    assert chosen == {"best": [1, 2], "typical": [2, 4], "worst": [4, 3]}
+    assert chosen == {"best": [1, 2], "typical": [2, 1], "worst": [4, 3]}
     assert gallery.least_probability(traces[0]) == pytest.approx(0.5)
     assert set(gallery.KINDS) == set(chosen)
 

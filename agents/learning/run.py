@@ -26,7 +26,14 @@ from agents.learning.provenance import resources, versions
 from agents.protocol import Agent, World, build_agent, find_agent
 from agents.reports.metrics_file import write_metrics
 from agents.reports.runs import flat
-from agents.reports.tables import comma_separated, format_table, method_in_words, source_in_words
+from agents.reports.tables import (
+    OTHER_MEASURES,
+    comma_separated,
+    format_table,
+    measure,
+    method_in_words,
+    source_in_words,
+)
 from agents.tracing import record
 from hsal_env.config import EnvConfig
 from hsal_env.errors import CheckpointError, ConfigError, DivergenceError
@@ -38,7 +45,7 @@ from hsal_env.storage.claims import claim_folder
 from hsal_env.storage.files import as_path, write_text, writing
 
 _PICTURED_EPISODES, _WATCHED_EPISODES = 4, 3  # of episodes.png, and of TensorBoard after every pass
-_TESTED = (*SCORES, "attn_saliency_ratio")
+_TESTED = (*SCORES, "attn_saliency_ratio", *OTHER_MEASURES)
 
 
 @dataclass(frozen=True)
@@ -247,7 +254,7 @@ class Run:
         with self._writing():
             save_picture(picture, self.folder / "episodes.png")
         last = self.learner.num_updates + 1  # after the steps of training; a second test replaces the first
-        scores = {f"test/{name}": results["test"][name] for name in _TESTED}
+        scores = {f"test/{name}": measure(results["test"], name) for name in _TESTED}
         with self._writing(), self._board(last) as board:
             board.add_hparams(
                 flat(results["config"]),

@@ -10,8 +10,9 @@ from agents.reports.mistakes import Episode, describe
 from hsal_env.trace import Trace
 
 KINDS = {
-    "best": "The multiset is right. Its least certain label has the highest probability.",
-    "typical": "The probability of the least certain label is nearest the median over all episodes.",
+    "best": "Fewest labels are missing or too many; then the least certain label has the highest probability.",
+    "typical": "As many labels are missing or too many as in the median episode, or nearly; then the probability of the least "
+    "certain label is nearest the median over all episodes.",
     "worst": "The multiset is wrong. Most labels are missing or too many; then the wrong label is the most probable.",
 }
 """The meaning of each choice. In a tie the earlier canvas comes first."""
@@ -22,9 +23,14 @@ def least_probability(trace: Trace) -> float:
     return float(np.exp(trace.log_prob[trace.label >= 0].min()))
 
 
+def label_errors(episode: Episode) -> int:
+    """How many labels are missing or too many."""
+    return int(np.abs(episode.true - episode.named).sum())
+
+
 def worst_first(episode: Episode) -> tuple[int, float, int]:
     """A key that sorts wrong episodes: most labels missing or too many first, then the surest wrong label."""
-    return -int(np.abs(episode.true - episode.named).sum()), -episode.confidence, episode.canvas_index
+    return -label_errors(episode), -episode.confidence, episode.canvas_index
 
 
 def choose(traces: Sequence[Trace], number: int = 3) -> dict[str, list[Trace]]:
@@ -32,11 +38,15 @@ def choose(traces: Sequence[Trace], number: int = 3) -> dict[str, list[Trace]]:
     sure = [least_probability(trace) for trace in traces]
     median = float(np.median(sure))
     episodes = [describe(trace) for trace in traces]
-    right = [i for i, episode in enumerate(episodes) if episode.kind == "right"]
+    errors = [label_errors(episode) for episode in episodes]
+    middle = float(np.median(errors))
+    everyone = range(len(traces))
     wrong = [i for i, episode in enumerate(episodes) if episode.kind != "right"]
     orders = {
-        "best": sorted(right, key=lambda i: (-sure[i], traces[i].canvas_index)),
-        "typical": sorted(range(len(traces)), key=lambda i: (abs(sure[i] - median), traces[i].canvas_index)),
+        "best": sorted(everyone, key=lambda i: (errors[i], -sure[i], traces[i].canvas_index)),
+        "typical": sorted(
+            everyone, key=lambda i: (abs(errors[i] - middle), abs(sure[i] - median), traces[i].canvas_index)
+        ),
         "worst": sorted(wrong, key=lambda i: worst_first(episodes[i])),
     }
     return {kind: [traces[i] for i in order[:number]] for kind, order in orders.items()}

@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -26,7 +26,7 @@ from agents.reports import curves, gallery
 from agents.reports.mistakes import breakdown
 from agents.reports.runs import FinishedRun, methods
 from agents.reports.statistics import FEWEST_RUNS, bootstrap_interval, interquartile_mean, spread
-from agents.reports.tables import source_in_words
+from agents.reports.tables import OTHER_MEASURES, measure, source_in_words
 from hsal_env.multiset import SCORES
 from hsal_env.rendering import draw_trace
 from hsal_env.trace import Trace
@@ -136,7 +136,11 @@ def page(rows: Sequence[ReportRow], version: str) -> str:
         aggregate=_aggregate(rows),
         fewest_runs=FEWEST_RUNS,
         curves=_curves(rows),
-        breakdown={"by_count": _by_count(rows), "played": [(row, _breakdown(row.traces)) for row in played]},
+        breakdown={
+            "by_count": _by_count(rows),
+            "count_errors": _count_errors(rows),
+            "played": [(row, _breakdown(row.traces)) for row in played],
+        },
         scan_paths=[(row, _scan_path(row.traces)) for row in played],
         galleries=[(row, _gallery(row.traces)) for row in played],
         configuration=_configuration(rows),
@@ -147,8 +151,14 @@ def page(rows: Sequence[ReportRow], version: str) -> str:
 
 
 def _results(rows: Sequence[ReportRow]) -> dict[str, object]:
-    heads: list[Value] = ["row", "images", "seeds", *_HEADS.values(), "saliency ratio", "training, minutes"]
-    scores = [_scores(row) for row in rows]
+    told = [
+        name
+        for name in OTHER_MEASURES
+        if any(measure(run.metrics["test"], name) is not None for r in rows for run in r.runs)
+    ]
+    heads: list[Value] = ["row", "images", "seeds", *_HEADS.values(), *(OTHER_MEASURES[name] for name in told)]
+    heads += ["saliency ratio", "training, minutes"]
+    scores = [_scores(row, told) for row in rows]
     if len(rows) <= _MOST_COLUMNS:  # rows beside one another: the table fits a phone
         heads, *scores = map(list, zip(heads, *scores, strict=True))
     runs = [run for row in rows for run in row.runs]
@@ -164,7 +174,8 @@ def _results(rows: Sequence[ReportRow]) -> dict[str, object]:
     }
 
 
-def _scores(row: ReportRow) -> list[Value]:
+def _scores(row: ReportRow, told: Sequence[str]) -> list[Value]:
+    """A line of the table of results; ``told``: the measures that it has."""
     tests = [run.metrics["test"] for run in row.runs]
     guess, paper = row.runs[0].metrics.get("blind_guess", {}), row.runs[0].paper
     in_paper = dict(zip(("macro_f1", "exact_match"), paper or (), strict=False))
@@ -173,9 +184,19 @@ def _scores(row: ReportRow) -> list[Value]:
         small = [f"paper {in_paper[score]:.3f}"] if score in in_paper else []
         small += [f"blind guess {guess[score]:.3f}"] if score in guess else []
         cells.append(Cell(spread([test[score] for test in tests]), small))
+    for name in told:
+        known = [value for test in tests if (value := measure(test, name)) is not None]
+        blind = {words: measure(part, name) for words, part in _guesses(guess).items()}
+        small = [f"{words} {value:.3f}" for words, value in blind.items() if value is not None]
+        cells.append(Cell(spread(known), small) if known else "unknown")
     ratios = [test["attn_saliency_ratio"] for test in tests if test.get("attn_saliency_ratio") is not None]
     seconds = [run.metrics["train_seconds"] for run in row.runs if run.metrics.get("train_seconds") is not None]
     return [*cells, spread(ratios, 1) if ratios else "", f"{np.mean(seconds) / 60:.1f}" if seconds else ""]
+
+
+def _guesses(guess: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The blind guesses by their names."""
+    return {"blind guess": guess, "mean counts": guess.get("mean_counts", {})}
 
 
 def _aggregate(rows: Sequence[ReportRow]) -> dict[str, object]:
@@ -221,6 +242,19 @@ def _curves(rows: Sequence[ReportRow]) -> dict[str, object]:
             if drawn:
                 figures.append((number, drawn))
     return {"figures": figures, "without": [row.name for row in rows if not any(run.progress for run in row.runs)]}
+
+
+def _count_errors(rows: Sequence[ReportRow]) -> Table | None:
+    """The mean error of each class's count, by row."""
+    errors = [[run.metrics["test"].get("count_error", {}).get("by_class", {}) for run in row.runs] for row in rows]
+    labels = list(dict.fromkeys(label for row in errors for part in row for label in part))
+    if not labels:
+        return None
+    table: list[list[Value]] = [
+        [label, *(spread(known) if (known := [part[label] for part in row if label in part]) else "" for row in errors)]
+        for label in labels
+    ]
+    return Table(["label", *(row.name for row in rows)], table)
 
 
 def _by_count(rows: Sequence[ReportRow]) -> Table | None:
@@ -303,7 +337,7 @@ def _episode(trace: Trace) -> Picture:
         f"The least probability of a label is {gallery.least_probability(trace):.4f}."
     )
     content = io.BytesIO()
-    picture = draw_trace(trace)
+    picture = draw_trace(trace, boxes=True)
     Image.fromarray(picture).save(content, format="PNG", optimize=True)
     return Picture("image/png", content.getvalue(), words, words, width_px=picture.shape[1] * 3 // 4)
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _OF_TASK = (*ARGUMENTS, "max_objects", "source", "split", "seed")  # the canvases; other fields are rules
 _SVHN_TESTED = 10_000  # photographs; SVHN has 13,068 for testing
+_WHERE = ("pointing", "mask_in_box", "focus", "several")
 _OF_MACHINE = ("data_root", "images", "output_dir")
 _OF_TABLE = ("agent", "trained_on", "min_objects", "max_objects", "max_size_px", "split")  # of hsal-evaluate --json
 
@@ -174,10 +175,20 @@ def _check(metrics: Any) -> None:
     _hold(metrics, list, "command")
     _hold(metrics, _NUMBER, "train_seconds", "episodes")
     _ = metrics["source"], [test[name] + 0 for name in SCORES]
-    _hold(test, _NUMBER, *SCORES, "attn_saliency", "attn_saliency_ratio")
+    _hold(test, _NUMBER, *SCORES, "attn_saliency", "attn_saliency_ratio", *_WHERE)
     _hold(test, dict, "by_count")
     guess = metrics.get("blind_guess", {})
     _hold(guess, _NUMBER, *SCORES)
+    _hold(guess, dict, "mean_counts")
+    for part in (test, guess, guess.get("mean_counts", {})):
+        _hold(part, _NUMBER, "total_error")
+        _hold(part, dict, "count_error")
+        if "count_error" in part:
+            errors = part["count_error"]
+            _hold(errors, dict, "by_class")
+            _hold(errors["by_class"], _NUMBER, *errors["by_class"])
+            _hold(errors, _NUMBER, "mean")
+            _ = errors["mean"] + sum(errors["by_class"].values())
     _ = [guess[name] + 0 for name in SCORES if name in guess]
     for count, part in test.get("by_count", {}).items():
         if not (count.isascii() and count.isdigit() and len(count) < 6):

@@ -12,6 +12,23 @@ from hsal_env.data.sources import SOURCES
 _FORMS = {"sampled": "REINFORCE (sampled)", "exact": "expected reward (exact)", "log": "expected success (log)"}
 
 
+OTHER_MEASURES = {
+    "pointing": "glimpses in the object",
+    "mask_in_box": "mask in the object",
+    "focus": "mask in one object",
+    "several": "masks of several objects",
+    "count_error": "count error of a class",
+    "total_error": "error of the number",
+}
+"""Names of measures beside the scores, and what tables call them. Older files lack them."""
+
+
+def measure(scores: Mapping[str, Any], name: str) -> float | None:
+    """A number of test scores by its name; of the counts' errors the mean. None where it is unknown."""
+    value = scores.get(name)
+    return value["mean"] if isinstance(value, Mapping) else value
+
+
 def source_in_words(source: str) -> str:
     """The name of a source of images in tables. Synthetic images are called so."""
     synthetic = source in SOURCES and SOURCES[source].synthetic  # a file may name any source
@@ -38,6 +55,12 @@ def format_table(results: dict[str, Any]) -> str:
         lines.append(
             f"  {'saliency at glimpses':<24}{test['attn_saliency']:8.3f}  {test['attn_saliency_ratio']:.2f} times uniform"
         )
+    for name, words in OTHER_MEASURES.items():
+        if (value := measure(test, name)) is not None:
+            lines.append(f"  {words:<24}{value:8.4f}")
+    if len(by_class := test.get("count_error", {}).get("by_class", {})) > 1:
+        lines += ["", f"  {'label':<24}{'count error':>12}"]
+        lines += [f"  {label:<24.24}{value:12.4f}" for label, value in by_class.items()]
     lines += ["", f"  {'objects':<10}{'episodes':>10}{'exact match':>14}{'macro-F1':>12}"]
     for count, part in test["by_count"].items():
         lines.append(f"  {count:<10}{part['episodes']:>10}{part['exact_match']:>14.4f}{part['macro_f1']:>12.4f}")
@@ -47,6 +70,10 @@ def format_table(results: dict[str, Any]) -> str:
             "",
             f"  always the most frequent multiset: exact match {guess['exact_match']:.4f}, macro-F1 {guess['macro_f1']:.4f}",
         ]
+        if "mean_counts" in guess:
+            lines.append(
+                f"  always the mean counts, rounded: count error {measure(guess['mean_counts'], 'count_error'):.4f}"
+            )
     return "\n".join(lines)
 
 

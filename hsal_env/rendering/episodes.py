@@ -23,7 +23,7 @@ from PIL import Image
 
 from hsal_env.errors import DataError
 from hsal_env.rendering.placing import Placement, cells_extent, check_drawable, chosen_until
-from hsal_env.rendering.words import CROSS, GREEN, ORANGE, TICK, VERMILLION, braces, multiset, runs
+from hsal_env.rendering.words import BLUE, CROSS, GREEN, ORANGE, TICK, VERMILLION, braces, multiset, runs
 from hsal_env.storage.files import replacing
 from hsal_env.trace import Trace
 
@@ -38,7 +38,9 @@ _RIGHT, _FOOT, _LEAST_WIDTH = 34, 52, 440
 
 
 @style.context("default")
-def draw_trace(trace: Trace, until: int | None = None, columns: int | None = None) -> np.ndarray:
+def draw_trace(
+    trace: Trace, until: int | None = None, columns: int | None = None, *, boxes: bool = False, labelled: bool = True
+) -> np.ndarray:
     """Draw an episode, one column per meta-step: S with contours of M, P, the image with glimpses, and the label that was named.
 
     The colours of S and P have the fixed scale [0, 1]. The contours are at 1/4, 1/2 and 3/4 of the mask's maximum. A glimpse is
@@ -50,6 +52,8 @@ def draw_trace(trace: Trace, until: int | None = None, columns: int | None = Non
         trace: the trace of an episode, or of its beginning.
         until: how many decisions are shown, from the first on; None: all. The size of the picture does not depend on it.
         columns: how many meta-steps there is room for; None: as many as the trace has.
+        boxes: whether the objects' boxes are drawn on the image where they are known.
+        labelled: whether the true labels are known. Without them, no label is right or wrong: all are black.
 
     Returns:
         RGB uint8 ``[h, w, 3]``; h is constant, and w grows with the number of columns.
@@ -57,10 +61,13 @@ def draw_trace(trace: Trace, until: int | None = None, columns: int | None = Non
     Raises:
         DataError: the parts of the trace do not fit each other, or ``until`` or ``columns`` is outside its range.
     """
-    return _sheet_of(trace, until, columns).pixels()
+    return sheet_of(trace, until, columns, boxes=boxes, labelled=labelled).pixels()
 
 
-def _sheet_of(trace: Trace, until: int | None = None, columns: int | None = None) -> Sheet:
+def sheet_of(
+    trace: Trace, until: int | None = None, columns: int | None = None, *, boxes: bool = False, labelled: bool = True
+) -> Sheet:
+    """The page of :func:`draw_trace`."""
     check_drawable(trace)
     decisions, until = len(trace.phase), chosen_until(trace, until)
     columns = max(trace.meta_steps, 1) if columns is None else columns
@@ -68,7 +75,7 @@ def _sheet_of(trace: Trace, until: int | None = None, columns: int | None = None
         raise DataError(f"Expected at least {trace.meta_steps} columns, one per meta-step; got {columns}.")
     foot, right = _TOP + 3 * _PITCH, _LEFT + columns * _PITCH
     sheet = Sheet(foot + _FOOT, max(right + _RIGHT, _LEAST_WIDTH))
-    _draw_title(sheet, trace, until)
+    _draw_title(sheet, trace, until, labelled)
     tops = [_TOP + row * _PITCH for row in range(3)]
     for top, words in zip(tops, ("saliency S,\nmask M\n(contours)", "priority P", "image and\nglimpses"), strict=True):
         sheet.text(8, top + _PANEL // 2, words, size=8, va="center")
@@ -85,7 +92,7 @@ def _sheet_of(trace: Trace, until: int | None = None, columns: int | None = None
         for panel in panels:
             panel.frame(sheet.axes, "#999999" if len(begun) else "#dddddd")
         if len(begun):
-            _draw_meta_step(sheet, trace, begun, panels)
+            _draw_meta_step(sheet, trace, begun, panels, boxes, labelled)
         elif _is_next(trace, until, column):
             panels[0].map(sheet.axes, trace.saliency[until] if until < decisions else trace.saliency_left)
             panels[2].image(sheet.axes, trace.image)
@@ -132,15 +139,18 @@ def save_pdf(traces: Sequence[Trace], path: Path) -> None:
     """
     if not traces:
         raise DataError("Expected at least one trace to draw; got none.")
-    sheets = [_sheet_of(trace) for trace in traces]
+    sheets = [sheet_of(trace) for trace in traces]
     undated = {"CreationDate": None}  # without a date, the same traces give the same bytes
     with replacing(path) as temporary, PdfPages(temporary, metadata=undated) as pages:
         for sheet in sheets:
             pages.savefig(sheet.finished())
 
 
-def _draw_title(sheet: Sheet, trace: Trace, until: int) -> None:
+def _draw_title(sheet: Sheet, trace: Trace, until: int, labelled: bool) -> None:
     predicted = [trace.label_name(label) for label in trace._replace(label=trace.label[:until]).named.tolist()]
+    if not labelled:
+        sheet.text(8, 8, f"named {braces(predicted)}", sheet.width - 16, size=10, weight="bold")
+        return
     true = multiset(np.bincount(trace.labels, minlength=trace.num_classes), trace.label_name)
     ended = until == len(trace.phase) and (trace.terminated or trace.truncated)
     verdict = [f"   {TICK if trace.exact_match else CROSS}"] if ended else []
@@ -149,13 +159,17 @@ def _draw_title(sheet: Sheet, trace: Trace, until: int) -> None:
     sheet.text(8, 8, title, sheet.width - 16, size=10, weight="bold", **looks)
 
 
-def _draw_meta_step(sheet: Sheet, trace: Trace, begun: np.ndarray, panels: Sequence[Panel]) -> None:
+def _draw_meta_step(
+    sheet: Sheet, trace: Trace, begun: np.ndarray, panels: Sequence[Panel], boxes: bool, labelled: bool
+) -> None:
     first, last = int(begun[0]), int(begun[-1])
     saliency, priority, glimpses = panels
     saliency.map(sheet.axes, trace.saliency[first])
     saliency.contours(sheet.axes, trace.mask[first])
     priority.map(sheet.axes, trace.priority[first])
     glimpses.image(sheet.axes, trace.image)
+    if boxes:
+        glimpses.boxes(sheet.axes)
     looked = trace.location[begun]
     glimpses.glimpses(sheet.axes, looked[looked >= 0].tolist())
     label = int(trace.label[last])
@@ -163,8 +177,9 @@ def _draw_meta_step(sheet: Sheet, trace: Trace, begun: np.ndarray, panels: Seque
         return
     right = bool(trace.right[last])
     middle, foot = panels[0].left + _PANEL // 2, _TOP + 3 * _PITCH
-    words = f"{trace.label_name(label)} {TICK if right else CROSS}"
-    looks: dict[str, Any] = {"color": GREEN if right else VERMILLION, "ha": "center"}
+    words, looks = trace.label_name(label), {"ha": "center"}
+    if labelled:
+        words, looks["color"] = f"{words} {TICK if right else CROSS}", GREEN if right else VERMILLION
     sheet.text(middle, foot - 4, words, _PANEL, size=11, weight="bold", **looks)
     if np.isfinite(trace.log_prob[last]):
         sheet.text(middle, foot + 26, f"{np.exp(trace.log_prob[last]):.2f}", size=7.5, **looks)
@@ -211,6 +226,12 @@ class Panel(Placement):
         x = left + (np.arange(cols * _FINER) + 0.5) * (right - left) / (cols * _FINER)
         lines = axes.contour(*self.at(y, x), np.asarray(fine), levels, colors="white", linewidths=1.0)
         lines.set_path_effects([withStroke(linewidth=2.2, foreground="black")])
+
+    def boxes(self, axes: Axes) -> None:
+        """Draw the known boxes of the objects, as far as they lie in the panel."""
+        for row, col, height, width in self.trace.boxes[self.trace.boxes[:, 2] >= 0].tolist():
+            x0, y0, x1, y1 = self.square(np.array([row + height / 2, col + width / 2]), (height, width))
+            axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, facecolor="none", edgecolor=BLUE, linewidth=0.9))
 
     def glimpses(self, axes: Axes, locations: Sequence[int]) -> None:
         """Draw the glimpses and number them in the order of looking. A cell that was looked at twice has both numbers."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-ORANGE, GREEN, VERMILLION = "#E69F00", "#009E73", "#D55E00"  # Okabe and Ito's colours
+ORANGE, GREEN, VERMILLION, BLUE = "#E69F00", "#009E73", "#D55E00", "#56B4E9"  # Okabe and Ito's colours
 TICK, CROSS = "\u2713", "\u2717"
 LONGEST_MULTISET = 12  # multisets of more labels are written as counts
 
