@@ -29,10 +29,11 @@ def bundled() -> list[str]:
 
 
 def load(name: str | Path, *, trust: Trust = False, **switches: Any) -> Loaded:
-    """Load a trained agent: a bundled one by its name, or one of yours by the path of its checkpoint.
+    """Load a trained agent: a bundled one by its name, or one of yours by its checkpoint or the folder of its training run.
 
     ``agents.load("mnist-multiset").agent`` is the agent, in evaluation mode. ``.env`` is the environment that it was trained
-    on. ``switches`` replace fields of its :class:`agents.config.AgentConfig`, such as ``location_policy="greedy"``.
+    on. ``.name_objects(images)`` names what is in images of yours. ``switches`` replace fields of its
+    :class:`agents.config.AgentConfig`, such as ``location_policy="greedy"``.
 
     A checkpoint may name an agent or a model that is no part of an installed package, as ``package.module:Name``. That name is
     imported and called only with ``trust=True``, or if ``trust`` is a list that has it: do so for files of people you trust.
@@ -52,9 +53,12 @@ def load(name: str | Path, *, trust: Trust = False, **switches: Any) -> Loaded:
     if str(name) in bundled():
         return checkpoint.load(BUNDLED_FOLDER / f"{name}.pt", trust=trust, **switches)
     path = as_path(name)
+    if path.is_dir():
+        path = path / "checkpoint.pt"
     if not path.is_file():
         known = ", ".join(bundled()) or "nothing is bundled"
         raise CheckpointError(
-            f"No agent {str(name)!r}: expected the path of a checkpoint, or a bundled agent's name ({known})."
+            f"No agent {str(name)!r}: expected the path of a checkpoint, the folder of its training run, or a bundled agent's "
+            f"name ({known})."
         )
     return checkpoint.load(path, trust=trust, **switches)

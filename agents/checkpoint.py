@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple, cast, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, cast, get_args, overload
 
 import torch
 
@@ -28,6 +29,12 @@ from hsal_env.plugins import Trust, check_place_in_file, trusted
 from hsal_env.rules import Rules
 from hsal_env.storage.files import as_path
 from hsal_env.storage.weights import load_weights, save_weights
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from PIL.Image import Image
+
+    from agents.naming import NamedObject
 
 FORMAT = 1
 _PIXEL_BYTES = 64  # that a small activation model takes
@@ -82,6 +89,57 @@ class Loaded(NamedTuple):
         if classes != NUM_CLASSES:
             raise ConfigError(f"The agent names {classes} labels, {found} has {NUM_CLASSES}; leave out the source.")
         return self.env.on_source(found, data_root=data_root, **changes)
+
+    @overload
+    def name_objects(self, images: str | PathLike[str] | Image) -> list[NamedObject]: ...
+    @overload
+    def name_objects(self, images: list[Any] | tuple[Any, ...]) -> list[list[NamedObject]]: ...
+    @overload
+    def name_objects(self, images: Any) -> Any: ...
+    def name_objects(self, images: Any) -> Any:
+        """Name the objects in images of any size: the agent takes its most probable actions until it says stop.
+
+        Images are brought to the size and colours that the agent reads, see :class:`hsal_env.data.fitting.Fit`. The answer for an
+        image does not depend on the others, but for the rounding of probabilities. An agent names at most
+        ``env.objects_limit + 1`` objects.
+
+        Args:
+            images: one image: a path, an image of Pillow, or an array uint8 ``[h, w]`` or ``[h, w, 3]``. Or several: a list of
+                these, or an array uint8 ``[N, h, w]`` or ``[N, h, w, 3]``.
+
+        Returns:
+            Of one image a list of :class:`agents.naming.NamedObject`, in the order of naming; of several a list of such lists.
+
+        Raises:
+            DataError: no image; an image that cannot be read, that is not of 8 bits, grey or RGB, or with a side below 2 px.
+            ConfigError: the agent's saliency model knows certain images only.
+
+        Example:
+            >>> import agents
+            >>> from hsal_env.config import EnvConfig
+            >>> canvas = EnvConfig(source="digits", split="test").canvases.compose([0])
+            >>> named = agents.load("mnist-multiset").name_objects(canvas.images[0])
+            >>> sorted(thing.label for thing in named) == sorted(label for label in canvas.labels[0].tolist() if label >= 0)
+            True
+        """
+        from agents import naming
+
+        return naming.name_objects(self, images)
+
+    def picture(self, image: Any) -> Figure:
+        """A picture of what the agent names in one image and where it looks, as :func:`hsal_env.rendering.draw_trace` has it.
+
+        Its ``savefig`` writes it to a file.
+
+        Args:
+            image: see :meth:`name_objects`.
+
+        Raises:
+            DataError, ConfigError: as of :meth:`name_objects`.
+        """
+        from agents import naming
+
+        return naming.picture(self, image)
 
 
 def describe(name: str, agent: Agent, config: AgentConfig, env: EnvConfig, source: str, world: World) -> dict[str, Any]:

@@ -358,7 +358,8 @@ def test_an_agent_that_is_not_there_is_a_clear_error(two_bundled: Path, name: st
         agents.load(name)
     assert (
         str(caught.value)
-        == f"No agent {name!r}: expected the path of a checkpoint, or a bundled agent's name (alpha, beta)."
+        == f"No agent {name!r}: expected the path of a checkpoint, the folder of its training run, or a bundled agent's name "
+        "(alpha, beta)."
     )
 
 

@@ -65,7 +65,7 @@ def test_help_is_given_before_anything_slow_is_imported(helped: dict, path: Path
         (
             EVALUATE,
             "nothing.pt",
-            "error: No agent 'nothing.pt': expected the path of a checkpoint, or a bundled agent's name (",
+            "error: No agent 'nothing.pt': expected the path of a checkpoint, the folder of its training run, or a bundled",
         ),
         (REPRODUCE, "nothing", "error: Unknown row 'nothing'. Expected one of mnist-multiset, mnist-set,"),
     ],

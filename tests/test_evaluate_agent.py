@@ -62,7 +62,8 @@ def test_an_agent_is_tested_by_its_name(
     named, by_path = (read_metrics(tmp_path / name)[0] for name in ("t.json", ".ptt.json"))
     assert (named.pop("agent"), by_path.pop("agent")) == ("small", None)
     assert named == by_path
-    said = "error: No agent 'nobody': expected the path of a checkpoint, or a bundled agent's name (small)."
+    said = "error: No agent 'nobody': expected the path of a checkpoint, the folder of its training run, or a bundled agent's "
+    said += "name (small)."
     for script_name in (EVALUATE, ANALYSE):
         command.fails(script_name, "nobody", said)
         command.fails(script_name, [tmp_path], "error: No agent")
