@@ -7,9 +7,11 @@ from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Literal, cast
 
+from hsal_env.data.annotations import ImagesFormat
 from hsal_env.data.augmentation import Augment, FiniteSource, Varied
 from hsal_env.data.canvases import MOST_CANVAS_PX, CanvasConfig, CanvasLook, CanvasSource
 from hsal_env.data.custom import CustomSplit, LabelledImages, given_images, load_images
+from hsal_env.data.fitting import Fit, FitMode, checked_px
 from hsal_env.data.glyphs import NUM_CLASSES, GlyphPolicy
 from hsal_env.data.labels import MOST_CLASSES, LabelsAre, checked_names
 from hsal_env.data.sources import ARGUMENTS, SOURCES, SourceName, takers
@@ -57,6 +59,13 @@ class EnvConfig(MetaStepRules, CanvasLook):
             row. None: the form decides; an error where it does not.
         class_names: the names of the labels of your own images, the first for label 0. Pictures, traces and reports show them.
             Labels that are names become their places here. None: as the images come with them, or none.
+        images_format: what says what a folder's images hold: ``"csv"`` (labels.csv), ``"coco"``, ``"voc"`` or ``"yolo"``.
+            ``"auto"``: the one that is found.
+        image_px: (rows, columns) of your own images, which are brought to that size; one number means a square. None: the size
+            that all of them have, or, of a folder in which they have several, one that suits them
+            (:func:`hsal_env.data.fitting.suited_px`).
+        fit: how they are brought to it. ``"letterbox"``: whole, with the rest in the image's mean colour. ``"crop"``: filling,
+            with the rest cut off. ``"stretch"``: without their proportions. See :class:`hsal_env.data.fitting.Fit`.
         num_classes: C, the number of labels of your own images. None: the number of their class names, or else their largest
             label plus 1.
         max_objects: most objects in an image. None: 1 for ``"single"``; else 4, or 5 of house numbers, or 6 of SVHN; of your own
@@ -95,6 +104,9 @@ class EnvConfig(MetaStepRules, CanvasLook):
     labels: Any = None
     labels_are: LabelsAre | None = None
     class_names: Any = None
+    images_format: ImagesFormat = "auto"
+    image_px: int | tuple[int, int] | None = None
+    fit: FitMode = "letterbox"
     num_classes: int | None = None
     max_objects: int | None = None
     activation: Any = "compact"
@@ -125,7 +137,10 @@ class EnvConfig(MetaStepRules, CanvasLook):
         self._refuse_what_the_source_does_not_take()
         if self.class_names is not None:
             object.__setattr__(self, "class_names", checked_names(self.class_names))
-        images = given_images(self.images, self.labels, self.labels_are, self.class_names)
+        fit = None if self.image_px is None else Fit(checked_px(self.image_px), self.fit)
+        if fit:
+            object.__setattr__(self, "image_px", fit.image_px)
+        images = given_images(self.images, self.labels, self.labels_are, self.class_names, fit)
         object.__setattr__(self, "images", images)
         object.__setattr__(self, "labels", None)
         object.__setattr__(self, "labels_are", None)
@@ -206,8 +221,12 @@ class EnvConfig(MetaStepRules, CanvasLook):
             )
         values = {name: value for name, value in asdict(self).items() if name not in ("labels", "labels_are")}
         if self.is_custom:
-            names = [*self.label_names] or None
-            return values | {"num_classes": self.classes, "max_objects": self.objects_limit, "class_names": names}
+            return values | {
+                "num_classes": self.classes,
+                "max_objects": self.objects_limit,
+                "class_names": [*self.label_names] or None,
+                "image_px": [*self.image_fit.image_px],
+            }
         return {name: value for name, value in values.items() if name not in SOURCES["custom"].arguments}
 
     @property
@@ -232,7 +251,8 @@ class EnvConfig(MetaStepRules, CanvasLook):
             ConfigError, DataError: see :func:`hsal_env.data.custom.load_images` and
                 :meth:`hsal_env.data.custom.LabelledImages.renamed`.
         """
-        return load_images(self.images).renamed(self.class_names)
+        wished = None if self.image_px is None else checked_px(self.image_px)
+        return load_images(self.images, self.images_format, wished, self.fit).renamed(self.class_names)
 
     @cached_property
     def canvases(self) -> CanvasSource:
@@ -287,6 +307,27 @@ class EnvConfig(MetaStepRules, CanvasLook):
     def label_names(self) -> tuple[str, ...]:
         """The name of each class; () where a label is a number only."""
         return self.data.class_names if self.is_custom else ()
+
+    @property
+    def image_fit(self) -> Fit:
+        """What brings an image of any size to the size of this environment's images.
+
+        Of your own images it reads the folder where ``image_px`` is None. Other sources have square images, without padding.
+
+        Raises:
+            ConfigError, DataError: see :attr:`data`.
+        """
+        if not self.is_custom:
+            return Fit((self.canvas_px, self.canvas_px), "stretch")
+        if self.image_px is not None:
+            return Fit(checked_px(self.image_px), self.fit)
+        return self.data.fit or Fit(self.data.image_shape[:2], self.fit)
+
+    @property
+    def has_boxes(self) -> bool:
+        """Whether the boxes of the objects are known."""
+        known = SOURCES[self.source].boxes
+        return self.data.has_boxes if known is None else known
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import hashlib
 import json
 import pickle
 import shutil
@@ -327,7 +328,7 @@ def test_images_are_copied_once_and_shared_after_that():
         ({"images": torch.zeros(12, 8, 8, dtype=torch.bfloat16)}, "got Tensor of several shapes or kinds"),
         ({"images": [*GREY[:11], GREY[11] / 255]}, r"image 11: .* got float64 of shape \(24, 32\)"),
         ({"images": [*GREY[:11], Image.new("RGBA", (32, 24))]}, "image 11: expected 8-bit grey or RGB; got mode RGBA"),
-        ({"images": [*GREY[:11], "nowhere.png"]}, r"nowhere\.png: cannot be read as PNG or JPEG"),
+        ({"images": [*GREY[:11], "nowhere.png"]}, r"nowhere\.png: cannot be read as PNG, JPEG"),
         ({"images": GREY[None, None, None]}, "got shape"),
         ({"images": GREY[:0], "labels": []}, r"N > 0; got shape \(0, 24, 32\)"),
         ({"images": GREY[:, :0]}, r"got shape \(12, 0, 32\)"),
@@ -454,7 +455,7 @@ def test_a_folder_is_its_arrays(tmp_path, images):
 def test_jpeg_palette_and_black_and_white_files_are_read(tmp_path):
     flat = np.full((1, 24, 32), 100, np.uint8)
     jpeg = config(write_folder(tmp_path / "jpeg", flat, [[0]], form="jpg")).data
-    assert np.abs(jpeg.images.astype(int) - 100).max() <= 1
+    assert np.abs(np.asarray(jpeg.images).astype(int) - 100).max() <= 1
     Image.fromarray(COLOUR[0]).quantize(8).save(tmp_path / "jpeg" / "p.png")
     Image.fromarray(GREY[0] > 99).save(tmp_path / "jpeg" / "1.png")
     (tmp_path / "jpeg" / "labels.csv").write_text("file,labels\np.png,0\n1.png,\n\n")
@@ -481,10 +482,34 @@ def test_folders_of_splits_are_the_splits(tmp_path):
     assert pictures(drawn["val"].data, "val") == {GREY[6].tobytes(), GREY[7].tobytes()}
     assert {one.classes for one in drawn.values()} == {4}  # of all splits: val alone has no label 3
     shutil.rmtree(tmp_path / "val")
-    with pytest.raises(
-        DataError, match=r"images for train and test, none for 'val': make a folder val with labels\.csv"
-    ):
-        _ = config(str(tmp_path), split="val").size
+    val, train = (pictures(config(str(tmp_path)).data, split) for split in ("val", "train"))
+    assert (len(val), len(train)) == (1, 5)  # a tenth of train
+    assert val | train == {image.tobytes() for image in GREY[:6]}
+    assert pictures(config(str(tmp_path)).data, "test") == {image.tobytes() for image in GREY[8:]}
+    shutil.rmtree(tmp_path / "train")
+    assert config(str(tmp_path), split="test").size == 4
+    with pytest.raises(DataError, match=r"images for test, none for 'train': make a folder train with labels\.csv"):
+        _ = config(str(tmp_path), split="train").size
+
+
+def test_what_is_chosen_by_is_never_what_is_tested(tmp_path):
+    """Without a test part, the own val is tested, and a tenth of train is for choosing."""
+    for name, rows in (("train", slice(0, 9)), ("valid", slice(9, 12))):
+        write_folder(tmp_path / name, GREY[rows], LABELS[rows])
+    data = config(str(tmp_path)).data
+    assert {split: len(data.part(split)) for split in ("train", "val", "test")} == {"train": 8, "val": 1, "test": 3}
+    assert pictures(data, "test") == {image.tobytes() for image in GREY[9:]}
+    first = min(GREY[:9], key=lambda image: hashlib.sha256(image.tobytes()).digest())
+    assert pictures(data, "val") == {first.tobytes()}
+    shutil.rmtree(tmp_path / "valid")
+    assert sorted(map(len, map(config(str(tmp_path)).data.part, ("train", "val", "test")))) == [1, 1, 7]
+
+
+def test_train_of_one_image_cannot_be_shared(tmp_path):
+    for name in ("train", "val"):
+        write_folder(tmp_path / name, GREY[:1], LABELS[:1])
+    with pytest.raises(DataError, match="at least 2 images in train, to share with val; got 1"):
+        config(str(tmp_path)).data.part("val")
 
 
 def test_a_changed_folder_is_read_again(folder):
@@ -556,6 +581,8 @@ def test_splits_share_their_class_names(tmp_path):
         write_folder(tmp_path / split, GREY[:2], [[], []])
         (tmp_path / split / "labels.csv").write_text(HEAD + f"0.png,{name}\n1.png,\n")
     read = {split: config(str(tmp_path), split=split) for split in ("train", "val", "test")}
+    with pytest.warns(UserWarning, match=r"No image of train holds ant, bee, which others hold"):
+        _ = read["train"].data
     assert {one.label_names for one in read.values()} == {("ant", "bee", "cup")}
     assert {split: one.canvases.compose([0, 1]).labels.max() for split, one in read.items()} == {
         "train": 2,
@@ -626,18 +653,42 @@ BROKEN_FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "label is negative": (overwrite("labels.csv", HEAD + "0.png,-1\n"), r"line 2 \(0.png\): .*'-1'"),
     "label is a fraction": (overwrite("labels.csv", HEAD + "0.png,1.5\n"), r"line 2 \(0.png\): .*'1.5'"),
     "label is huge": (overwrite("labels.csv", HEAD + f"0.png,{10**30}\n"), r"line 2 \(0.png\): .*0\.\.9999; got 1000"),
-    "image is missing": (lambda f: (f / "5.png").unlink(), r"5\.png is named in labels.csv but cannot be found"),
-    "image is a folder": (lambda f: ((f / "5.png").unlink(), (f / "5.png").mkdir()), r"5\.png: cannot be read"),
-    "image is empty": (overwrite("5.png", b""), r"5\.png: cannot be read as PNG or JPEG"),
-    "image is garbage": (overwrite("5.png", b"garbage" * 99), r"5\.png: cannot be read as PNG or JPEG"),
-    "image is cut off": (cut_off, r"5\.png: cannot be read as PNG or JPEG.*Repair it, or remove its line"),
-    "image is a GIF": (save(RGB, format="GIF"), r"5\.png: cannot be read as PNG or JPEG"),
-    "image has alpha": (save(RGB.convert("RGBA")), r"5\.png: expected 8-bit grey or RGB; got mode RGBA"),
-    "image has transparency": (save(RGB, transparency=(0, 0, 0)), r"5\.png: .* got mode RGB with transparency"),
-    "image has 16 bits": (save(Image.fromarray(GREY[0].astype(np.uint16))), r"5\.png: .* got mode I;16"),
-    "another size": (
-        save(Image.fromarray(GREY[0].T.copy())),
-        r"5\.png: expected 24x32 px \(rows x columns\), the size of .*0\.png; got 32x24",
+    "a box too few": (
+        overwrite("labels.csv", "file,labels,boxes\n0.png,1 1,1 1 2 2\n"),
+        r"line 2 \(0.png\): expected a box for each of 2 labels; got 1 boxes",
+    ),
+    "a box of three": (
+        overwrite("labels.csv", "file,labels,boxes\n0.png,1,1 1 2\n"),
+        "line 2: expected boxes as 'row col",
+    ),
+    "a box of words": (
+        overwrite("labels.csv", "file,labels,boxes\n0.png,1,a b c d\n"),
+        "line 2: expected boxes as 'row",
+    ),
+    "a box of NaN": (
+        overwrite("labels.csv", "file,labels,boxes\n0.png,1,1 1 nan 2\n"),
+        "line 2: expected boxes as 'row",
+    ),
+    "boxes of counts": (overwrite("labels.csv", "file,counts,boxes\n0.png,1 0,\n"), "expected 'labels' beside 'boxes'"),
+    "two columns of boxes": (
+        overwrite("labels.csv", "file,labels,boxes,boxes\n0.png,1,,\n"),
+        "Leave out other columns",
+    ),
+    "all images are missing": (
+        lambda f: [(f / f"{i}.png").unlink() for i in range(12)],
+        r"mine: no image can be used\. 12 are left out: 12 named but not there \(.*0\.png\)",
+    ),
+    "all images are broken": (
+        lambda f: [(f / f"{i}.png").write_bytes(b"garbage") for i in range(12)],
+        r"No image can be used\. .*0\.png: cannot be read as PNG, JPEG, BMP, WebP or TIFF.*Repair or remove it",
+    ),
+    "all images have alpha": (
+        lambda f: [RGB.convert("RGBA").save(f / f"{i}.png") for i in range(12)],
+        r"No image can be used\. .*0\.png: expected 8-bit grey or RGB; got mode RGBA",
+    ),
+    "all images are cut off": (
+        lambda f: [(f / f"{i}.png").write_bytes((f / f"{i}.png").read_bytes()[:-9]) for i in range(12)],
+        r"No image can be used: .*0\.png and all others are damaged",
     ),
 }
 
@@ -647,6 +698,54 @@ def test_a_broken_folder_is_an_error_that_names_the_file(folder, damage, message
     damage(folder)
     with pytest.raises(DataError, match=message):
         HSALEnv(source="custom", images=str(folder))
+
+
+BAD_IMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "missing": (lambda f: (f / "5.png").unlink(), "named but not there"),
+    "a folder": (lambda f: ((f / "5.png").unlink(), (f / "5.png").mkdir()), "damaged or in no format that is read"),
+    "empty": (overwrite("5.png", b""), "damaged or in no format that is read"),
+    "garbage": (overwrite("5.png", b"garbage" * 99), "damaged or in no format that is read"),
+    "cut off": (cut_off, "damaged or in no format that is read"),
+    "a GIF": (save(RGB, format="GIF"), "damaged or in no format that is read"),
+    "two pages": (save(RGB, format="TIFF", save_all=True, append_images=[RGB]), "damaged or in no format that is read"),
+    "alpha": (save(RGB.convert("RGBA")), "neither 8-bit grey nor RGB"),
+    "transparency": (save(RGB, transparency=(0, 0, 0)), "neither 8-bit grey nor RGB"),
+    "16 bits": (save(Image.fromarray(GREY[0].astype(np.uint16))), "neither 8-bit grey nor RGB"),
+    "a box of no area": (
+        overwrite("labels.csv", "file,labels,boxes\n5.png,0,1 1 0 2\n0.png,1,0 0 2 2\n"), "with a box of no area",
+    ),
+    "a box outside": (
+        overwrite("labels.csv", "file,labels,boxes\n5.png,0 0,1 1 2 2;24 0 9 9\n0.png,1,0 0 2 2\n"),
+        "with a box outside the image",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("damage", "reason"), BAD_IMAGES.values(), ids=BAD_IMAGES)
+def test_an_image_that_cannot_be_used_is_left_out_and_told_once(folder, damage, reason):
+    damage(folder)
+    with pytest.warns(
+        UserWarning, match=rf"mine: \d+ images are used\. 1 are left out: 1 {reason} \(.*5\.png\)\.$"
+    ) as said:
+        data = load_folder(str(folder))
+    assert len(said) == 1
+    assert len(data) == len((folder / "labels.csv").read_text().splitlines()) - 2
+    assert not any(name.endswith("5.png") for name in data.names)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load_folder(str(folder)) is data
+
+
+def test_boxes_of_a_table_stay_with_their_labels(folder):
+    (folder / "labels.csv").write_text(
+        'file;labels;boxes\n0.png;1 0;"1 2 3 4; 20 30 9 9.5"\n1.png;2;\n2.png;;\n', newline=""
+    )
+    data = load_folder(str(folder))
+    assert data.labels.tolist() == [[1, 0], [2, -1], [-1, -1]]
+    assert data.boxes.tolist() == [[[1, 2, 3, 4], [20, 30, 4, 2]], [[-1] * 4] * 2, [[-1] * 4] * 2]  # cut off at 24x32
+    assert not data.has_boxes  # of 1.png
+    read = config(str(folder)).canvases.compose([0])
+    assert read.boxes.tolist() == data.boxes[[0]].tolist()
 
 
 def test_messages_name_the_file_of_a_label(folder):
@@ -1007,7 +1106,7 @@ def test_a_folder_is_trained_on_and_its_agent_tested(command, custom_folder, tmp
     command.fails(
         ANALYSE,
         [*AGENT_OF_MINE, "--episodes", 4],
-        "error: Expected images whose objects have known boxes; got images of your own",
+        "error: Expected images whose objects have known boxes; got images without",
     )
     command.fails(
         BUNDLE,
@@ -1110,4 +1209,4 @@ def test_a_file_outside_the_folder_is_refused(folder_that_reaches_out: Path):
 
 
 def test_a_file_outside_the_folder_may_be_allowed(folder_that_reaches_out: Path):
-    assert load_folder(str(folder_that_reaches_out), outside=True).images.max() == 7
+    assert np.max(load_folder(str(folder_that_reaches_out), outside=True).images) == 7

@@ -76,7 +76,6 @@ def main(args: Args) -> None:
     from agents.reports.mistakes import describe, tables
     from agents.reports.tables import source_in_words
     from agents.tracing import record
-    from hsal_env.data.sources import SOURCES
     from hsal_env.rendering import draw_traces, save_picture
     from hsal_env.storage.claims import claim_folder
     from hsal_env.storage.files import write_text, writing
@@ -85,9 +84,9 @@ def main(args: Args) -> None:
         raise ConfigError(f"Expected --episodes of at least 1; got {args.episodes}.")
     loaded = load(args.agent, trust=args.trust_names)
     env = loaded.env_on(args.split, args.source, args.data_root)
-    if not SOURCES[env.source].boxes:
+    if not env.has_boxes:
         raise ConfigError(
-            "Expected images whose objects have known boxes; got images of your own. Use hsal-evaluate --picture, or pass "
+            "Expected images whose objects have known boxes; got images without. Use hsal-evaluate --picture, or pass "
             "--source digits for an agent of ten classes."
         )
     _claim = claim_folder(args.output_dir)

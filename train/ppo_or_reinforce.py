@@ -50,10 +50,12 @@ class TrainEnv(EnvConfig):
     """picks the canvases; --seed is the learner's"""
     split: tyro.conf.Suppress[CustomSplit] = "train"
     images: str | None = None
-    """folder of your own images and labels.csv (with --env-id HSAL-Custom-v0), see hsal_env/data/custom.py"""
+    """folder of your own images and what is in them (with --env-id HSAL-Custom-v0), see docs/own-images.md"""
     labels: tyro.conf.Suppress[None] = None
     labels_are: tyro.conf.Suppress[None] = None
     class_names: tyro.conf.Suppress[None] = None
+    image_px: int | tuple[int, int] | None = None
+    """rows and columns of your own images, or one number for a square; default: the size that all have, or one that suits them"""
     activation: str = "compact"
     """activation model: a name, a model file .pt, or package.module:Name, see docs/perception.md"""
     saliency: str = "sum-of-squares"

@@ -1,6 +1,13 @@
 """Your own images, each with its multiset of labels: arrays, or a folder.
 
-A folder holds PNG or JPEG files, grey or RGB, all of one size, and ``labels.csv``, which names them and their labels::
+A folder holds PNG, JPEG, BMP, WebP or TIFF files, grey or RGB, and says in one of four layouts what is in them:
+
+- ``labels.csv``, which names the files and their labels, see below;
+- COCO's JSON (:mod:`hsal_env.data.annotations.coco`);
+- Pascal VOC's XML (:mod:`hsal_env.data.annotations.voc`);
+- YOLO's text files (:mod:`hsal_env.data.annotations.yolo`).
+
+A ``labels.csv`` looks like this::
 
     file,labels
     cups/1.png,3 3 0
@@ -10,34 +17,42 @@ A folder holds PNG or JPEG files, grey or RGB, all of one size, and ``labels.csv
 Labels are separated by spaces and counted from 0, or they are class names. An image may have none. A file ``classes.txt`` names
 the classes, one in each line; without it, names are numbered in the order of the alphabet. Instead the folder may hold such
 folders named ``train``, ``val`` and ``test``. If some files are grey and others in colour, grey is repeated over the channels.
-Nothing is resized. :mod:`hsal_env.data.labels` and :mod:`hsal_env.data.label_file` describe other forms of labels that are read.
+:mod:`hsal_env.data.labels` and :mod:`hsal_env.data.label_file` describe other forms of labels that are read.
+
+Images of one size stay as they are, unless another size is asked for. Others are brought to one size, see
+:class:`hsal_env.data.fitting.Fit`. Boxes are for measuring: nothing learns from them.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from hsal_env.data.annotations import Annotations, ImagesFormat, read_annotations
 from hsal_env.data.canvases import CanvasBatch
+from hsal_env.data.fitting import Fit, FitMode, checked_px
 from hsal_env.data.glyphs import SPLITS, Split
-from hsal_env.data.label_file import CLASSES_FILE, LABELS_FILE, read_class_file, read_label_file
+from hsal_env.data.label_file import LABELS_FILE
 from hsal_env.data.labels import Labels, LabelsAre, checked_names, read_labels
-from hsal_env.data.pixels import read_image, read_images, stacked
+from hsal_env.data.left_out import NO_AREA, OTHER_SIZE, OUTSIDE, Problem, told
+from hsal_env.data.pixel_store import store_images
+from hsal_env.data.pixels import ImageRows, Pixels, digests, read_images, refitted
 from hsal_env.errors import ConfigError, DataError
 from hsal_env.storage.files import as_path
 
 CustomSplit = Literal[Split, "all"]
-_Stamp = tuple[str, int, int]
+_SLACK_PX = 0.01  # of a box whose shares were rounded: it does not touch one more pixel
 
 
 class LabelledImages:
-    """Images and their labels. They are checked once and never changed, and environments share them.
+    """Images, their labels, and their boxes where these are known. They are checked once and never changed, and shared.
 
     Args:
         images: uint8 ``[N, h, w]`` (grey) or ``[N, h, w, 3]`` (RGB), N at least 1, or another form that
@@ -49,9 +64,20 @@ class LabelledImages:
         labels_are: ``"lists"``, or ``"counts"``: a row of ``labels`` holds how often each class occurs, as a multi-hot row does.
             None: the form decides, and what could be both is refused.
         class_names: the name of each class. None: as ``labels`` say, or none.
+        boxes: of each image, the boxes of its labels in their order, whole numbers ``[n, 4]`` as (row, col, height, width) in px
+            of the image as it is given; -1 or None where unknown. None: all are unknown.
+        fit: brings all images to one size, and their boxes with them. None: they must have one.
+
+    Attributes:
+        images: uint8 ``[N, h, w]`` or ``[N, h, w, 3]``; of a folder they are read from disk when rows of it are asked for.
+        labels: int64 ``[N, most]``, padded with -1.
+        boxes: int64 ``[N, most, 4]`` of ``labels``, (row, col, height, width) in px of ``images``; -1 where unknown, and padding.
+        sizes: (h, w) of the images as they were given, ``[N, 2]``, see :meth:`hsal_env.data.fitting.Fit.to_original`.
+        fit: how they were brought to one size; None: they are as they were given.
+        class_names: the name of each class; () where there are none.
 
     Raises:
-        DataError: images or labels of another dtype, shape or kind. The message says which image.
+        DataError: images, labels or boxes of another dtype, shape or kind. The message says which image.
 
     Example:
         >>> images = LabelledImages(np.zeros((2, 48, 64), np.uint8), [[3, 3, 0], []])
@@ -59,6 +85,9 @@ class LabelledImages:
         (2, (48, 64, 1), 4, 3)
         >>> LabelledImages(np.zeros((2, 48, 64), np.uint8), [["cup", "cup"], ["plate"]]).class_names
         ('cup', 'plate')
+        >>> photographs = [np.zeros((48, 64), np.uint8), np.zeros((64, 48), np.uint8)]
+        >>> LabelledImages(photographs, [["cup"], ["plate"]], fit=Fit((32, 32))).image_shape
+        (32, 32, 1)
     """
 
     def __init__(
@@ -69,18 +98,45 @@ class LabelledImages:
         parts: Mapping[str, np.ndarray] | None = None,
         labels_are: LabelsAre | None = None,
         class_names: Sequence[str] | None = None,
+        boxes: Sequence[Any] | None = None,
+        fit: Fit | None = None,
     ) -> None:
-        self.images = read_images(images)
-        self.names = names or [f"image {i}" for i in range(len(self.images))]
+        self._pixels = images if isinstance(images, Pixels) else read_images(images, fit)
+        self.names = names or [f"image {i}" for i in range(len(self))]
         known = labels if isinstance(labels, Labels) else read_labels(labels, self.names, labels_are, class_names)
         self.class_names: tuple[str, ...] = known.class_names
         self._known_classes = known.num_classes
-        self.labels = np.full((len(self.images), max(map(len, known.lists))), -1, np.int64)  # [N, most], padded with -1
+        self.labels = np.full((len(self), max(map(len, known.lists))), -1, np.int64)  # [N, most], padded with -1
         for row, values in zip(self.labels, known.lists, strict=True):
             row[: len(values)] = values
+        self.boxes = np.full((*self.labels.shape, 4), -1, np.int64)
+        self._place_boxes([None] * len(self) if boxes is None else boxes)
         self._parts = parts
         if self.class_names:
             self.num_classes()
+
+    def _place_boxes(self, boxes: Sequence[Any]) -> None:
+        if len(boxes) != len(self):
+            raise DataError(f"Expected as many lists of boxes as images; got {len(boxes)} for {len(self)} images.")
+        counts = (self.labels >= 0).sum(axis=1).tolist()
+        for row, own, count, name, size in zip(self.boxes, boxes, counts, self.names, self.sizes.tolist(), strict=True):
+            if own is None:
+                continue
+            given = np.asarray(own).reshape(-1, 4) if np.size(own) % 4 == 0 else np.asarray(own)
+            if given.shape != (count, 4) or (given.size and given.dtype.kind not in "iu"):
+                raise DataError(
+                    f"{name}: expected boxes as whole numbers (row, col, height, width), one for each of {count} labels; got "
+                    f"{given.dtype} of shape {np.shape(own)}."
+                )
+            unknown = (given == -1).all(axis=1)
+            inside = (given >= 0).all(axis=1) & (given[:, 2:] > 0).all(axis=1)
+            inside &= (given[:, :2] + given[:, 2:] <= size).all(axis=1)
+            if not (inside | unknown).all():
+                raise DataError(
+                    f"{name}: expected boxes of at least 1 px within {size[0]}x{size[1]} px, or -1; got "
+                    f"{given[~(inside | unknown)][0].tolist()}."
+                )
+            row[:count] = given if self.fit is None else self.fit.boxes(given, (size[0], size[1]))
 
     def __len__(self) -> int:
         return len(self.images)
@@ -89,10 +145,52 @@ class LabelledImages:
         return self  # never changed, and large
 
     @property
+    def images(self) -> ImageRows:
+        """See the attributes of the class."""
+        return self._pixels.images
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """See the attributes of the class."""
+        return self._pixels.sizes
+
+    @property
+    def fit(self) -> Fit | None:
+        """See the attributes of the class."""
+        return self._pixels.fit
+
+    @property
     def image_shape(self) -> tuple[int, int, int]:
         """(h_px, w_px, 1 or 3)."""
         height, width, *channels = self.images.shape[1:]
         return height, width, (channels or [1])[0]
+
+    @cached_property
+    def has_boxes(self) -> bool:
+        """Whether there are objects, and the boxes of all are known, but for what a crop has cut away."""
+        known = self.boxes[..., 2] > 0
+        cut = self.fit is not None and self.fit.fit == "crop"
+        return bool(known.any()) and (cut or bool((known == (self.labels >= 0)).all()))
+
+    def fitted(self, fit: Fit) -> LabelledImages:
+        """The same images in the size of ``fit``, with their boxes. Images of that size stay as they are.
+
+        Of images that were fitted before, it is their present size that counts as the original one.
+        """
+        if self.image_shape[:2] == fit.image_px:
+            return self
+        size = self.image_shape[:2]
+        other = self._copy()
+        other._pixels = refitted(self._pixels, fit)
+        other.boxes = np.stack([fit.boxes(own, size) for own in self.boxes])
+        return other
+
+    def _copy(self) -> LabelledImages:
+        """A copy, without what was computed of it."""
+        other = copy.copy(self)
+        for name in ("digest", "has_boxes", "_shares"):
+            other.__dict__.pop(name, None)
+        return other
 
     def num_classes(self, wished: int | None = None) -> int:
         """C: ``wished``, else the number of class names or of counts in a row, else the largest label plus 1.
@@ -132,7 +230,13 @@ class LabelledImages:
         lists = [[label for label in row if label >= 0] for row in self.labels.tolist()]
         words = [[own[label] for label in row] for row in lists] if own else lists
         read = read_labels(words, self.names, "lists", known)
-        return LabelledImages(self.images, read, self.names, self._parts)
+        other = self._copy()
+        other.labels = self.labels.copy()
+        for row, values in zip(other.labels, read.lists, strict=True):
+            row[: len(values)] = values
+        other.class_names, other._known_classes = read.class_names, read.num_classes
+        other.num_classes()
+        return other
 
     def max_objects(self, wished: int | None = None) -> int:
         """Most objects in an image: ``wished``, else the number in the image that has most.
@@ -152,45 +256,73 @@ class LabelledImages:
         """Indices of the images of a split. ``"all"``: of all images, in their order.
 
         If the images come without splits, they are sorted by a hash of their pixels. The first tenth is the test share, the
-        second tenth the validation share, and the rest is for training. So the shares do not depend on the order of the images.
-        Adding images moves none of the others from train to test, unless very many are added.
+        second tenth the validation share, and the rest is for training. So the shares do not depend on the order of the images,
+        nor on the size that they are brought to. Adding images moves none of the others from train to test, unless very many are
+        added.
+
+        If they come with some splits, what an agent is chosen by must not be what it is tested on. Of ``train`` and ``val``
+        without ``test``, their ``val`` is the test share, and the first tenth of ``train``, sorted by the hash, the validation
+        share. Of ``train`` and ``test`` without ``val``, that tenth is the validation share, too. ``train`` alone counts as no
+        splits.
 
         Raises:
             DataError: there is no such split, or there are fewer images than splits.
         """
         if split == "all":
             return np.arange(len(self))
-        if self._parts is not None:
-            if split not in self._parts:
-                raise DataError(
-                    f"There are images for {' and '.join(self._parts)}, none for {split!r}: make a folder {split} with "
-                    f"{LABELS_FILE} beside the others."
-                )
-            return self._parts[split]
-        if len(self) < len(SPLITS):
+        if split not in self._shares:
             raise DataError(
-                f"Expected at least {len(SPLITS)} images to share among train, val and test; got {len(self)}. Pass more, or "
-                "split='all'."
+                f"There are images for {' and '.join(self._shares)}, none for {split!r}: make a folder {split} with "
+                f"{LABELS_FILE} beside the others."
             )
-        order = np.argsort(np.frombuffer(b"".join(digest[:8] for digest in self._digests), ">u8"), kind="stable")
-        tenth = max(1, len(self) // 10)
-        return {"test": order[:tenth], "val": order[tenth : 2 * tenth], "train": order[2 * tenth :]}[split]
+        return self._shares[split]
+
+    @cached_property
+    def _shares(self) -> Mapping[str, np.ndarray]:
+        own = self._parts
+        if own is None or [*own] == ["train"]:
+            if len(self) < len(SPLITS):
+                raise DataError(
+                    f"Expected at least {len(SPLITS)} images to share among train, val and test; got {len(self)}. Pass more, or "
+                    "split='all'."
+                )
+            order = self._by_hash(np.arange(len(self)))
+            tenth = max(1, len(self) // 10)
+            return {"test": order[:tenth], "val": order[tenth : 2 * tenth], "train": order[2 * tenth :]}
+        if "train" not in own or len(own) == len(SPLITS):
+            return own
+        order = self._by_hash(own["train"])
+        tenth = max(1, len(order) // 10)
+        if len(order) < 2:
+            raise DataError(
+                f"Expected at least 2 images in train, to share with val; got {len(order)}. Make a folder val."
+            )
+        return {"train": order[tenth:], "val": order[:tenth], "test": own["test" if "test" in own else "val"]}
+
+    def _by_hash(self, chosen: np.ndarray) -> np.ndarray:
+        """Indices in the order of the hashes of their images."""
+        hashes = np.frombuffer(b"".join(digest[:8] for digest in self._digests), ">u8")
+        return chosen[np.argsort(hashes[chosen], kind="stable")]
 
     @cached_property
     def digest(self) -> str:
-        """A hash of shape, pixels and labels."""
+        """A hash of shape, pixels, fit, labels and boxes."""
         whole = hashlib.sha256(repr((self.images.shape, self.labels.tolist())).encode())
         for digest in self._digests:
             whole.update(digest)
+        if self.fit is not None:
+            whole.update(repr(self.fit).encode())
+        if (self.boxes >= 0).any():
+            whole.update(self.boxes.tobytes())
         return whole.hexdigest()
 
     @cached_property
-    def _digests(self) -> list[bytes]:
-        return [hashlib.sha256(image.tobytes()).digest() for image in self.images]
+    def _digests(self) -> Sequence[bytes]:
+        return digests(self._pixels)
 
 
 class CustomCanvases:
-    """The images of one split as canvases. Nothing is known of boxes.
+    """The images of one split as canvases.
 
     Args:
         data: all images.
@@ -217,7 +349,7 @@ class CustomCanvases:
         return self._data.digest, self._order
 
     def compose(self, indices: Sequence[int] | np.ndarray) -> CanvasBatch:
-        """The images and labels of the given indices. Every box is -1, which means unknown.
+        """The images, labels and boxes of the given indices. A box of -1 is unknown.
 
         Raises:
             DataError: an index outside 0..len - 1.
@@ -226,12 +358,15 @@ class CustomCanvases:
         if indices.size and not 0 <= indices.min() <= indices.max() < len(self):
             raise DataError(f"Expected canvas indices in 0..{len(self) - 1}; got {indices.min()}..{indices.max()}.")
         chosen = self._order[indices]
-        labels = self._data.labels[chosen]
-        return CanvasBatch(self._data.images[chosen], labels, np.full((*labels.shape, 4), -1, np.int64))
+        return CanvasBatch(self._data.images[chosen], self._data.labels[chosen], self._data.boxes[chosen])
 
 
 def given_images(
-    images: Any, labels: Any, labels_are: LabelsAre | None = None, class_names: Sequence[str] | None = None
+    images: Any,
+    labels: Any,
+    labels_are: LabelsAre | None = None,
+    class_names: Sequence[str] | None = None,
+    fit: Fit | None = None,
 ) -> str | LabelledImages | None:
     """What these arguments of an environment mean: a folder that is read later, images that are there, or nothing.
 
@@ -248,11 +383,16 @@ def given_images(
         raise ConfigError(
             "Expected labels only with images as an array; a folder names its labels in labels.csv. Leave both out."
         )
-    return LabelledImages(images, labels, labels_are=labels_are, class_names=class_names) if is_array else images
+    return LabelledImages(images, labels, None, None, labels_are, class_names, fit=fit) if is_array else images
 
 
-def load_images(images: str | LabelledImages | None) -> LabelledImages:
-    """The images that :func:`given_images` found.
+def load_images(
+    images: str | LabelledImages | None,
+    images_format: ImagesFormat = "auto",
+    image_px: tuple[int, int] | None = None,
+    fit: FitMode = "letterbox",
+) -> LabelledImages:
+    """The images that :func:`given_images` found, in the size that is asked for.
 
     Raises:
         ConfigError: there are none.
@@ -262,60 +402,116 @@ def load_images(images: str | LabelledImages | None) -> LabelledImages:
         raise ConfigError(
             "HSAL-Custom-v0 needs your images: pass images=FOLDER (--images FOLDER), or images=ARRAY and labels=LISTS."
         )
-    return images if isinstance(images, LabelledImages) else load_folder(images)
+    if isinstance(images, LabelledImages):
+        return images.fitted(Fit(image_px, fit)) if image_px else images
+    return load_folder(images, images_format=images_format, image_px=image_px, fit=fit)
 
 
-def load_folder(folder: str, outside: bool = False) -> LabelledImages:
+def load_folder(
+    folder: str,
+    outside: bool = False,
+    images_format: ImagesFormat = "auto",
+    image_px: int | tuple[int, int] | None = None,
+    fit: FitMode = "letterbox",
+) -> LabelledImages:
     """Read a folder as described at the head of this file. A process keeps what it has read until a file changes.
+
+    Images that cannot be used are left out, and one warning counts them: files that are broken, that are named but missing, that
+    are neither 8-bit grey nor RGB, and images with a box of no area or outside the image. Boxes that reach out are cut off.
 
     Args:
         folder: the folder.
-        outside: whether ``labels.csv`` may name files outside the folder. A folder from a stranger should not.
+        outside: whether images may lie outside the folder. A folder from a stranger should not.
+        images_format: the layout, see :func:`hsal_env.data.annotations.reading.read_annotations`.
+        image_px: (rows, columns) to which all images are brought; one number means a square. None: the size that all have; if
+            they have several, the size of :func:`hsal_env.data.fitting.suited_px`, and a warning says so.
+        fit: how, see :class:`hsal_env.data.fitting.Fit`.
 
     Raises:
-        DataError: the folder, ``labels.csv`` or an image is missing, damaged, or not as described; or ``labels.csv`` names a file
-            outside the folder, be it by ``..``, by an absolute path or by a link. The message names it.
+        ConfigError: another layout, size or ``fit``.
+        DataError: the folder is missing; no image can be used; its annotations are missing, malformed or not as described, or
+            name a file outside the folder, be it by ``..``, by an absolute path or by a link. The message names it.
     """
     root = as_path(folder)
+    px = None if image_px is None else checked_px(image_px)
+    _ = Fit(px or (1, 1), fit)  # raises if fit is unknown
     if not root.is_dir():
         raise DataError(f"No folder {root}. Expected one that holds {LABELS_FILE} and the images it names.")
-    splits: list[str] = [split for split in SPLITS if (root / split / LABELS_FILE).is_file()]
-    if (root / LABELS_FILE).is_file() == bool(splits):
-        found = f"got both it and {', '.join(f'{s}/{LABELS_FILE}' for s in splits)}" if splits else "got none"
-        raise DataError(
-            f"{root}: expected {LABELS_FILE}, or train/{LABELS_FILE}, val/{LABELS_FILE} and test/{LABELS_FILE}; {found}."
-        )
-    within = None if outside else root.resolve()
-    read = {part: read_label_file(root / part / LABELS_FILE, within) for part in splits or ["."]}
-    kinds = {part.labels_are for part in read.values()}
-    if len(kinds) > 1:
-        raise DataError(f"{root}: expected the same first line in the {LABELS_FILE} of all splits; got different ones.")
-    labels = read_labels(
-        [text for part in read.values() for text in part.texts],
-        [where for part in read.values() for where in part.where],
-        kinds.pop(),
-        read_class_file(root / CLASSES_FILE),
-    )
-    stamps = tuple(_stamp(file) for part in read.values() for file in part.files)
-    sizes = tuple((name, len(part.files)) for name, part in read.items()) if splits else ()
-    return _read_images(stamps, labels, sizes)
-
-
-def _stamp(file: Path) -> _Stamp:
-    """Path, time of the last change, and size of a file, by which a change is noticed."""
-    try:
-        status = file.stat()
-    except (OSError, ValueError) as error:  # the latter for a zero byte
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise DataError(f"{file} is named in {LABELS_FILE} but cannot be found: {reason}.") from error
-    return str(file), status.st_mtime_ns, status.st_size
+    return _load(str(root), read_annotations(root, images_format, outside), px, fit)
 
 
 @lru_cache(maxsize=2)
-def _read_images(stamps: tuple[_Stamp, ...], labels: Labels, sizes: tuple[tuple[str, int], ...]) -> LabelledImages:
-    """Read the files of ``stamps``, in colour if one of them is. ``sizes`` holds name and number of images of each split."""
-    names = [file for file, *_ in stamps]
-    images = stacked((read_image(file) for file in names), names)
-    stops = np.cumsum([size for _, size in sizes])
-    parts = {name: np.arange(stop - size, stop) for (name, size), stop in zip(sizes, stops, strict=True)}
-    return LabelledImages(images, labels, names, parts or None)
+def _load(root: str, found: Annotations, image_px: tuple[int, int] | None, mode: FitMode) -> LabelledImages:
+    if not found.files:
+        raise DataError(f"{root}: no image can be used. {told(found.problems)}")
+    stored = store_images(found.files, image_px, mode)
+    problems: list[Problem] = [*found.problems]
+    chosen, boxes = [], []
+    for i, file in enumerate(found.files):
+        size: tuple[int, int] = (int(stored.sizes[i, 0]), int(stored.sizes[i, 1]))
+        whole, problem = (None, stored.problems.get(i)) if i in stored.problems else _whole_boxes(found, i, size)
+        if problem:
+            problems.append((problem, str(file)))
+        else:
+            chosen.append(i)
+            boxes.append(whole)
+    if not chosen:
+        raise DataError(f"{root}: no image can be used. {told(problems)}")
+    labels = Labels(tuple(found.labels.lists[i] for i in chosen), found.labels.num_classes, found.labels.class_names)
+    parts: dict[str, np.ndarray] = {
+        part: places
+        for part in SPLITS
+        if len(places := np.array([place for place, i in enumerate(chosen) if found.parts[i] == part], np.int64))
+    }
+    names = [str(found.files[i]) for i in chosen]
+    data = LabelledImages(stored.pixels(np.array(chosen)), labels, names, parts or None, boxes=boxes)
+    _warn(root, data, parts, problems, image_px)
+    return data
+
+
+def _whole_boxes(found: Annotations, i: int, size: tuple[int, int]) -> tuple[np.ndarray | None, str | None]:
+    """The boxes of an image of (h, w) px in whole px, cut off at its edges; or why the image cannot be used."""
+    if found.sizes[i] not in (None, size):
+        return None, OTHER_SIZE
+    given = found.boxes[i]
+    if given is None:
+        return None, None
+    given = given * np.tile(size, 2) if found.relative else given
+    known = np.isfinite(given).all(axis=1)
+    if (given[known, 2:] <= 0).any():
+        return None, NO_AREA
+    start = np.floor(given[known, :2] + _SLACK_PX)
+    stop = np.maximum(np.ceil(given[known, :2] + given[known, 2:] - _SLACK_PX), start + 1)
+    start, stop = np.clip(start, 0, size), np.clip(stop, 0, size)
+    if (start >= stop).any():
+        return None, OUTSIDE
+    whole = np.full((len(given), 4), -1, np.int64)
+    whole[known] = np.concatenate([start, stop - start], axis=1)
+    return whole, None
+
+
+def _warn(
+    root: str,
+    data: LabelledImages,
+    parts: Mapping[str, np.ndarray],
+    problems: Sequence[Problem],
+    image_px: tuple[int, int] | None,
+) -> None:
+    """Warn once of all that a user may not expect."""
+    said = [f"{len(data)} images are used. {told(problems)}"] if problems else []
+    if data.fit and image_px is None:
+        rows, columns = data.fit.image_px
+        said.append(
+            f"Images of several sizes are brought to {rows}x{columns} px (rows x columns) by fit={data.fit.fit!r}; image_px "
+            "chooses another size."
+        )
+    if "train" in parts:
+        learned = set(np.unique(data.labels[parts["train"]]).tolist())
+        strange = [label for label in np.unique(data.labels).tolist() if label not in learned]
+        if strange:
+            named = ", ".join(data.class_names[label] if data.class_names else str(label) for label in strange)
+            said.append(
+                f"No image of train holds {named}, which others hold: an agent cannot learn what it never sees."
+            )
+    if said:
+        warnings.warn(f"{root}: {' '.join(said)}", stacklevel=4)

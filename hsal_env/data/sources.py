@@ -61,7 +61,7 @@ class Source:
         limits: what an agent trained on them can and cannot be expected to read. None: such agents are not bundled.
         colour: whether the images are RGB. Your own images decide it themselves, and are not counted here.
         finite: whether there is a fixed number of images. Otherwise each index gives another one, without end.
-        boxes: whether the boxes of the objects are known.
+        boxes: whether the boxes of the objects are known. None: the data decide.
         synthetic: whether the images stand in for photographs.
         variations: what the argument ``augment`` may name beside ``"none"``, see :mod:`hsal_env.data.augmentation`.
     """
@@ -74,7 +74,7 @@ class Source:
     limits: str | None = None
     colour: bool = False
     finite: bool = False
-    boxes: bool = True
+    boxes: bool | None = True
     synthetic: bool = False
     variations: Mapping[Augment, Variation] = field(default_factory=dict)
 
@@ -155,11 +155,21 @@ SOURCES: dict[str, Source] = {
     "custom": Source(
         check=_check_custom,
         open=lambda config: CustomCanvases(config.data, config.split, config.seed),
-        arguments=("images", "labels", "labels_are", "class_names", "num_classes", "augment"),
+        arguments=(
+            "images",
+            "labels",
+            "labels_are",
+            "class_names",
+            "num_classes",
+            "images_format",
+            "image_px",
+            "fit",
+            "augment",
+        ),
         most_objects=None,
         licence="your own images",
         finite=True,
-        boxes=False,
+        boxes=None,
         variations=VARIATIONS,
     ),
 }

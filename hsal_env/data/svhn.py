@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from hsal_env.data.canvases import CanvasBatch, Task
 from hsal_env.data.digit_struct import Entry, read_digit_struct
 from hsal_env.data.draws import IndexedRandom, source_of
 from hsal_env.data.glyphs import SPLITS, Split, cache_folder, data_folders
+from hsal_env.data.left_out import told
 from hsal_env.data.pixels import read_image
 from hsal_env.data.resize import bilinear_resize
 from hsal_env.errors import ConfigError, DataError, DataUnavailableError
@@ -319,11 +319,8 @@ def _warn(folder: Path, used: int, kinds: np.ndarray, names: np.ndarray) -> None
 
 
 def _told(problems: list[tuple[int, str]]) -> str:
-    """How many images were left out and why, with the name of the first of each kind."""
-    counts = Counter(kind for kind, _ in problems)
-    first = dict(reversed(problems))
-    reasons = [f"{counts[kind]} {_PROBLEMS[kind]} ({first[kind]})" for kind in sorted(counts)]
-    return f"{len(problems)} are left out: {'; '.join(reasons)}." if problems else "It lists none."
+    in_order = sorted(problems, key=lambda problem: problem[0])
+    return told([(_PROBLEMS[kind], name) for kind, name in in_order]) if problems else "It lists none."
 
 
 # --- on disk ----------------------------------------------------------------------------------------------------------
