@@ -12,20 +12,27 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import tyro
+from tqdm import tqdm
 
 from hsal_env.command_line import require_agents, run_command
 from hsal_env.config import EnvConfig
+from hsal_env.data.annotations import ImagesFormat, read_annotations
 from hsal_env.data.augmentation import Augment
-from hsal_env.errors import CheckpointError, ConfigError
+from hsal_env.data.fitting import FitMode, suited_px
+from hsal_env.data.pixels import read_size
+from hsal_env.errors import CheckpointError, ConfigError, DataError
 from hsal_env.perception import Architecture
+from hsal_env.storage.files import as_path
 
 require_agents()
 
@@ -36,6 +43,7 @@ if TYPE_CHECKING:
 
 _FEW_IMAGES, _FEW_OBJECTS = 100, 20  # of the training share; below that a warning says that it may be too few
 _PLENTY_TEST = 1_000_000
+_AREA_PX = 36_000  # of the images that are learned from
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,12 @@ class Args:
     """where results go"""
     resume: bool = False
     """go on where an earlier start with the same flags stopped"""
+    images_format: ImagesFormat = "auto"
+    """what says what the images hold: labels.csv (csv), coco, voc or yolo"""
+    image_px: tuple[int, int] | None = None
+    """rows and columns that images are brought to; default: the size that all have, if it is small, or one that suits them"""
+    fit: FitMode = "letterbox"
+    """how they are brought to that size: whole (letterbox), filling (crop), or without their proportions (stretch)"""
     augment: Augment | Literal["auto"] = "auto"
     """how the training images are varied: not at all, turned a little (upright), or also mirrored and upside down (turned), for
     things that may lie anyhow; auto: turned, but upright if the classes are single letters or digits"""
@@ -109,12 +123,32 @@ def read(args: Args) -> EnvConfig:
     Raises:
         ConfigError, DataError: see :class:`hsal_env.config.EnvConfig`.
     """
-    env = EnvConfig(source="custom", images=str(args.folder), split="train", seed=args.seed)
+    env = EnvConfig(
+        source="custom",
+        images=str(args.folder),
+        images_format=args.images_format,
+        image_px=args.image_px or suited(args),
+        fit=args.fit,
+        split="train",
+        seed=args.seed,
+    )
     names = env.label_names or tuple(map(str, range(env.classes)))
     chosen = args.augment
     if chosen == "auto":
         chosen = "upright" if all(len(name) == 1 for name in names) else "turned"
     return dataclasses.replace(env, augment=chosen)
+
+
+def suited(args: Args) -> tuple[int, int] | None:
+    """The size in which the images are learned from; None: that which they have, if all have it and it is small."""
+    files = read_annotations(as_path(args.folder), args.images_format).files
+    sizes = []
+    for file in tqdm(files, desc="sizes", leave=False):
+        with suppress(DataError):  # it will be left out, and counted
+            sizes.append(read_size(str(file))[:2])
+    if not sizes or (len({*sizes}) == 1 and math.prod(sizes[0]) <= _AREA_PX):
+        return None
+    return suited_px(np.array(sizes), _AREA_PX)
 
 
 def told(env: EnvConfig) -> str:

@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from hsal_env.command_line import require_agents, run_command
 from hsal_env.config import EnvConfig
+from hsal_env.data.annotations import ImagesFormat
 from hsal_env.data.augmentation import Augment
+from hsal_env.data.fitting import FitMode
 from hsal_env.errors import ConfigError
 
 require_agents()
@@ -85,6 +87,12 @@ class Args(PretrainConfig):
     """learn from SVHN's part extra, too"""
     images: Path | None = None
     """folder of your own images to learn from, in place of objects, see docs/own-images.md"""
+    images_format: ImagesFormat = "auto"
+    """what says what its images hold: labels.csv (csv), coco, voc or yolo"""
+    image_px: tuple[int, int] | None = None
+    """rows and columns of your own images; default: the size that all have, or one that suits them"""
+    fit: FitMode = "letterbox"
+    """how they are brought to that size"""
     augment: Augment = "none"
     """how photographs are varied: not at all, turned a little (upright), or also mirrored and upside down (turned)"""
     data_root: str | None = None
@@ -118,7 +126,8 @@ def supplies(args: Args, split: str, seed: int) -> dict[str, dict[str, Supply]]:
         )
 
     if args.images is not None:
-        own = config("custom", 0, images=str(args.images), augment=args.augment)
+        taken = {"images_format": args.images_format, "image_px": args.image_px, "fit": args.fit}
+        own = config("custom", 0, images=str(args.images), augment=args.augment, **taken)
         return {"custom": {"plain": Supply(own, 1.0)}}
     kind = args.objects.removeprefix("long-").removesuffix("-single")
     shares = (

@@ -435,8 +435,6 @@ def load_folder(
     root = as_path(folder)
     px = None if image_px is None else checked_px(image_px)
     _ = Fit(px or (1, 1), fit)  # raises if fit is unknown
-    if not root.is_dir():
-        raise DataError(f"No folder {root}. Expected one that holds {LABELS_FILE} and the images it names.")
     return _load(str(root), read_annotations(root, images_format, outside), px, fit)
 
 

@@ -139,10 +139,10 @@ def checked_px(image_px: Any) -> tuple[int, int]:
     return int(sides[0]), int(sides[1])
 
 
-def suited_px(sizes: np.ndarray) -> tuple[int, int]:
+def suited_px(sizes: np.ndarray, area_px: int = _AREA_PX) -> tuple[int, int]:
     """(rows, columns) that suit images of the sizes (h, w) ``[N, 2]``.
 
-    They have the median of h/w, about 36,000 px in all, or fewer if the median image has fewer, and are multiples of 16.
+    They have the median of h/w, about ``area_px`` in all, or fewer if the median image has fewer, and are multiples of 16.
 
     Example:
         >>> suited_px(np.array([[480, 640]])), suited_px(np.array([[50, 170], [40, 170], [60, 180]]))
@@ -150,7 +150,7 @@ def suited_px(sizes: np.ndarray) -> tuple[int, int]:
     """
     heights, widths = np.asarray(sizes, np.float64).T
     median, ratio = float(np.median(heights * widths)), float(np.median(heights / widths))
-    exact = [math.sqrt(min(median, _AREA_PX) * part) / _SIDE_PX for part in (ratio, 1 / ratio)]
-    units = [round(side) if median > _AREA_PX else math.ceil(side - 1e-9) for side in exact]
+    exact = [math.sqrt(min(median, area_px) * part) / _SIDE_PX for part in (ratio, 1 / ratio)]
+    units = [round(side) if median > area_px else math.ceil(side - 1e-9) for side in exact]
     rows, columns = (min(max(1, unit) * _SIDE_PX, MOST_CANVAS_PX) for unit in units)
     return rows, columns

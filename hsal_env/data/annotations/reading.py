@@ -38,7 +38,8 @@ def read_annotations(root: Path, images_format: ImagesFormat = "auto", outside: 
 
     Raises:
         ConfigError: an unknown layout.
-        DataError: no layout is found, or several; or see :func:`hsal_env.data.annotations.table.read_table`,
+        DataError: there is no such folder; no layout is found, or several; or see
+            :func:`hsal_env.data.annotations.table.read_table`,
             :func:`hsal_env.data.annotations.coco.read_coco`, :func:`hsal_env.data.annotations.voc.read_voc` and
             :func:`hsal_env.data.annotations.yolo.read_yolo`.
     """
@@ -46,6 +47,8 @@ def read_annotations(root: Path, images_format: ImagesFormat = "auto", outside: 
         raise ConfigError(
             f"Expected images_format to be one of {', '.join(get_args(ImagesFormat))}; got {images_format!r}."
         )
+    if not root.is_dir():
+        raise DataError(f"No folder {root}. Expected one that holds {LABELS_FILE} and the images it names.")
     tables = table_parts(root) if images_format in ("auto", "csv") else {}
     if tables:
         return read_table(root, tables, outside)
