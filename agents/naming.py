@@ -201,8 +201,7 @@ def _pixels(image: Any, number: int) -> np.ndarray:
     if isinstance(image, Image.Image):
         image = ImageOps.exif_transpose(image)
     try:
-        read = read_images([image])
-        return getattr(read, "images", read)[0]
+        return np.asarray(read_images([image]).images[0])
     except DataError as error:
         said, name = str(error).removeprefix("image 0: "), _name(image, number)
         raise DataError(said if said.startswith(name) else f"{name}: {said}") from error

@@ -177,7 +177,8 @@ def _draw_meta_step(
         return
     right = bool(trace.right[last])
     middle, foot = panels[0].left + _PANEL // 2, _TOP + 3 * _PITCH
-    words, looks = trace.label_name(label), {"ha": "center"}
+    words = trace.label_name(label)
+    looks: dict[str, Any] = {"ha": "center"}
     if labelled:
         words, looks["color"] = f"{words} {TICK if right else CROSS}", GREEN if right else VERMILLION
     sheet.text(middle, foot - 4, words, _PANEL, size=11, weight="bold", **looks)

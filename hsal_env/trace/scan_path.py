@@ -115,8 +115,10 @@ def located(trace: Trace) -> Where:
     starts = np.flatnonzero(trace.phase == 0)[: names.sum()]
     first = trace.location[starts + 1] if trace.glimpses else np.full(len(starts), -1)
     labels = np.where(trace.label < trace.num_classes, trace.label, -1)[names]
-    batch = (part[None] for part in (labels, first, trace.mask[starts], trace.labels, trace.boxes))
-    found = where(*batch, trace.grid, (trace.image.shape[0], trace.image.shape[1]))
+    named, cells, masks, true, boxes = (
+        part[None] for part in (labels, first, trace.mask[starts], trace.labels, trace.boxes)
+    )
+    found = where(named, cells, masks, true, boxes, trace.grid, (trace.image.shape[0], trace.image.shape[1]))
     return Where(*(part[0] for part in found))
 
 
