@@ -68,7 +68,8 @@ class Loaded(NamedTuple):
             split: ``"train"``, ``"val"`` or ``"test"``.
             source: of the images. None: those that the agent was trained on, or ``"digits"`` where MNIST cannot be had.
             data_root: folder of the data.
-            images: your own images. They are taken with as many classes as the agent knows.
+            images: your own images. They are taken with as many classes as the agent knows, and brought to the size that it was
+                trained on.
             changes: other fields of ``env`` to replace.
 
         Raises:
@@ -82,6 +83,9 @@ class Loaded(NamedTuple):
             images = self.env.images if images is None else images
             limit = self.env.objects_limit if self.env.max_objects is None else self.env.max_objects
             own = {"images": images, "num_classes": classes, "max_objects": limit, "data_root": data_root}
+            if not self.env.is_custom:
+                size = self.env.image_fit
+                own |= {"image_px": size.image_px, "fit": size.fit}
             return self.env.on_source("custom", **{**own, **changes})
         found = wished
         if wished in get_args(GlyphSource):  # load_glyphs checks both, and says what "auto" turns out to be

@@ -48,3 +48,11 @@ def svhn(root: Path) -> str:
             f"SVHN's files are not under {root}; set HSAL_DATA to the folder that holds SVHN/train and SVHN/test",
         )
     return str(root)
+
+
+def photographs(root: Path, name: str) -> str:
+    """The folder ``root/photographs/name``, where it is."""
+    folder = root / "photographs" / name
+    if not folder.is_dir():
+        lack("data", f"{folder} is not there; set HSAL_DATA to the folder that holds photographs/{name}")
+    return str(folder)

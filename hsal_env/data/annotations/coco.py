@@ -9,7 +9,7 @@ from typing import Any
 
 from hsal_env.data.annotations.entries import UNKNOWN_BOX, Annotations, Entries, spelled
 from hsal_env.data.annotations.listing import Listing, part_of, part_of_folders
-from hsal_env.data.glyphs import Split
+from hsal_env.data.glyphs import SPLITS, Split
 from hsal_env.data.label_file import check_inside
 from hsal_env.data.left_out import CROWD, MISSING, ORPHAN, UNLISTED
 from hsal_env.data.pixels import IMAGE_SUFFIXES
@@ -48,7 +48,8 @@ def read_coco(listing: Listing) -> Annotations:
                 f"{[*files.values()][-1]} and {name}. Remove one, or read a folder that holds one of them."
             )
         files[part] = name
-    contents = {part: _read(listing.root / name) for part, name in files.items()}
+    in_order: list[Split | None] = [part for part in (None, *SPLITS) if part in files]
+    contents = {part: _read(listing.root / files[part]) for part in in_order}
     names: list[str] = []  # of all files; what has the same name is the same class
     classes: dict[Split | None, dict[Any, int]] = {}
     for part, content in contents.items():
@@ -65,7 +66,7 @@ def read_coco(listing: Listing) -> Annotations:
         for name in listing.having(IMAGE_SUFFIXES)
         if posixpath.dirname(name) in folders and name not in named
     ]
-    return entries.done(listing, spelled(names, str(listing.root / next(iter(files.values())))))
+    return entries.done("coco", listing, spelled(names, str(listing.root / files[in_order[0]])))
 
 
 def _gather(

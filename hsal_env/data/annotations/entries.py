@@ -68,7 +68,7 @@ class Entries:
         self.parts.append(part)
         self.sizes.append(size)
 
-    def done(self, listing: Listing, names: tuple[str, ...], relative: bool = False) -> Annotations:
+    def done(self, layout: str, listing: Listing, names: tuple[str, ...], relative: bool = False) -> Annotations:
         """All of them, train first, then val and test.
 
         An image in several parts stays in the last, so that none is learned from and tested on.
@@ -91,7 +91,7 @@ class Entries:
             raise DataError(f"{listing.root}: no image has a label. Expected some that have.")
         lists = tuple(self.labels[i] for i in kept)
         return Annotations(
-            listing.stamp,
+            f"{layout} {listing.stamp}",
             [self.files[i] for i in kept],
             Labels(lists, len(names) or None, names),
             [self.boxes[i] for i in kept],
@@ -108,6 +108,8 @@ def spelled(names: list[str], where: str) -> tuple[str, ...]:
     Raises:
         DataError: see :func:`hsal_env.data.labels.checked_names`; or there are too many. The message begins with ``where``.
     """
+    if not names:
+        return ()
     bare = [name.strip() for name in names]
     numbers = [re.fullmatch(r"[0-9]+", name) for name in bare]
     if any(number and name != str(place) for place, (name, number) in enumerate(zip(bare, numbers, strict=True))):

@@ -112,10 +112,10 @@ def list_folder(root: Path, outside: bool) -> Listing:
                 continue
             if entry.is_symlink() and not outside and not Path(entry.path).resolve().is_relative_to(within):
                 problems.append((LINK, name))
-            elif entry.is_dir():
-                target = Path(entry.path).resolve() if entry.is_symlink() else None
-                if target is None or target not in seen:  # a link may lead back
-                    seen.update([target] if target else [])
+            elif entry.is_dir(follow_symlinks=outside):  # a link within the folder leads to what is found anyway
+                target = Path(entry.path).resolve()
+                if target not in seen:  # a link may lead back
+                    seen.add(target)
                     look(Path(entry.path), name + "/")
             elif entry.is_file():
                 status = entry.stat()

@@ -63,7 +63,7 @@ def read_voc(listing: Listing) -> Annotations:
         if key not in keys and key[:-1] in folders
     ]
     entries.problems += [(MISSING, "/".join(key)) for key in parts if key not in keys and key not in listing.images]
-    return entries.done(listing, spelled(known, str(listing.root)))
+    return entries.done("voc", listing, spelled(known, str(listing.root)))
 
 
 class _NoDoctype(ElementTree.TreeBuilder):

@@ -63,7 +63,7 @@ def read_yolo(listing: Listing) -> Annotations:
         and PurePosixPath(name).name not in _LISTS
         and _looks_right(listing.root / name)
     ]
-    return entries.done(listing, names, relative=True)
+    return entries.done("yolo", listing, names, relative=True)
 
 
 def _read(path: Path, names: tuple[str, ...]) -> tuple[list[int], list[tuple[float, ...]]]:
