@@ -310,6 +310,13 @@ def test_an_unfinished_run_is_a_clear_error(tmp_path: Path, trained: Path):
         json.dumps(metrics()).replace("0.9,", '"much",'),
         json.dumps({name: part for name, part in metrics().items() if name != "source"}),
         json.dumps(metrics()).replace('"by_count": {', '"by_count": {"3": 5, '),
+        json.dumps(metrics()).replace('"by_count": {', '"pointing": "much", "by_count": {'),
+        json.dumps(metrics()).replace('"by_count": {', '"count_error": 1, "by_count": {'),
+        json.dumps(metrics()).replace('"by_count": {', '"count_error": {"mean": 1}, "by_count": {'),
+        json.dumps(metrics()).replace(
+            '"by_count": {', '"count_error": {"mean": 1, "by_class": {"a": "b"}}, "by_count": {'
+        ),
+        json.dumps(metrics() | {"blind_guess": {"mean_counts": [1]}}),
     ],
     ids=[
         "empty",
@@ -322,6 +329,11 @@ def test_an_unfinished_run_is_a_clear_error(tmp_path: Path, trained: Path):
         "text",
         "source",
         "count",
+        "pointing",
+        "count error",
+        "no classes",
+        "a class",
+        "mean counts",
     ],
 )
 def test_a_damaged_metrics_file_is_a_clear_error(tmp_path: Path, content: str):
@@ -453,13 +465,35 @@ def test_the_numbers_of_one_run_are_those_of_its_files(whole: str, trained: Path
         f"{test['count_error']['mean']:.3f}|blind guess {guess['count_error']['mean']:.3f}|"
         f"mean counts {guess['mean_counts']['count_error']['mean']:.3f}"
     )
-    assert lines["mask in the object"] == f"{test['mask_in_box']:.3f}"
     by_class = [[label, f"{value:.3f}"] for label, value in test["count_error"]["by_class"].items()]
     assert Page(whole).table("label", "little") == by_class
     assert (lines["images"], lines["seeds"]) == ("digits", "1")
     assert lines["saliency ratio"] == f"{test['attn_saliency_ratio']:.1f}"
     assert lines["training, minutes"] == f"{content['train_seconds'] / 60:.1f}"
     assert "There is one run, so there is nothing to aggregate." in Page(whole).sections["aggregate"]
+
+
+def test_where_the_agents_looked_and_what_they_counted_are_in_the_table(tmp_path: Path):
+    def count_error(cup: float, plate: float) -> dict:
+        return {"mean": (cup + plate) / 2, "by_class": {"cup": cup, "plate": plate}}
+
+    for seed, cup in enumerate((0.25, 0.75)):
+        told = metrics(seed=seed)
+        told["test"] |= {
+            "pointing": 0.5 + seed / 4,
+            "focus": None,
+            "count_error": count_error(cup, 0),
+            "total_error": 1.5,
+        }
+        told["blind_guess"] |= {"count_error": count_error(2, 1), "mean_counts": {"count_error": count_error(1, 1)}}
+        write_run(tmp_path / "mine" / f"seed-{seed}", told)
+    seen = Page(made(tmp_path / "r.html", tmp_path / "mine"))
+    lines = dict(seen.table("row", "mine"))
+    assert lines["glimpses in the object"] == "0.625 ± 0.177"
+    assert lines["count error of a class"] == "0.250 ± 0.177|blind guess 1.500|mean counts 1.000"
+    assert lines["error of the number"] == "1.500 ± 0.000"
+    assert not {"mask in the object", "mask in one object"} & set(lines)
+    assert seen.table("label", "mine") == [["cup", "0.500 ± 0.354"], ["plate", "0.000 ± 0.000"]]
 
 
 def test_several_seeds_are_a_mean_with_its_spread_and_an_interval(three: Path, tmp_path: Path):
