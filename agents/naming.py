@@ -16,7 +16,6 @@ from PIL import Image, ImageOps
 from agents.tracing import record
 from hsal_env.config import EnvConfig
 from hsal_env.data.custom import LabelledImages
-from hsal_env.data.fitting import Fit
 from hsal_env.data.pixels import read_images
 from hsal_env.data.sources import SOURCES
 from hsal_env.errors import ConfigError, DataError
@@ -100,7 +99,7 @@ def fitted(loaded: Loaded, images: Sequence[Any], first: int = 0) -> Fitted:
     Raises:
         DataError: an image that cannot be read, of another dtype or shape, or of a side below 2 px.
     """
-    fit, grey = image_fit(loaded.env), not reads_colour(loaded.env)
+    fit, grey = loaded.env.image_fit, not reads_colour(loaded.env)
     found = Fitted([], [])
     for number, image in enumerate(images, start=first):
         pixels = _pixels(image, number)
@@ -113,11 +112,6 @@ def fitted(loaded: Loaded, images: Sequence[Any], first: int = 0) -> Fitted:
             pixels = np.array(Image.fromarray(pixels).convert("L"))
         found.images.append(fit.pixels(pixels))
     return found
-
-
-def image_fit(env: EnvConfig) -> Fit:
-    """What brings an image of any size to the size that the agent reads."""
-    return getattr(env, "image_fit", None) or Fit(env.image_shape[:2])
 
 
 def reads_colour(env: EnvConfig) -> bool:
@@ -155,7 +149,7 @@ def environment(
 
 def _named(loaded: Loaded, trace: Trace, size: tuple[int, int]) -> list[NamedObject]:
     """The objects named in one image, whose size (h, w) was ``size``."""
-    places = image_fit(loaded.env).to_original(fixations_px(trace), size).clip(0, size)
+    places = loaded.env.image_fit.to_original(fixations_px(trace), size).clip(0, size)
     found = []
     for decision in np.flatnonzero((trace.label >= 0) & (trace.label < trace.num_classes)).tolist():
         label, first = int(trace.label[decision]), decision - trace.glimpses
@@ -201,7 +195,7 @@ def _pixels(image: Any, number: int) -> np.ndarray:
     if isinstance(image, Image.Image):
         image = ImageOps.exif_transpose(image)
     try:
-        return np.asarray(read_images([image]).images[0])
+        return read_images([image]).images[0]
     except DataError as error:
         said, name = str(error).removeprefix("image 0: "), _name(image, number)
         raise DataError(said if said.startswith(name) else f"{name}: {said}") from error

@@ -8,6 +8,7 @@ import json
 import math
 import re
 import runpy
+import shutil
 import signal
 import socket
 import subprocess
@@ -177,7 +178,7 @@ def test_the_saliency_model_is_swapped(play, canvas):
 
 
 def test_another_agent_plays(play, player, canvas):
-    assert set(player.agents) == set(agents.bundled()) - {"house-numbers"}  # which reads colour
+    assert set(player.agents) == set(agents.bundled())
     for name in ("mnist-set", "mnist-multiset-faithful"):
         loaded = agents.load(name)
         config = dataclasses.replace(loaded.env, source="digits", split="test", protocol="free", task="multiset")
@@ -270,36 +271,94 @@ def test_a_checkpoint_plays_under_a_name_without_its_folder(tmp_path, canvas):
     path.write_bytes((agents.BUNDLED_FOLDER / "mnist-set.pt").read_bytes())
     mine = Player(path)
     assert mine.options()["chosen"] == "mine/checkpoint.pt"
-    of_grey = [name for name in agents.bundled() if agents.load(name).env.image_shape[2] == 1]
-    assert [*mine.agents] == ["mine/checkpoint.pt", *of_grey]
+    assert [*mine.agents] == ["mine/checkpoint.pt", *agents.bundled()]
     assert str(tmp_path) not in json.dumps(mine.options())
     expected = plain(mine.play(canvas[0], None, Settings(agent="mnist-set")), False)
     assert plain(mine.play(canvas[0]), False) == expected
 
 
-def test_an_agent_for_other_images_is_refused(tmp_path, custom_folder):
-    env = EnvConfig(source="custom", images=str(custom_folder))
+def saved(folder: Path, env: EnvConfig) -> Path:
+    """The folder of a run of an agent that has learned nothing."""
     world = World.of(Examples(env))
     agent = ActorCritic(world, AgentConfig())
-    path = tmp_path / "other.pt"
-    checkpoint.save(path, checkpoint.describe("hsal", agent, AgentConfig(), env, "custom", world))
-    with pytest.raises(
-        CheckpointError, match=r"grey images of 100x100 px; this one was trained on others, \(48, 64, 1\)"
-    ):
-        Player(path)
+    checkpoint.save(folder / "checkpoint.pt", checkpoint.describe("hsal", agent, AgentConfig(), env, env.source, world))
+    return folder
+
+
+NAMES = ["ant", "bee", "cat", "dog", "elk"]
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory, custom_folder):
+    """The client of an agent for grey images of 48x64 px with class names, and its name."""
+    env = EnvConfig(source="custom", images=str(custom_folder), class_names=NAMES)
+    folder = saved(tmp_path_factory.mktemp("runs"), env)
+    return demo_server.create_app(Player(folder)).test_client(), folder.name
+
+
+def test_an_agent_for_images_of_yours_plays_from_its_folder(own, custom_folder):
+    client, name = own
+    options = client.get("/api/options").json
+    assert options["chosen"] == name
+    told = options["agents"][name]
+    assert {part: told[part] for part in ("image_shape", "class_names", "digits", "max_objects")} == {
+        "image_shape": [48, 64, 1], "class_names": NAMES, "digits": False, "max_objects": 3,
+    }  # fmt: skip
+    answer = client.get("/api/canvas?index=1")
+    assert answer.json["size"] == len(EnvConfig(source="custom", images=str(custom_folder), split="test").canvases)
+    found = client.post("/api/play", json={"image": answer.json["image"], "labels": answer.json["labels"]})
+    assert found.status_code == 200, found.json
+    assert np.shape(found.json["image"]) == (48, 64)
+    assert (found.json["class_names"], found.json["source"]) == (NAMES, "custom")
+    assert sorted(found.json["labels"]) == sorted(answer.json["labels"])
+    refused(client.post("/api/play", json={"image": "abc"}), "Expected image as base64 of 48x64 grey bytes")
+    blank = base64.b64encode(bytes(100 * 100)).decode()
+    assert client.post("/api/play", json={"image": blank, "agent": "mnist-set"}).status_code == 200
+    refused(client.get("/api/canvas?index=0&agent=nobody"), "Expected agent to be one of")
+    refused(client.post("/api/upload?agent=nobody", data=PNG), "Expected agent to be one of")
+
+
+@pytest.mark.parametrize("size", [(640, 480), (48, 64), (7, 300), (1, 201), (3000, 2)])
+def test_an_upload_of_any_size_is_brought_to_the_agents(own, size):
+    client, name = own
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8))
+    for agent, length in ((name, 48 * 64), ("house-numbers", 3 * 100 * 100), ("mnist-set", 100 * 100)):
+        answer = client.post(f"/api/upload?agent={agent}", data=file_of(image))
+        assert len(base64.b64decode(answer.json["image"])) == length
+
+
+def test_an_agent_of_colours_plays_in_colour(client):
+    shown = client.get("/api/canvas?index=0&agent=house-numbers")
+    assert shown.json["source"] == "house-numbers"
+    assert shown.json["size"] == 10_000
+    found = client.post("/api/play", json={"image": shown.json["image"], "agent": "house-numbers"})
+    assert np.shape(found.json["image"]) == (100, 100, 3)
+    red = file_of(Image.new("RGB", (300, 150), (200, 0, 0)))
+    pixels = base64.b64decode(client.post("/api/upload?agent=house-numbers", data=red).json["image"])
+    assert set(np.frombuffer(pixels, np.uint8).reshape(-1, 3)[:, 0]) == {200}
+    inverted = base64.b64decode(client.post("/api/upload?invert=1&agent=house-numbers", data=red).json["image"])
+    assert set(np.frombuffer(inverted, np.uint8).reshape(-1, 3)[:, 1]) == {255}
+
+
+def test_without_its_images_an_agent_has_no_test_canvases(tmp_path, custom_folder):
+    images = tmp_path / "images"
+    shutil.copytree(custom_folder, images)
+    player = Player(saved(tmp_path, EnvConfig(source="custom", images=str(images), image_px=(48, 64))))
+    shutil.rmtree(images)
+    with pytest.raises(DataError, match="No folder"):
+        player.canvas(0)
+    assert player.play(np.zeros((48, 64), np.uint8)).truncated in (False, True)
+
+
+def test_an_agent_that_cannot_play_is_refused(monkeypatch):
+    def refuse(*_):
+        raise ConfigError("no maps")
+
     with pytest.raises(CheckpointError, match="No agent 'nobody'"):
         Player("nobody")
-
-
-def test_an_agent_for_images_in_colour_is_refused(tmp_path):
-    """Though its features can be computed of grey images."""
-    env = EnvConfig(source="house-numbers", activation="compact-house-numbers")
-    world = World.of(Examples(env))
-    path = tmp_path / "other.pt"
-    agent = ActorCritic(world, AgentConfig())
-    checkpoint.save(path, checkpoint.describe("hsal", agent, AgentConfig(), env, "house-numbers", world))
-    with pytest.raises(CheckpointError, match=r"this one was trained on others, \(100, 100, 3\)"):
-        Player(path)
+    monkeypatch.setattr(demo, "environment", refuse)
+    with pytest.raises(CheckpointError, match=r"mnist-set: expected an agent that can play a new image; .* no maps"):
+        Player("mnist-set")
 
 
 # --- test canvases and uploads ----------------------------------------------------------------------------------------
@@ -474,7 +533,7 @@ def test_a_port_that_is_taken_is_told(player):
 
 
 def test_the_command_serves_until_it_is_interrupted():
-    command = [sys.executable, str(ROOT / "train" / "demo.py"), "--port", "0", "--agent", "mnist-set"]
+    command = [sys.executable, str(ROOT / "train" / "demo.py"), "--port", "0", "mnist-set"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     heard = signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
     with subprocess.Popen(command, cwd=ROOT, **pipes) as running:

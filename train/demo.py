@@ -1,13 +1,16 @@
-"""A page to play with: draw digits and watch an agent attend, glimpse and name.
+"""A page to play with: draw digits, or give it an image, and watch an agent attend, glimpse and name.
 
-python train/demo.py                                  # then open the address that it prints
-python train/demo.py --agent runs/x/checkpoint.pt --port 0 --open
+python train/demo.py                        # then open the address that it prints
+python train/demo.py runs/x --port 0 --open  # an agent of yours
 """
 
 from __future__ import annotations
 
 import webbrowser
 from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
 
 from hsal_env.command_line import run_command
 from hsal_env.errors import ConfigError
@@ -17,8 +20,8 @@ from hsal_env.errors import ConfigError
 class Args:
     """Serve a page to play with, to this machine alone."""
 
-    agent: str = "mnist-multiset"
-    """a bundled agent's name, or the path of a checkpoint.pt; the page offers the other bundled ones, too"""
+    agent: Annotated[str, tyro.conf.Positional] = "mnist-multiset"
+    """a bundled agent's name, the folder of a run, or the path of a checkpoint.pt; the page offers the other bundled ones, too"""
     host: str = "127.0.0.1"
     """address to listen on; any other than this machine's own lets others in, and there is no password"""
     port: int = 8000

@@ -4,11 +4,12 @@
 |---|---|
 | ``GET /`` | the page; its style and script are under ``/static/`` |
 | ``GET /api/options`` | :meth:`agents.demo.player.Player.options` |
-| ``GET /api/canvas?index=N`` | the image, labels and source of a test canvas |
-| ``POST /api/upload?invert=1`` | takes the bytes of a PNG or JPEG, gives a canvas |
+| ``GET /api/canvas?index=N&agent=NAME`` | a test image for an agent: the image, its labels and source, and how many there are |
+| ``POST /api/upload?invert=1&agent=NAME`` | takes the bytes of a PNG or JPEG, gives the image as the agent reads it |
 | ``POST /api/play`` | takes JSON of image, labels and the fields of :class:`agents.demo.player.Settings`, gives the trace |
 
-Images are sent as base64 of 100 x 100 grey bytes. The answer to a wrong request is ``{"error": why}``.
+Images are sent as base64 of h w bytes, grey, or 3 h w bytes, RGB, as the agent's ``image_shape`` in the options says. Without
+``agent`` the chosen one is meant. The answer to a wrong request is ``{"error": why}``.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import base64
 import binascii
 import dataclasses
+import math
 import socket
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from flask import Flask, Response, jsonify, request
 from werkzeug.exceptions import HTTPException
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
-from agents.demo.player import CANVAS_PX, MOST_UPLOAD_BYTES, Player, Settings, plain, read_image
+from agents.demo.player import MOST_UPLOAD_BYTES, Player, Settings, array_shape, plain
 from hsal_env.errors import ConfigError, DataError, HSALError
 
 LOCALHOST = "127.0.0.1"
@@ -69,12 +71,13 @@ def create_app(player: Player, host: str = LOCALHOST) -> Flask:
         asked = request.args.get("index", "")
         if not (asked.isascii() and asked.isdigit() and len(asked) < 10):
             raise DataError(f"Expected index as the number of a test canvas; got {asked!r}.")
-        found = player.canvas(int(asked))
-        return jsonify(image=_encoded(found.image), labels=found.labels, source=found.source)
+        found = player.canvas(int(asked), request.args.get("agent"))
+        return jsonify(image=_encoded(found.image), labels=found.labels, source=found.source, size=found.size)
 
     @app.post("/api/upload")
     def upload() -> Response:
-        return jsonify(image=_encoded(read_image(request.get_data(), request.args.get("invert") == "1")))
+        invert, agent = request.args.get("invert") == "1", request.args.get("agent")
+        return jsonify(image=_encoded(player.upload(request.get_data(), invert, agent)))
 
     @app.post("/api/play")
     def play() -> Response:
@@ -82,7 +85,7 @@ def create_app(player: Player, host: str = LOCALHOST) -> Flask:
             content = request.get_json()
         except RecursionError:
             raise DataError("Expected JSON without nested lists.") from None
-        image, labels, settings = _wish(content)
+        image, labels, settings = _wish(content, player)
         return jsonify(plain(player.play(image, labels, settings), labels is not None))
 
     @app.errorhandler(HSALError)
@@ -139,7 +142,7 @@ def _encoded(image: np.ndarray) -> str:
     return base64.b64encode(image.tobytes()).decode("ascii")
 
 
-def _wish(content: Any) -> tuple[np.ndarray, list[int] | None, Settings]:
+def _wish(content: Any, player: Player) -> tuple[np.ndarray, list[int] | None, Settings]:
     """The image, labels and settings of a request to play.
 
     Raises:
@@ -148,14 +151,16 @@ def _wish(content: Any) -> tuple[np.ndarray, list[int] | None, Settings]:
     known = [field.name for field in dataclasses.fields(Settings)]
     if not isinstance(content, dict) or set(content) - {"image", "labels", *known}:
         raise ConfigError(f"Expected JSON of image, labels, {', '.join(known)}.")
+    settings = Settings(**{name: content[name] for name in known if name in content})
+    shape = player.image_shape(settings.agent)
     try:
         pixels = base64.b64decode(content.get("image", ""), validate=True)
     except (TypeError, ValueError, binascii.Error):
         pixels = b""
-    if len(pixels) != CANVAS_PX**2:
-        raise DataError(f"Expected image as base64 of {CANVAS_PX}x{CANVAS_PX} grey bytes.")
+    if len(pixels) != math.prod(shape):
+        colours = "grey" if shape[2] == 1 else "RGB"
+        raise DataError(f"Expected image as base64 of {shape[0]}x{shape[1]} {colours} bytes.")
     labels = content.get("labels")
     if labels is not None and not isinstance(labels, list):
         raise DataError(f"Expected labels as a list of whole numbers, or null; got {labels!r}.")
-    image = np.frombuffer(pixels, np.uint8).reshape(CANVAS_PX, CANVAS_PX)
-    return image, labels, Settings(**{name: content[name] for name in known if name in content})
+    return np.frombuffer(pixels, np.uint8).reshape(array_shape(shape)), labels, settings

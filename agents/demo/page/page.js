@@ -1,6 +1,5 @@
 "use strict";
 
-const SIDE = 100; // px of the canvas
 const GLIMPSE = "#e69f00", EARLIER = "#56b4e9";
 const VIRIDIS = ("440154 47186a 472c7b 424085 3a528b 32628d 2c728e 26818e 20908c " +
   "1e9f88 28ae7f 3ebc73 5ec961 83d34b addc30 d7e219 fde724").split(" ").map((hex) => [0, 2, 4].map((at) => parseInt(hex.slice(at, at + 2), 16)));
@@ -31,25 +30,43 @@ async function attempt(work) {
   }
 }
 
-// --- the image: grey bytes, and how they change -------------------------------------------------------------------
+// --- the image: grey or RGB bytes, and how they change ------------------------------------------------------------
 
 const pad = $("pad"), onPad = pad.getContext("2d");
-const brush = Object.assign(document.createElement("canvas"), { width: SIDE, height: SIDE });
+const brush = document.createElement("canvas");
 const onBrush = brush.getContext("2d", { willReadFrequently: true });
-let pixels = new Uint8ClampedArray(SIDE * SIDE);
+let shape = [100, 100, 1]; // of the image: height, width, channels
+const blank = () => new Uint8ClampedArray(shape[0] * shape[1] * shape[2]);
+let pixels = blank();
 let earlier = []; // images to go back to, with their labels
 let stroke = null; // points [x, y] of the one that is drawn
 let before = pixels; // the image without it
 
-function greyData(grey) {
-  const data = new ImageData(SIDE, SIDE);
-  for (let i = 0; i < grey.length; i++) data.data.set([grey[i], grey[i], grey[i], 255], 4 * i);
+function imageData(bytes, [height, width, channels]) {
+  const data = new ImageData(width, height), last = channels - 1;
+  for (let i = 0; i < height * width; i++) {
+    const at = channels * i;
+    data.data.set([bytes[at], bytes[at + Math.min(1, last)], bytes[at + last], 255], 4 * i);
+  }
   return data;
 }
 
-function show(grey) {
-  pixels = grey;
-  onPad.putImageData(greyData(grey), 0, 0);
+function show(bytes) {
+  pixels = bytes;
+  onPad.putImageData(imageData(bytes, shape), 0, 0);
+}
+
+/** A blank image of another shape, with nothing to undo. */
+function reshape(to) {
+  shape = to;
+  for (const canvas of [pad, brush]) Object.assign(canvas, { width: shape[1], height: shape[0] });
+  pad.style.aspectRatio = `${shape[1]} / ${shape[0]}`;
+  pad.ariaLabel = `The image, ${shape[0]} by ${shape[1]} pixels. Draw on it with a mouse, finger or stylus.`;
+  earlier = [];
+  $("undo").disabled = true;
+  $("labels").value = "";
+  filled = false;
+  show(blank());
 }
 
 function remember() {
@@ -57,25 +74,26 @@ function remember() {
   $("undo").disabled = false;
 }
 
-function replace(grey, labels) {
+function replace(bytes, labels) {
   remember();
-  show(grey);
+  show(bytes);
   $("labels").value = labels;
 }
 
 /** Soft edges, as those of the enlarged digits that the agents were trained on: a binomial filter over 3 x 3 px. */
 function soften(grey) {
-  const pass = (from, step, along) =>
+  const [height, width] = shape;
+  const pass = (from, step, side, along) =>
     from.map((value, i) => {
       const at = along(i);
-      return ((at > 0 ? from[i - step] : 0) + 2 * value + (at < SIDE - 1 ? from[i + step] : 0)) / 4;
+      return ((at > 0 ? from[i - step] : 0) + 2 * value + (at < side - 1 ? from[i + step] : 0)) / 4;
     });
-  return pass(pass(Float32Array.from(grey), 1, (i) => i % SIDE), SIDE, (i) => Math.floor(i / SIDE));
+  return pass(pass(Float32Array.from(grey), 1, width, (i) => i % width), width, height, (i) => Math.floor(i / width));
 }
 
 function drawStroke() {
   onBrush.fillStyle = "#000";
-  onBrush.fillRect(0, 0, SIDE, SIDE);
+  onBrush.fillRect(0, 0, shape[1], shape[0]);
   onBrush.strokeStyle = "#fff";
   onBrush.lineWidth = Number($("width").value);
   onBrush.lineCap = onBrush.lineJoin = "round";
@@ -87,14 +105,15 @@ function drawStroke() {
   }
   onBrush.lineTo(...stroke[stroke.length - 1]);
   onBrush.stroke();
-  const ink = soften(onBrush.getImageData(0, 0, SIDE, SIDE).data.filter((_, i) => i % 4 === 0));
+  const ink = soften(onBrush.getImageData(0, 0, shape[1], shape[0]).data.filter((_, i) => i % 4 === 0));
   const erases = document.querySelector("[name=tool]:checked").value === "eraser";
-  show(before.map((value, i) => (erases ? Math.min(value, 255 - ink[i]) : Math.max(value, ink[i]))));
+  const inked = (i) => ink[Math.floor(i / shape[2])];
+  show(before.map((value, i) => (erases ? Math.min(value, 255 - inked(i)) : Math.max(value, inked(i)))));
 }
 
 function point(event) {
   const box = pad.getBoundingClientRect();
-  return [((event.clientX - box.left) / box.width) * SIDE, ((event.clientY - box.top) / box.height) * SIDE];
+  return [((event.clientX - box.left) / box.width) * shape[1], ((event.clientY - box.top) / box.height) * shape[0]];
 }
 
 pad.addEventListener("pointerdown", (event) => {
@@ -122,25 +141,36 @@ $("undo").addEventListener("click", () => {
   filled = false;
   $("undo").disabled = !earlier.length;
 });
-$("clear").addEventListener("click", () => replace(new Uint8ClampedArray(SIDE * SIDE), ""));
+$("clear").addEventListener("click", () => replace(blank(), ""));
 
 const decoded = (text) => Uint8ClampedArray.from(atob(text), (letter) => letter.charCodeAt(0));
-const encoded = (grey) => btoa(String.fromCharCode(...grey));
+const encoded = (bytes) => btoa(Array.from(bytes, (byte) => String.fromCharCode(byte)).join(""));
 
 let filled = false; // whether the labels are those of a test canvas
 $("labels").addEventListener("input", () => (filled = false));
 
-const told = (source) =>
-  source === "mnist"
-    ? "These canvases hold MNIST's test digits."
-    : "MNIST is not on this machine. These are scikit-learn's handwritten digits, on which the agents make more errors.";
+const SOURCES = {
+  mnist: "These canvases hold MNIST's test digits.",
+  digits: "MNIST is not on this machine. These are scikit-learn's handwritten digits, on which the agents make more errors.",
+  custom: "These are test images of the folder that the agent was trained on.",
+};
+
+/** Ask for a test image, and say what they are. */
+async function canvasOf(index) {
+  const agent = $("agent").value;
+  const canvas = await ask(`/api/canvas?index=${encodeURIComponent(index)}&agent=${encodeURIComponent(agent)}`);
+  if (agent !== $("agent").value) throw new Error("The agent was changed.");
+  $("source").textContent = SOURCES[canvas.source] ?? `These are test images of ${canvas.source}.`;
+  $("index").max = canvas.size - 1;
+  return canvas;
+}
 
 const pick = (index) =>
   attempt(async () => {
-    const canvas = await ask(`/api/canvas?index=${encodeURIComponent(index)}`);
-    replace(decoded(canvas.image), canvas.labels.join(" "));
+    const canvas = await canvasOf(index);
+    const names = options.agents[$("agent").value].class_names;
+    replace(decoded(canvas.image), names.length ? canvas.labels.map((label) => names[label]).join(", ") : canvas.labels.join(" "));
     filled = true;
-    $("source").textContent = told(canvas.source);
   });
 $("pick").addEventListener("submit", (event) => {
   event.preventDefault();
@@ -157,7 +187,8 @@ const upload = () =>
     if (!file) return;
     if (file.size > options.most_upload_bytes)
       throw new Error(`${file.name} is too large: at most ${options.most_upload_bytes / 2 ** 20} MiB. Make it smaller.`);
-    const answer = await ask(`/api/upload?invert=${$("invert").checked ? 1 : 0}`, { method: "POST", body: file });
+    const wish = `invert=${$("invert").checked ? 1 : 0}&agent=${encodeURIComponent($("agent").value)}`;
+    const answer = await ask(`/api/upload?${wish}`, { method: "POST", body: file });
     replace(decoded(answer.image), "");
     $("file-shown").textContent = `${file.name}, ${$("invert").checked ? "inverted" : "as it is"}.`;
   });
@@ -172,9 +203,19 @@ function fill(select, names) {
   select.replaceChildren(...names.map((name) => new Option(name, name)));
 }
 
-/** Set the rules to those of the chosen agent's training. */
+/** Set the image's shape and the rules to those of the chosen agent's training. */
 function asTrained() {
-  const { glimpses, update, saliency } = options.agents[$("agent").value];
+  const { glimpses, update, saliency, image_shape, digits } = options.agents[$("agent").value];
+  if (String(image_shape) !== String(shape)) {
+    reshape(image_shape);
+    upload();
+  }
+  for (const part of document.querySelectorAll(".of-digits")) part.hidden = !digits;
+  for (const part of document.querySelectorAll(".of-others")) part.hidden = digits;
+  $("pad-frame").classList.toggle("quarters", digits);
+  $("fitted").textContent = `${image_shape[0]} by ${image_shape[1]} pixels`;
+  $("source").textContent = "Looking for the test images…";
+  canvasOf(0).catch((error) => ($("source").textContent = error.message)); // may take a while, where they are looked for
   $("glimpses").value = glimpses;
   $("update").value = update;
   if (saliency) $("saliency").value = saliency;
@@ -200,16 +241,19 @@ attempt(async () => {
   $("agent").value = options.chosen;
   asTrained();
   $("go").disabled = false;
-  const { source } = await ask("/api/canvas?index=0"); // may take a while, where it is looked for
-  $("source").textContent = told(source);
 });
 
 function trueLabels() {
-  const words = $("labels").value.split(/[\s,]+/).filter(Boolean);
-  if (!words.length) return null;
-  const wrong = words.find((word) => !/^\d+$/.test(word));
-  if (wrong !== undefined) throw new Error(`Expected true labels as numbers with spaces between them; got “${wrong}”.`);
-  return words.map(Number);
+  const names = options.agents[$("agent").value].class_names, text = $("labels").value.trim();
+  if (!text) return null;
+  const number = (word) => (/^\d+$/.test(word) ? Number(word) : names.indexOf(word));
+  // names may hold spaces; then commas stand between them
+  const words = text.includes(",") ? text.split(",").map((word) => word.trim()).filter(Boolean) : text.split(/\s+/);
+  const found = number(text) >= 0 ? [text] : words;
+  const wrong = found.find((word) => number(word) < 0);
+  const expected = names.length ? "names or numbers with commas" : "numbers with spaces";
+  if (wrong !== undefined) throw new Error(`Expected true labels as ${expected} between them; got “${wrong}”.`);
+  return found.map(number);
 }
 
 $("go").addEventListener("click", () =>
@@ -240,8 +284,16 @@ let trace = null, picture = null, at = 0, timer = null;
 
 function start(found) {
   trace = found;
-  picture = Object.assign(document.createElement("canvas"), { width: SIDE, height: SIDE });
-  picture.getContext("2d").putImageData(greyData(Uint8ClampedArray.from(trace.image.flat())), 0, 0);
+  const shown = [trace.image.length, trace.image[0].length, trace.image[0][0].length ?? 1];
+  picture = Object.assign(document.createElement("canvas"), { width: shown[1], height: shown[0] });
+  picture.getContext("2d").putImageData(imageData(Uint8ClampedArray.from(trace.image.flat(2)), shown), 0, 0);
+  const [rows, cols] = trace.map_size, [, [rowStride, colStride]] = trace.grid;
+  for (const name of ["image", "saliency", "priority"]) {
+    const view = $(`view-${name}`);
+    view.height = Math.round((view.width * rows * rowStride) / (cols * colStride));
+    view.style.aspectRatio = `${view.width} / ${view.height}`;
+  }
+  $("bars").classList.toggle("named", trace.class_names.length > 0);
   $("step").max = trace.phase.length - 1;
   $("thinking").hidden = false;
   go(0);
@@ -435,8 +487,8 @@ function drawContours(context, map) {
   if (!(peak > 0)) return;
   const value = (row, col) => {
     const r = Math.min(rows - 1, Math.max(0, row / fine - 0.5)), c = Math.min(cols - 1, Math.max(0, col / fine - 0.5));
-    const top = Math.min(Math.floor(r), rows - 2), left = Math.min(Math.floor(c), cols - 2);
-    const [a, b, d, e] = [map[top][left], map[top][left + 1], map[top + 1][left], map[top + 1][left + 1]];
+    const top = Math.floor(r), left = Math.floor(c), below = Math.min(top + 1, rows - 1), right = Math.min(left + 1, cols - 1);
+    const [a, b, d, e] = [map[top][left], map[top][right], map[below][left], map[below][right]];
     return (a + (b - a) * (c - left)) * (1 - r + top) + (d + (e - d) * (c - left)) * (r - top);
   };
   const lines = new Path2D();
@@ -464,4 +516,4 @@ function drawContours(context, map) {
   }
 }
 
-show(pixels);
+reshape(shape);
