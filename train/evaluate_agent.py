@@ -35,7 +35,7 @@ class Args:
     data_root: str | None = None
     """folder of the data sets"""
     images: str | None = None
-    """folder of your own images and what is in them; default: the folder that the agent was trained on, if it was trained on one"""
+    """folder of your own images and what is in them; default: the one that the agent was trained on, if any"""
     min_objects: int | None = None
     """fewest objects in an image; default: as in the agent's training"""
     max_objects: int | None = None
