@@ -2,14 +2,21 @@
 
 import dataclasses
 
+import needs
 import numpy as np
 import pytest
+import torch
+from conftest import DATA_ROOT
 from traces import MetaStep, trace_of
 
 import agents
+from agents.actor_critic import ActorCritic
+from agents.config import AgentConfig
 from agents.evaluation import evaluation_config, score_agent
+from agents.protocol import World
 from agents.tracing import record
 from hsal_env.config import EnvConfig
+from hsal_env.perception.examples import Examples
 from hsal_env.perception.finding import cells_held
 from hsal_env.perception.grid import Grid
 from hsal_env.trace.scan_path import located
@@ -296,3 +303,23 @@ def test_without_known_boxes_the_test_says_none():
     )
     assert [scores[name] for name in Where._fields] == [None] * 4
     assert scores["total_error"] >= 0
+
+
+@pytest.mark.slow
+def test_on_photographs_of_dice_the_test_and_the_traces_agree():
+    """With the boxes of the file: an agent that looks where it is bright, and has learned nothing."""
+    dice = needs.photographs(DATA_ROOT, "dice")
+    env = EnvConfig(source="custom", images=dice, image_px=(96, 128), activation="compact-house-numbers", components=9)
+    config = dataclasses.replace(evaluation_config(env, "test", 12), features="lazy")
+    agent = ActorCritic(World.of(Examples(config)), AgentConfig(location_policy="greedy")).eval()
+    with torch.no_grad():
+        for name, weight in agent.named_parameters():
+            if name.endswith("bias") and weight.shape == (config.classes + 1,):
+                weight[-1] = -3  # it seldom stops
+    scores = score_agent(agent, config, progress=False)
+    expected = summary([located(trace) for trace in record(agent, config, np.arange(config.size))], True)
+    for name, value in expected.items():
+        assert value is not None
+        assert scores[name] == pytest.approx(value, abs=1e-5), name
+    assert scores["focus"] >= scores["mask_in_box"]
+    assert scores["focus"] > 0

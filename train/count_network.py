@@ -122,6 +122,7 @@ def main(args: Args) -> None:
         "source": examples.source,
         "test": {
             **multiset.scores(named, counts),
+            **multiset.count_errors(named, counts, env.label_names),
             "attn_saliency": None,
             "attn_saliency_ratio": None,
             "by_count": scores_by_count(named, counts),

@@ -23,7 +23,7 @@ class Args:
     """Test a trained agent."""
 
     agent: Annotated[str, tyro.conf.Positional]
-    """a bundled agent's name, or the path of a checkpoint.pt"""
+    """a bundled agent's name, the folder of a run, or the path of a checkpoint.pt"""
     split: str = "test"
     """train, val or test; for your own images also all"""
     seed: int = 0
