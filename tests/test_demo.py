@@ -767,6 +767,50 @@ def test_canvases_and_files_are_shown_or_refused_with_a_message(page, tmp_path):
 
 
 @pytest.mark.browser
+def test_an_agent_of_yours_brings_its_shape_and_class_names(browser, own, tmp_path):
+    app, _ = own
+    server, where = demo_server.listen(app.application)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    opened = browser.new_page(viewport={"width": 1200, "height": 1000}, reduced_motion="reduce")
+    opened.set_default_timeout(30_000)
+    try:
+        complaints = []
+        opened.on("pageerror", lambda error: complaints.append(str(error)))
+        opened.goto(where)
+        expect(opened.locator("#source")).to_contain_text("folder that the agent was trained on")
+        opened.click("#pick button[type=submit]")
+        expect(opened.locator("#labels")).not_to_have_value("")
+        assert set(opened.input_value("#labels").split(", ")) <= set(NAMES)
+        trace = press_go(opened)
+        opened.keyboard.press("End")
+        assert named(opened) == [[*NAMES, "stop"][label] for label in trace["label"] if label >= 0]
+        size = "id => { const {width, height} = document.getElementById(id); return [width, height]; }"
+        assert opened.evaluate(size, "pad") == [64, 48]
+        assert opened.locator(".of-digits").first.is_hidden()
+
+        photograph = tmp_path / "photograph.png"
+        Image.new("RGB", (300, 150), (200, 0, 0)).save(photograph)
+        opened.click("summary:has-text('file')")
+        opened.set_input_files("#file", str(photograph))
+        expect(opened.locator("#file-shown")).to_have_text("photograph.png, as it is.")
+        with opened.expect_response("**/api/upload?**"):
+            opened.select_option("#agent", "house-numbers")  # takes the file, too
+        assert opened.evaluate(size, "pad") == [100, 100]
+        pixel = "[...document.getElementById('pad').getContext('2d').getImageData(50, 50, 1, 1).data]"
+        opened.wait_for_function(f"String({pixel}) === '200,0,0,255'")
+        draw(opened, [(10, 50), (90, 50)])  # white over red
+        assert opened.evaluate(pixel) == [255, 255, 255, 255]
+        assert np.shape(press_go(opened)["image"]) == (100, 100, 3)
+        assert complaints == []
+    finally:
+        opened.close()
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.mark.browser
 def test_the_page_fits_a_narrow_screen(page):
     page.set_viewport_size({"width": 360, "height": 740})
     press_go(page)
