@@ -80,10 +80,11 @@ class Entries:
         last = {self.files[i]: i for i in order}
         left_out: list[Problem] = [*self.problems]
         kept: list[int] = []
+        some_parts = any(self.parts)
         for i in order:
             if last[self.files[i]] != i:
                 left_out.append((TWICE, str(self.files[i])))
-            elif self.parts[i] is None and any(self.parts):
+            elif self.parts[i] is None and some_parts:
                 left_out.append((NO_PART, str(self.files[i])))
             else:
                 kept.append(i)

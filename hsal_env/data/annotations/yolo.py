@@ -24,7 +24,7 @@ def yolo_files(listing: Listing) -> list[str]:
     found = [
         name
         for name in listing.having((".txt",))
-        if PurePosixPath(name).name not in _LISTS and key_of(name) in listing.images
+        if name.rpartition("/")[2] not in _LISTS and key_of(name) in listing.images
     ]
     filled = [name for name in found if listing.files[name][1]]
     return found if not filled or any(_looks_right(listing.root / name) for name in filled[:50]) else []
