@@ -9,7 +9,8 @@ Memory use is bounded for stores of any size. The writer appends to plain ``.npy
 if it wrote through a memory map, a full disk would kill the process. Checksums are computed chunk by chunk. Arrays of more than
 ``_MAPPED_BYTES`` are read from their file and not through a memory map, whose pages would stay in the process.
 
-Two kinds of data are stored: features (:mod:`hsal_env.perception.examples`) and SVHN's crops (:mod:`hsal_env.data.svhn`).
+Three kinds of data are stored: features (:mod:`hsal_env.perception.examples`), SVHN's crops (:mod:`hsal_env.data.svhn`), and the
+images of folders (:mod:`hsal_env.data.pixel_store`).
 """
 
 from __future__ import annotations
