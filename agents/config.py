@@ -216,7 +216,7 @@ class PretrainConfig:
         """Refuse arguments that do not fit.
 
         Raises:
-            ConfigError: an unknown choice, a number outside its range, or an output that is no .pt file.
+            ConfigError: an unknown choice, or a number outside its range.
         """
         check_fields(self)
         check_at_most(self, seed=(1 << 32) - 1, passes=MOST_COUNTED, num_canvases=MOST_COUNTED)
@@ -226,10 +226,6 @@ class PretrainConfig:
             raise ConfigError(
                 "Expected passes, val_canvases and test_canvases of at least 1 and 1 <= batch_size <= num_canvases; got "
                 f"{self.passes}, {self.val_canvases}, {self.test_canvases}, {self.batch_size}, {self.num_canvases}."
-            )
-        if self.output.suffix != ".pt":
-            raise ConfigError(
-                f"Expected --output as FILE.pt, since --activation recognises a model file by its suffix; got {self.output}."
             )
         if self.seed < 0 or self.learning_rate <= 0 or self.weight_decay < 0:
             raise ConfigError(

@@ -107,7 +107,7 @@ def test_pretraining_goes_on_from_weights(mnist_root: str, tmp_path: Path, monke
         ("--device tpu --passes 1", "error: Expected a device that is there"),
         (
             "--output mine.pth",
-            "Expected --output as FILE.pt, since --activation recognises a model file by its suffix; got mine.pth",
+            "error: Expected --output as FILE.pt, since --activation recognises a model file by its suffix; got mine.pth",
         ),
         ("--mnist-share 1.5", "Expected --mnist-share between 0 and 1; got 1.5"),
         ("--seed -1", "Expected a seed of at least 0"),

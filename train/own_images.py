@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 _FEW_IMAGES, _FEW_OBJECTS = 100, 20  # of the training share; below that a warning says that it may be too few
 _PLENTY_TEST = 1_000_000
-_AREA_PX = 36_000  # of the images that are learned from
+_AREA_PX = 76_800  # of the images that are learned from: 240x320
 
 
 @dataclass(frozen=True)

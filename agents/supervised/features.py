@@ -18,7 +18,7 @@ from agents.config import PretrainConfig
 from agents.learning.distributed import ALONE
 from agents.learning.provenance import versions
 from agents.supervised.pretraining import Pretrainer, Supply, accuracy, batches, warped
-from hsal_env.errors import CheckpointError, DivergenceError
+from hsal_env.errors import CheckpointError, ConfigError, DivergenceError
 from hsal_env.isolation import own_defaults
 from hsal_env.perception.examples import to_images
 from hsal_env.perception.model_file import save_model
@@ -58,13 +58,17 @@ class Pretraining:
         resume: go on after the last whole pass, if there is one.
 
     Raises:
-        ConfigError: the device is unknown or not there.
+        ConfigError: the output is no .pt file; or the device is unknown or not there.
         CheckpointError: ``init`` is no model file of the architecture, the output cannot be written, or what was to be continued
             is damaged or of another training.
         DataUnavailableError: the images or the published weights of the architecture were not found and cannot be downloaded.
     """
 
     def __init__(self, config: PretrainConfig, images: Images, told: dict[str, Any], resume: bool = False) -> None:
+        if config.output.suffix != ".pt":
+            raise ConfigError(
+                f"Expected --output as FILE.pt, since --activation recognises a model file by its suffix; got {config.output}."
+            )
         self.config, self.images, self.told = config, images, told
         self.device = ALONE.device(config.device)
         self._claim = claim_file(config.output)
