@@ -310,7 +310,9 @@ def load(path: Path, *, trust: Trust = False, **switches: Any) -> Loaded:
             raise ConfigError(f"Expected source to be one of {', '.join(SOURCES)}; got {content['source']!r}.")
         config = AgentConfig(**{**content["agent_config"], **switches})
         plain = {key: value for key, value in content["env"].items() if key != "data_root"}
-        env = EnvConfig.from_kwargs(plain | {"activation": _found(plain["activation"], path)})
+        if "activation" in plain:
+            plain["activation"] = _found(plain["activation"], path)
+        env = EnvConfig.from_kwargs(plain)
         agent = build_agent(content["agent"], _world(content["world"]), config)
         restore(agent, content["model"], path)
         check_features(content, env, path)

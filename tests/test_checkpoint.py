@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -182,17 +183,23 @@ def test_an_activation_model_in_a_file_must_be_there_and_the_same(
     monkeypatch.chdir(tmp_path)
     env = dataclasses.replace(ENV, activation="own.pt")
     save_model(Path("own.pt"), "compact", CompactResNet())
-    checkpoint.save(tmp_path / "c.pt", {**content, "env": env.plain(), **checkpoint.features(env)})
-    assert checkpoint.load(tmp_path / "c.pt").env.activation == "own.pt"
+    path = tmp_path / "run" / "c.pt"
+    checkpoint.save(path, {**content, "env": env.plain(), **checkpoint.features(env)})
+    assert checkpoint.load(path).env.activation == "own.pt"
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir("elsewhere")
     with pytest.raises(
         CheckpointError, match=r"c\.pt cannot be loaded without.*No activation model at own\.pt in .*/elsewhere"
     ):
-        checkpoint.load(tmp_path / "c.pt")
+        checkpoint.load(path)
     save_model(Path("own.pt"), "compact", CompactResNet())
     with pytest.raises(CheckpointError, match=r"than 'own\.pt' is here\. Train it again, or bring back the file that"):
-        checkpoint.load(tmp_path / "c.pt")
+        checkpoint.load(path)
+    Path("own.pt").rename(path.with_name("own.pt"))  # beside the checkpoint it is found, and held against it
+    with pytest.raises(CheckpointError, match="bring back the file that"):
+        checkpoint.load(path)
+    shutil.copy(tmp_path / "own.pt", path.with_name("own.pt"))
+    assert checkpoint.load(path).env.activation == str(path.with_name("own.pt"))
 
 
 def test_the_same_weights_on_a_finer_map_are_another_activation_model(

@@ -21,7 +21,8 @@ def test_a_count_network_learns_to_count(command: Command, trained: Path, tmp_pa
     assert metrics["source"] == "digits"
     assert metrics["config"]["head"] == head
     assert metrics["test"]["macro_f1"] > metrics["blind_guess"]["macro_f1"] + 0.3
-    assert set(metrics["test"]) == set(metrics_of(trained)["test"])
+    looked = {"pointing", "mask_in_box", "focus", "several"}  # it looks nowhere
+    assert set(metrics["test"]) == set(metrics_of(trained)["test"]) - looked
     assert metrics["test"]["attn_saliency"] is metrics["test"]["attn_saliency_ratio"] is None
     assert sum(part["episodes"] for part in metrics["test"]["by_count"].values()) == 100
     assert str(tmp_path) not in json.dumps(metrics)

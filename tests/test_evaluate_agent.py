@@ -98,7 +98,7 @@ def test_where_mnist_is_absent_an_agent_is_tested_on_digits(command: "Command", 
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ("", ["required", "a bundled agent's name, or the path"]),
+        ("", ["required", "a bundled agent's name, the folder of a run, or"]),
         ("{checkpoint} --max-objects 6", ["error: 6 objects of up to 50 px do not fit a canvas of 100 px"]),
         ("{checkpoint} --min-objects 5", ["error: Expected 1 <= min_objects <= max_objects; got 5 and 4"]),
         ("{checkpoint} --max-size-px 19", ["error: Expected 1 <= min_size_px <= max_size_px"]),

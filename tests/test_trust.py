@@ -201,7 +201,7 @@ def test_where_the_data_lie_is_not_the_files_to_say(tmp_path: Path):
         (IDEA, ["--agent", "x.pt", "--source", "digits"], False),
         (REPORT, ["run", "--episodes", 2, "--source", "digits"], False),
         (BUNDLE, ["run", "--name", "x", "--output-dir", "out", "--episodes", 2], False),
-        (DEMO, ["--agent", "x.pt", "--port", 0], False),
+        (DEMO, ["x.pt", "--port", 0], False),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
