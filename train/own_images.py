@@ -4,8 +4,8 @@
     python train/own_images.py FOLDER --output-dir DIR --resume  # go on where it stopped
 
 DIR receives features.pt, checkpoint.pt, metrics.json, progress.csv, episodes.png, report.html and TensorBoard logs. Each step is
-also a command of its own: pretrain_perception.py --images, ppo_or_reinforce.py --images, count_network.py --images,
-evaluate_agent.py and report.py. docs/own-images.md says which folders are read.
+also a command of its own: pretrain_perception.py --images, ppo_or_reinforce.py --images, evaluate_agent.py and report.py.
+docs/own-images.md says which folders are read.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ from hsal_env.command_line import require_agents, run_command
 from hsal_env.config import EnvConfig
 from hsal_env.data.annotations import ImagesFormat, read_annotations
 from hsal_env.data.augmentation import Augment
+from hsal_env.data.custom import CustomSplit
 from hsal_env.data.fitting import FitMode, suited_px
+from hsal_env.data.glyphs import SPLITS
 from hsal_env.data.pixels import read_size
 from hsal_env.errors import CheckpointError, ConfigError, DataError
 from hsal_env.perception import Architecture
@@ -132,10 +134,9 @@ def read(args: Args) -> EnvConfig:
         split="train",
         seed=args.seed,
     )
-    names = env.label_names or tuple(map(str, range(env.classes)))
     chosen = args.augment
     if chosen == "auto":
-        chosen = "upright" if all(len(name) == 1 for name in names) else "turned"
+        chosen = "upright" if all(len(name) == 1 for name in class_names(env)) else "turned"
     return dataclasses.replace(env, augment=chosen)
 
 
@@ -151,6 +152,17 @@ def suited(args: Args) -> tuple[int, int] | None:
     return suited_px(np.array(sizes), _AREA_PX)
 
 
+def class_names(env: EnvConfig) -> tuple[str, ...]:
+    """The names of the classes, or their numbers as text."""
+    return env.label_names or tuple(map(str, range(env.classes)))
+
+
+def class_counts(env: EnvConfig, split: CustomSplit) -> np.ndarray:
+    """The number of objects of each class in a split, ``[C]``."""
+    labels = env.data.labels[env.data.part(split)]
+    return np.bincount(labels[labels >= 0], minlength=env.classes)
+
+
 def told(env: EnvConfig) -> str:
     """What the folder holds, in a few lines."""
     data = env.data
@@ -158,24 +170,19 @@ def told(env: EnvConfig) -> str:
     lines = [
         f"{len(data)} images of {rows}x{columns} px in {'colour' if channels == 3 else 'grey'}, varied: {env.augment}"
     ]
-    names = env.label_names or tuple(map(str, range(env.classes)))
-    for split in ("train", "val", "test"):
-        labels = data.labels[data.part(split)]
-        counts = np.bincount(labels[labels >= 0], minlength=env.classes)
-        found = ", ".join(f"{count} {name}" for name, count in zip(names, counts.tolist(), strict=True))
-        lines.append(f"{split}: {len(labels)} images, {counts.sum()} objects: {found}")
+    for split in SPLITS:
+        counts = class_counts(env, split)
+        found = ", ".join(f"{count} {name}" for name, count in zip(class_names(env), counts.tolist(), strict=True))
+        lines.append(f"{split}: {len(data.part(split))} images, {counts.sum()} objects: {found}")
     return "\n".join(lines)
 
 
 def check_amount(env: EnvConfig) -> None:
     """Warn where there are too few images to learn from or to measure on."""
-    data = env.data
-    names = env.label_names or tuple(map(str, range(env.classes)))
-    labels = data.labels[data.part("train")]
-    counts = np.bincount(labels[labels >= 0], minlength=env.classes)
-    if len(labels) < _FEW_IMAGES:
+    names, counts, size = class_names(env), class_counts(env, "train"), len(env.data.part("train"))
+    if size < _FEW_IMAGES:
         warnings.warn(
-            f"{len(labels)} training images are few: expect mistakes, and scores that say little. Some hundreds would be better.",
+            f"{size} training images are few: expect mistakes, and scores that say little. Some hundreds would be better.",
             stacklevel=2,
         )
     if (counts < _FEW_OBJECTS).any():
@@ -186,8 +193,6 @@ def check_amount(env: EnvConfig) -> None:
 def learn_features(args: Args, env: EnvConfig) -> None:
     """Train the activation model into features.pt, unless it is there."""
     output = args.output_dir / "features.pt"
-    if args.resume and output.with_suffix(".json").is_file():
-        return
     from agents.supervised.features import Images, Pretraining
     from agents.supervised.pretraining import Supply
 
@@ -205,11 +210,25 @@ def learn_features(args: Args, env: EnvConfig) -> None:
         device=args.device,
         seed=args.seed,
     )
+    told = {
+        **dataclasses.asdict(config),
+        "output": output.name,
+        "init": config.init and Path(config.init).name,
+        "augment": env.augment,
+        "images_digest": env.data.digest,
+    }
+    finished = output.with_suffix(".json")
+    if args.resume and finished.is_file():
+        if json.loads(finished.read_text(encoding="utf-8"))["args"] != told:
+            raise CheckpointError(
+                f"{output} was learned with other flags or from other images. Go on with those it was started with, or choose "
+                "another --output-dir."
+            )
+        return
     held_out = {
         split: {"custom": {"plain": Supply(dataclasses.replace(env, split=split), 1.0)}} for split in ("val", "test")
     }
-    plain = {**dataclasses.asdict(config), "output": output.name, "init": config.init and Path(config.init).name}
-    Pretraining(config, Images([Supply(env, 1.0)], held_out), plain | {"augment": env.augment}, args.resume).run()
+    Pretraining(config, Images([Supply(env, 1.0)], held_out), told, args.resume).run()
 
 
 def run_config(args: Args, env: EnvConfig) -> RunConfig:

@@ -172,6 +172,8 @@ def main(args: Args) -> None:
         "data_root": None,
     }
     del told["resume"]
+    if args.images:
+        told["images_digest"] = training[0].config.data.digest
     Pretraining(args, Images(training, held_out), told, args.resume).run()
 
 

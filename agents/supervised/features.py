@@ -98,8 +98,8 @@ class Pretraining:
         if resume and self._resume_path.is_file():
             self._restore()
 
-    def run(self) -> dict[str, Any]:
-        """Train, test, save; returns what FILE.json holds.
+    def run(self) -> None:
+        """Train, test, save.
 
         Raises:
             DivergenceError: the loss or its gradient is not finite; the output is left as it was.
@@ -136,7 +136,6 @@ class Pretraining:
         tqdm.write(f"test: {results['test']}")
         write_text(config.output.with_suffix(".json"), json.dumps(results, indent=2) + "\n")
         self._resume_path.unlink(missing_ok=True)
-        return results
 
     def _pass(self, supply: Iterator[tuple[np.ndarray, np.ndarray]], bar: tqdm[Any]) -> float:
         """The updates of one pass; returns the last loss."""

@@ -19,10 +19,12 @@ from hsal_env.errors import DataError
 
 Augment = Literal["none", "upright", "turned"]
 
+_STREAM = 300  # a second key beside the seed, so that variations have random numbers of their own
+
 
 @dataclass(frozen=True)
 class Variation:
-    """How far images are varied. Every number is drawn uniformly, those with two ends on a logarithmic scale.
+    """How far images are varied. Every number is drawn uniformly, zoom and contrast on a logarithmic scale.
 
     Attributes:
         zoom: size of the content over its size in the image. Above 1, what is at the edge is lost.
@@ -88,12 +90,11 @@ class Varied:
     Args:
         images: the N images.
         variation: how far they are varied; None: not at all, only the order changes.
-        seed: with ``stream``, picks orders and variations.
-        stream: a second key.
+        seed: picks orders and variations.
     """
 
-    def __init__(self, images: FiniteSource, variation: Variation | None, seed: int = 0, stream: int = 300) -> None:
-        self._images, self.variation, self._seed = images, variation, [seed, stream]
+    def __init__(self, images: FiniteSource, variation: Variation | None, seed: int = 0) -> None:
+        self._images, self.variation, self._seed = images, variation, [seed, _STREAM]
         self._key = np.random.SeedSequence(self._seed).generate_state(2, np.uint64)
 
     @property
