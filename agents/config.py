@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from agents.supervised import Objective
 from hsal_env.errors import ConfigError
@@ -168,6 +168,14 @@ class LearnerConfig:
                 f"estimator={self.estimator!r} needs algorithm='reinforce' and immediate credit, gamma=0; "
                 "use estimator='sampled'."
             )
+
+
+BEST_COMPONENTS = 49
+"""K of the agent that reads best here. The paper's is the default of :class:`hsal_env.rules.Rules`."""
+BEST_AGENT: dict[str, Any] = {"location_prior": 30.0, "attention_init": "grid", "bfloat16": True}
+"""Its arguments of :class:`AgentConfig`."""
+BEST_LEARNER: dict[str, Any] = {"estimator": "log", "learning_rate": 4e-3, "meta_lr_scale": 0.3}
+"""What it learns best with: arguments of :class:`LearnerConfig`, by expected success."""
 
 
 @dataclass(frozen=True)

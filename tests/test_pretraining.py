@@ -175,6 +175,16 @@ def test_the_papers_objective_takes_one_of_the_labels_at_a_time():
     assert (drawn == losses[2]).float().mean() == pytest.approx(0.75, abs=0.08)  # 3 of 4 labels
 
 
+def test_an_image_without_objects_has_no_label_to_learn():
+    scores = torch.tensor([[2.0, 0.0], [1.0, 3.0]], requires_grad=True)
+    loss = pretraining.classification_loss(scores, torch.tensor([[0.0, 0.0], [0.0, 2.0]]))
+    assert loss.item() == pytest.approx(-scores.log_softmax(dim=1)[1, 1].item() / 2)
+    nothing = pretraining.classification_loss(scores, torch.zeros(2, 2))
+    assert nothing.item() == 0
+    nothing.backward()
+    assert (scores.grad == 0).all()
+
+
 def test_labels_are_counted_right_under_the_papers_objective():
     class Pooled(Scripted):
         def pooled(self, images):

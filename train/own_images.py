@@ -38,7 +38,7 @@ from hsal_env.storage.files import as_path
 
 require_agents()
 
-from agents.config import AgentConfig, LearnerConfig, PretrainConfig
+from agents.config import BEST_AGENT, BEST_COMPONENTS, BEST_LEARNER, AgentConfig, LearnerConfig, PretrainConfig
 
 if TYPE_CHECKING:
     from agents.learning.run import RunConfig
@@ -240,10 +240,8 @@ def run_config(args: Args, env: EnvConfig) -> RunConfig:
         folder=args.output_dir,
         env=with_features(args, env),
         agent_name="hsal",
-        agent=AgentConfig(location_prior=30.0, attention_init="grid", bfloat16=True),
-        learner=LearnerConfig(
-            estimator="log", learning_rate=4e-3, meta_lr_scale=0.3, batch_size=128, passes=args.agent_passes
-        ),
+        agent=AgentConfig(**BEST_AGENT),
+        learner=LearnerConfig(**BEST_LEARNER, batch_size=128, passes=args.agent_passes),
         seed=args.seed,
         device=args.device,
         command=["python", "train/own_images.py", *without_paths(sys.argv[1:])],
@@ -256,7 +254,7 @@ def with_features(args: Args, env: EnvConfig) -> EnvConfig:
         env,
         activation=str(args.output_dir / "features.pt"),
         features="store",
-        components=49,
+        components=BEST_COMPONENTS,
         num_examples=args.agent_images,
         protocol="teacher",
         include_image=False,

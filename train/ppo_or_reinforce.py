@@ -36,7 +36,7 @@ from hsal_env.storage.files import terminable
 
 require_agents()
 
-from agents.config import AgentConfig, LearnerConfig
+from agents.config import BEST_AGENT, BEST_COMPONENTS, BEST_LEARNER, AgentConfig, LearnerConfig
 
 if TYPE_CHECKING:
     from agents.learning.distributed import Processes
@@ -103,8 +103,8 @@ class Args:
 Defaults = dict[str, dict[str, Any]]  # of the dataclasses above: args, env, agent, learner
 
 _BEST: Defaults = {
-    "env": {"components": 49},
-    "agent": {"location_prior": 30.0, "attention_init": "grid", "bfloat16": True},
+    "env": {"components": BEST_COMPONENTS},
+    "agent": BEST_AGENT,
 }
 _FEW = {"val_episodes": 200, "test_episodes": 200, "log_every": 2}
 PRESETS: dict[str, Defaults] = {
@@ -121,7 +121,7 @@ PRESETS: dict[str, Defaults] = {
     },
 }
 ALGORITHM_DEFAULTS: dict[str, dict[str, Any]] = {
-    "reinforce": {"estimator": "log", "learning_rate": 4e-3, "meta_lr_scale": 0.3, "passes": 2},
+    "reinforce": {**BEST_LEARNER, "passes": 2},
     "ppo": {"ent_coef": 0.03, "learning_rate": 2e-3, "update_epochs": 2, "num_minibatches": 1},
     "cross-entropy": {"learning_rate": 2e-3},
     "multiset-loss": {"learning_rate": 4e-3},
