@@ -24,7 +24,7 @@ from hsal_env.storage.files import replacing, write_text
 sys.path.insert(0, str(Path(__file__).parent))  # the rows stand in a script beside this one
 require_agents()
 
-from reproduce import LEARNERS, ROWS
+from reproduce import LEARNERS, OWN_IMAGES, ROWS
 
 from agents.reports import runs
 from agents.reports.paper import TABLE_1
@@ -34,6 +34,7 @@ from agents.reports.tables import source_in_words
 ROOT = Path(__file__).resolve().parents[1]
 START, END = "<!-- results: made by python train/make_results.py -->\n", "<!-- /results -->"
 LEARNERS_START, LEARNERS_END = "<!-- learners: made by python train/make_results.py -->\n", "<!-- /learners -->"
+OWN_START, OWN_END = "<!-- photographs: made by python train/make_results.py -->\n", "<!-- /photographs -->"
 FINER_START, FINER_END = "<!-- finer: made by python train/make_results.py -->\n", "<!-- /finer -->"
 SALIENCY_START, SALIENCY_END = "<!-- saliency: made by python train/make_results.py -->\n", "<!-- /saliency -->"
 FINER = {
@@ -54,6 +55,8 @@ PAPER = {
     "mnist-set-faithful": TABLE_1["set", "reinforce"],
     "mnist-multiset-faithful-cross-entropy": TABLE_1["multiset", "cross-entropy"],
     "mnist-multiset-resnet34": TABLE_1["multiset", "reinforce"],
+    "svhn": TABLE_1["svhn", "reinforce"],
+    "svhn-cross-entropy": TABLE_1["svhn", "cross-entropy"],
     "svhn-multiset": TABLE_1["svhn", "reinforce"],
     "svhn-multiset-cross-entropy": TABLE_1["svhn", "cross-entropy"],
     "svhn-multiset-faithful": TABLE_1["svhn", "reinforce"],
@@ -68,10 +71,15 @@ FINER_COLUMNS = (
 SALIENCY_COLUMNS = ("saliency", "0-1", "macro-F1", "found", "found, high", "spurious, high", "AUC")
 IN_README = ("row", "what", "seeds", "0-1", "macro-F1", "paper 0-1", "paper F1", "train min")
 README_ROWS = (
-    "mnist-multiset", "mnist-set", "mnist-multiset-cross-entropy", "mnist-multiset-faithful", "house-numbers", "sb3-hsal",
+    "mnist-multiset", "mnist-set", "mnist-multiset-cross-entropy", "mnist-multiset-faithful", "house-numbers", "svhn",
+    "dice", "sb3-hsal",
 )  # fmt: skip
 LEARNER_COLUMNS = (
     "row", "what", "images", "seeds", "steps", "mean return", "random", "stop at once", "0-1", "macro-F1", "train min", "command",
+)  # fmt: skip
+OWN_COLUMNS = (
+    "row", "what", "tested on", "seeds", "0-1", "macro-F1", "count error", "pointing", "mask in box", "a guess", "without attention",
+    "train min", "command",
 )  # fmt: skip
 _LEARNER_CURVES = {  # row: (label, colour, decisions of the native process in a step of the view)
     "mnist-multiset": ("our trainer, expected success (log)", "#0072B2", 1.0),
@@ -152,6 +160,34 @@ def learner_cells(name: str, runs: list[dict[str, Any]]) -> dict[str, str]:
     }
 
 
+def own_cells(name: str, runs: list[dict[str, Any]]) -> dict[str, str]:
+    """One row of the table of photographs of one's own."""
+
+    def of(player: str, score: str) -> str:
+        values = [run[player][score] for run in runs]
+        return spread([value["mean"] if isinstance(value, dict) else value for value in values])
+
+    def seconds(run: dict[str, Any]) -> tuple[float, ...]:
+        return run["features"]["seconds"], run["feature_seconds"], run["train_seconds"]
+
+    images = sum(of_count["episodes"] for of_count in runs[0]["test"]["by_count"].values())
+    return {
+        "row": name,
+        "what": ROWS[name].what,
+        "tested on": str(images),
+        "seeds": str(len(runs)),
+        "0-1": of("test", "exact_match"),
+        "macro-F1": of("test", "macro_f1"),
+        "count error": of("test", "count_error"),
+        "pointing": of("test", "pointing"),
+        "mask in box": of("test", "mask_in_box"),
+        "a guess": of("blind_guess", "exact_match"),
+        "without attention": of("count_network", "exact_match"),
+        "train min": mean([{"all": sum(seconds(run))} for run in runs], "all", 60),
+        "command": f"`python {shlex.join(ROWS[name].command(ROWS[name].seeds[0]))}`",
+    }
+
+
 def finer_cells(name: str, runs: list[dict[str, Any]]) -> dict[str, str]:
     """One row of the table of finer maps: what it brings and costs."""
     from hsal_env.perception.registry import WEIGHTS_FOLDER, activation_model
@@ -209,15 +245,17 @@ def comma_separated(rows: list[dict[str, str]]) -> str:
 def texts(root: Path = ROOT) -> dict[Path, str]:
     """What each made file should hold."""
     found = read(root)
-    rows = [cells(name, runs) for name, runs in found.items() if ROWS[name].script != LEARNERS]
+    rows = [cells(name, runs) for name, runs in found.items() if ROWS[name].script not in (LEARNERS, OWN_IMAGES)]
+    own = [own_cells(name, runs) for name, runs in found.items() if ROWS[name].script == OWN_IMAGES]
     learners = [learner_cells(name, runs) for name, runs in found.items() if ROWS[name].script == LEARNERS]
     made = {root / "results" / "table.csv": comma_separated(rows)}
     finer = [finer_cells(name, runs) for name, runs in found.items() if name in FINER]
-    headline = [dict.fromkeys(IN_README, "") | row for row in (*rows, *learners) if row["row"] in README_ROWS]
+    headline = [dict.fromkeys(IN_README, "") | row for row in (*rows, *own, *learners) if row["row"] in README_ROWS]
     places: dict[Path, list[tuple[str, str, list[dict[str, str]], tuple[str, ...]]]] = {
         root / "README.md": [(START, END, headline, IN_README)],
         root / "results" / "README.md": [
             (START, END, rows, COLUMNS),
+            (OWN_START, OWN_END, own, OWN_COLUMNS),
             (LEARNERS_START, LEARNERS_END, learners, LEARNER_COLUMNS),
         ],
         root / "docs" / "perception.md": [

@@ -78,7 +78,7 @@ class Args:
     """varied images that the features learn from"""
     feature_passes: int = 20
     """passes that they are counted in; the features are measured and saved after each"""
-    feature_learning_rate: float = 2e-3
+    feature_learning_rate: float = 1e-3
     """peak of the schedule of the features"""
     agent_images: int = 10_000
     """varied images that the agent learns from"""
@@ -196,7 +196,7 @@ def learn_features(args: Args, env: EnvConfig) -> None:
     from agents.supervised.features import Images, Pretraining
     from agents.supervised.pretraining import Supply
 
-    batch_size = 64
+    batch_size = 16  # a few thousand updates teach more than a few hundred of larger batches
     config = PretrainConfig(
         output=output,
         architecture=args.architecture,
@@ -244,8 +244,13 @@ def run_config(args: Args, env: EnvConfig) -> RunConfig:
         learner=LearnerConfig(**BEST_LEARNER, batch_size=128, passes=args.agent_passes),
         seed=args.seed,
         device=args.device,
-        command=["python", "train/own_images.py", *without_paths(sys.argv[1:])],
+        command=["python", "train/own_images.py", *(told_folder(args, arg) for arg in without_paths(sys.argv[1:]))],
     )
+
+
+def told_folder(args: Args, argument: str) -> str:
+    """A word of the command line; of the folder, its name alone."""
+    return args.folder.name if Path(argument) == args.folder else argument
 
 
 def with_features(args: Args, env: EnvConfig) -> EnvConfig:

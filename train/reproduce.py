@@ -30,8 +30,9 @@ _ROOT = Path(__file__).resolve().parents[1]
 
 
 _EVALUATE = "evaluate_agent.py"
+OWN_IMAGES = "own_images.py"
 LEARNERS = "sb3_agents.py"
-"""The script of the rows of other learners. These rows have their own table."""
+"""The scripts of the rows of photographs, and of other learners. These rows have their own tables."""
 
 
 class Row(NamedTuple):
@@ -44,6 +45,7 @@ class Row(NamedTuple):
         script: the name of its script in train/.
         source: the source that its images must come from. Without MNIST a script goes on with digits.
         model: the key in :data:`MODELS` of the activation model that must be trained first; None: the row needs none.
+        folder: where $HSAL_DATA holds the photographs of own_images.py.
     """
 
     what: str
@@ -52,12 +54,19 @@ class Row(NamedTuple):
     script: str = "ppo_or_reinforce.py"
     source: str = "mnist"
     model: str | None = None
+    folder: str | None = None
 
-    def command(self, seed: int, runs_dir: Path = Path("runs")) -> list[str]:
+    def command(self, seed: int, runs_dir: Path = Path("runs"), data_root: str | Path = "DATA") -> list[str]:
         """The command for one seed, without the interpreter and without the folder of its output."""
         seeded = [] if self.script == _EVALUATE else ["--seed", str(seed)]
         activation = ["--activation", str(model_file(self.model, runs_dir))] if self.model else []
-        return [f"train/{self.script}", *shlex.split(self.flags), *activation, *seeded]
+        photographs = [str(Path(data_root, self.folder))] if self.folder else []
+        return [f"train/{self.script}", *photographs, *shlex.split(self.flags), *activation, *seeded]
+
+    @property
+    def last(self) -> str:
+        """The file that a run of it writes last."""
+        return "report.html" if self.folder else "metrics.json"
 
 
 def model_file(name: str, runs_dir: Path = Path("runs")) -> Path:
@@ -73,15 +82,16 @@ def model_command(name: str, runs_dir: Path = Path("runs")) -> list[str]:
 _SVHN_RESNET = (
     "--objects svhn --canvas-px 224 --architecture resnet34 --batch-size 64 --num-canvases 30000 --learning-rate 5e-4"
 )
+_SVHN_COMPACT = (
+    "--objects svhn --augment upright --init compact-house-numbers --deeper 1 --batch-size 64 --learning-rate 2e-3 --warp-px 0"
+)
 MODELS = {
     "svhn-resnet34": f"{_SVHN_RESNET} --passes 12",
     "svhn-resnet34-faithful": f"{_SVHN_RESNET} --passes 12 --objective classify",
     "mnist-resnet34-faithful": (
         "--objects single --architecture resnet34 --objective classify --batch-size 64 --learning-rate 5e-4 --passes 2"
     ),
-    "svhn-smoke": (
-        "--objects svhn --init compact-house-numbers --num-canvases 230 --batch-size 23 --passes 20 --learning-rate 1e-3"
-    ),
+    "svhn-2000": f"{_SVHN_COMPACT} --passes 20 --num-canvases 4096",
 }
 """Activation models that the package does not hold, and the flags of pretrain_perception.py that train them."""
 
@@ -91,6 +101,7 @@ _SET = "--env-id HSAL-MNISTSet-v0"
 _CROWDED = f"{_TEN} --min-size-px 12 --num-examples 15000"
 _HOUSE = "--env-id HSAL-HouseNumbersMultiset-v0"
 _SVHN = "--env-id HSAL-SVHNMultiset-v0"
+_SVHN_PART = f"{_SVHN} --extra --augment upright"
 _TEN_SEEDS = tuple(range(10))
 ROWS = {
     "mnist-multiset": Row("expected success (log)", "", _TEN_SEEDS),
@@ -160,13 +171,21 @@ ROWS = {
         (0, 1, 2),
         source="house-numbers",
     ),
-    "house-numbers-on-svhn": Row(
-        "the agent of synthetic house numbers, on 256 photographs",
-        "house-numbers --source svhn",
-        (0,),
-        _EVALUATE,
-        "svhn",
+    "svhn": Row("photographs: 2,000 and 6,602 to learn from, 4,421 to test on", _SVHN_PART, (0, 1, 2), source="svhn"),
+    "svhn-cross-entropy": Row(
+        "cross-entropy, the same photographs", f"{_SVHN_PART} --algorithm cross-entropy", (0, 1, 2), source="svhn"
     ),
+    "svhn-2000": Row(
+        "features and agent from 2,000 photographs", f"{_SVHN} --augment upright", (0, 1, 2), source="svhn", model="svhn-2000"
+    ),
+    **{
+        name: Row(what, flags, (0, 1, 2), OWN_IMAGES, "custom", folder=f"photographs/{name.replace('-', '_')}")
+        for name, what, flags in (
+            ("dice", "1 to 5 dice, by the pips on top", ""),
+            ("handwritten-amounts", "amounts of 1 to 7 handwritten digits", ""),
+            ("blood-cells", "1 to 30 blood cells of three kinds", ""),
+        )
+    },
     "svhn-multiset": Row(
         "expected success (log), ResNet-34 that counts",
         f"{_SVHN} --canvas-px 224",
@@ -186,12 +205,6 @@ ROWS = {
         f"{_SVHN} --canvas-px 224 --preset faithful",
         source="svhn",
         model="svhn-resnet34-faithful",
-    ),
-    "svhn-smoke": Row(
-        "a smoke test: 230 training and 256 test photographs",
-        f"{_SVHN} --num-examples 230 --batch-size 46 --passes 20",
-        source="svhn",
-        model="svhn-smoke",
     ),
     "mnist-multiset-resnet34": Row(
         "REINFORCE (sampled) and ResNet-34 as printed", "--preset faithful", (0, 1, 2), model="mnist-resnet34-faithful"
@@ -254,14 +267,17 @@ def main(args: Args) -> None:
     )  # relative, because runs record their commands
     if row.model and not (_ROOT / model_file(row.model, runs_dir)).with_suffix(".json").exists():  # written last
         run(model_command(row.model, runs_dir))
+    data_root = Path(os.environ.get("HSAL_DATA", ".")).resolve()
+    if row.folder and not (data_root / row.folder).is_dir():
+        raise ConfigError(f"{args.row} needs a folder {row.folder} of photographs in the folder that $HSAL_DATA names.")
     for seed in args.seeds or row.seeds:
         folder = args.runs_dir / args.row / f"seed-{seed}"
-        if not (folder / "metrics.json").exists():
-            resume = ["--resume"] if (folder / "checkpoint.pt").exists() else []
+        if not (folder / row.last).exists():
+            resume = ["--resume"] if any((folder / name).exists() for name in ("checkpoint.pt", "features.pt")) else []
             places = ["--output-dir", str(folder.resolve()), *resume]
             if row.script == _EVALUATE:
                 places = ["--json", str((folder / "metrics.json").resolve())]
-            run([*row.command(seed, runs_dir), *places])
+            run([*row.command(seed, runs_dir, data_root), *places])
         try:
             source = read_metrics(folder / "metrics.json")[0]["source"]
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
