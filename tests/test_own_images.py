@@ -57,6 +57,14 @@ def test_a_folder_becomes_an_agent_and_a_report(learned: Path):
     assert str(learned) not in (learned / "metrics.json").read_text()
 
 
+def test_a_run_tells_the_folder_by_its_name(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    module = script(OWN)
+    args = module.Args(folder=folder, output_dir=tmp_path)
+    monkeypatch.setattr("sys.argv", ["own_images.py", f"{folder}/", "--output-dir", str(tmp_path), "--seed", "3"])
+    command = module.run_config(args, module.read(args)).command
+    assert command == ["python", "train/own_images.py", "squares", "--seed", "3"]
+
+
 @pytest.mark.slow
 def test_the_agent_knows_its_classes_and_its_features_in_another_place(learned: Path, tmp_path: Path):
     moved = learned.rename(tmp_path / "moved")

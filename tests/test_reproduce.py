@@ -102,9 +102,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         folder = place.parent if "--json" in command else place
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("metrics.json", "progress.csv", "episodes.png"):
-            (folder / name).write_text(
-                fake("new", name, "svhn" if any("SVHN" in part for part in command) else "mnist")
-            )
+            (folder / name).write_text(fake("new", name, source_of(command)))
         return ended(0)
 
     def ended(status: int) -> nullcontext:
@@ -112,6 +110,12 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
     monkeypatch.setattr(subprocess, "Popen", start)
     return commands
+
+
+def source_of(command: list[str]) -> str:
+    if any(part.endswith("own_images.py") for part in command):
+        return "custom"
+    return "svhn" if any("SVHN" in part for part in command) else "mnist"
 
 
 def fake(age: str, name: str, source: str = "mnist") -> str:
@@ -160,6 +164,29 @@ def test_a_row_that_evaluates_keeps_its_table(command: Command, started: list, t
     table = f"{tmp_path}/runs/mnist-multiset-on-6/seed-0/metrics.json"
     assert started == [["train/evaluate_agent.py", *flags, "--json", table]]
     assert contents(tmp_path / "results")["mnist-multiset-on-6/seed-0/metrics.json"] == fake("new", "metrics.json")
+
+
+def test_photographs_are_looked_for_in_the_data_folder(
+    command: Command, started: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("HSAL_DATA", str(tmp_path / "data"))
+    command.fails(REPRODUCE, "dice", "error: dice needs a folder photographs/dice of photographs in the folder that $HSAL_DATA")
+    assert started == []
+    (tmp_path / "data" / "photographs" / "dice").mkdir(parents=True)
+    seeds = [tmp_path / "runs" / "dice" / f"seed-{seed}" for seed in range(3)]
+    for folder, names in zip(seeds, (["metrics.json", "report.html"], ["features.pt", "metrics.json"], []), strict=True):
+        folder.mkdir(parents=True)
+        for name in names:
+            (folder / name).write_text(fake("old", name, "custom"))
+    command(REPRODUCE, "dice")
+    place = str(tmp_path / "data" / "photographs" / "dice")
+    assert started == [
+        ["train/own_images.py", place, "--seed", "1", "--output-dir", str(seeds[1]), "--resume"],
+        ["train/own_images.py", place, "--seed", "2", "--output-dir", str(seeds[2])],
+    ]
+    results = contents(tmp_path / "results" / "dice")
+    assert results["seed-0/metrics.json"] == fake("old", "metrics.json", "custom")
+    assert results["seed-2/metrics.json"] == fake("new", "metrics.json", "custom")
 
 
 def test_other_seeds_and_folders_may_be_named(command: Command, started: list, tmp_path: Path):

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 ROOT = Path(__file__).parents[1]
 make = SimpleNamespace(**runpy.run_path(str(ROOT / "train" / "make_results.py")))
 MARKED = f"# Title\n\nbefore\n\n{make.START}an old table\n{make.END}\n\nafter\n"
+OF_OWN = f"{make.OWN_START}a third\n{make.OWN_END}\n"
 OF_LEARNERS = f"{make.LEARNERS_START}another\n{make.LEARNERS_END}\n\nafter\n"
 
 
@@ -78,7 +79,7 @@ def root(tmp_path: Path) -> Path:
     for name in ("make_results.py", "reproduce.py"):
         shutil.copy(ROOT / "train" / name, tmp_path / "train")
     (tmp_path / "README.md").write_text(MARKED)
-    (tmp_path / "results" / "README.md").write_text(MARKED + OF_LEARNERS)
+    (tmp_path / "results" / "README.md").write_text(MARKED + OF_OWN + OF_LEARNERS)
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "perception.md").write_text(
         f"# Perception\n\n{make.FINER_START}{make.FINER_END}\n\n{make.SALIENCY_START}{make.SALIENCY_END}\n"
@@ -176,6 +177,8 @@ def test_the_papers_numbers_are_those_of_its_table_1():
         "mnist-set": ("0.990", "0.960"),
         "mnist-multiset-cross-entropy": ("0.726", "0.477"),
         "mnist-multiset-resnet34": ("0.978", "0.935"),
+        "svhn": ("0.973", "0.947"),
+        "svhn-cross-entropy": ("0.589", "0.307"),
         "svhn-multiset": ("0.973", "0.947"),
         "svhn-multiset-cross-entropy": ("0.589", "0.307"),
         "svhn-multiset-faithful": ("0.973", "0.947"),
@@ -227,6 +230,29 @@ def test_other_learners_have_a_table_of_their_own(root: Path, monkeypatch: pytes
     assert {name: first[name] for name in by_hand} == by_hand
     assert "`python train/sb3_agents.py ppo --seed 0`" in page
     assert "sb3-ppo" not in (root / "results" / "table.csv").read_text()
+
+
+def test_photographs_have_a_table_of_their_own(root: Path):
+    for seed, exact in enumerate((0.9, 0.94)):
+        run = metrics(exact, 0.95, feature_seconds=30.0, features={"seconds": 480.0})
+        run["test"] |= {"count_error": {"mean": 0.05, "by_class": {}}, "pointing": 0.97, "mask_in_box": 0.4}
+        run |= {"blind_guess": {"exact_match": 0.125}, "count_network": {"exact_match": 0.75}}
+        path = root / "results" / "dice" / f"seed-{seed}" / "metrics.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(run))
+    made = make.texts(root)
+    head, _, *rows = made[root / "results" / "README.md"].split(make.OWN_START)[1].split(make.OWN_END)[0].splitlines()
+    assert head == f"| {' | '.join(make.OWN_COLUMNS)} |"
+    (row,) = (
+        dict(zip(make.OWN_COLUMNS, (cell.strip() for cell in line.strip("|").split("|")), strict=True)) for line in rows
+    )
+    by_hand = {"tested on": "10", "seeds": "2", "0-1": "0.920 ± 0.028", "count error": "0.050 ± 0.000"}
+    by_hand |= {"pointing": "0.970 ± 0.000", "mask in box": "0.400 ± 0.000", "a guess": "0.125 ± 0.000"}
+    by_hand |= {"without attention": "0.750 ± 0.000", "train min": "10.0"}  # 8 for features, 0.5 to encode, 1.5
+    assert {name: row[name] for name in by_hand} == by_hand
+    assert row["command"] == "`python train/own_images.py DATA/photographs/dice --seed 0`"
+    assert "dice" not in made[root / "results" / "table.csv"]
+    assert "[dice](results/dice)" in made[root / "README.md"]
 
 
 def test_the_readme_shows_its_few_rows_of_both_tables(root: Path):
