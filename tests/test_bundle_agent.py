@@ -71,6 +71,17 @@ def test_a_model_card_names_its_own_data_and_task(bundle: Path, trained: Path):
     assert "white digits" not in card
 
 
+def test_a_model_card_of_photographs_tells_their_terms(bundle: Path, trained: Path):
+    environment = dataclasses.asdict(EnvConfig(source="svhn", activation="compact-house-numbers"))
+    content = checkpoint.read(bundle / "small.pt") | {"source": "svhn"}
+    content["env"] = {name: environment[name] for name in content["env"] if name in environment} | {"source": "svhn"}
+    card = script(BUNDLE).card("svhn", content, metrics_of(trained), "the table")
+    for part in ("with 1 to 6 digits.", "Data: SVHN, by", "non-commercial use only. No photograph is in two", "one house number"):
+        assert part in card
+    assert "canvas" not in card
+    assert "px" not in card
+
+
 @pytest.mark.parametrize("metrics", [None, "{"])
 def test_an_unfinished_run_is_not_bundled(command: Command, trained: Path, tmp_path: Path, metrics: str | None):
     (tmp_path / "run").mkdir()

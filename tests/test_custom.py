@@ -1113,7 +1113,7 @@ def test_a_folder_is_trained_on_and_its_agent_tested(command, custom_folder, tmp
     command.fails(
         BUNDLE,
         ["run", "--name", "x", "--trust-names"],
-        "error: Expected an agent that was trained on mnist or digits or house-numbers; got one trained on 'custom'",
+        "error: Expected an agent that was trained on mnist or digits or house-numbers or svhn; got one trained on 'custom'",
     )
 
 

@@ -48,9 +48,11 @@ def card(name: str, content: dict[str, Any], metrics: dict[str, Any], table: str
     env, learner, source = EnvConfig.from_kwargs(content["env"]), content["run"]["learner"], SOURCES[content["source"]]
     threads = metrics.get("processes", 1) * metrics["threads"]
     apart = f"No training canvas holds a {'type face' if source.synthetic else 'digit'} of the test canvases."
-    if env.glyphs == "paper":
+    if source.finite:
+        apart = "No photograph is in two of the parts for training, validation and test. The terms are to be kept with the weights, too."
+    elif env.glyphs == "paper":
         apart = "The test canvases are made from the same digits as the training canvases."
-    size = "" if source.synthetic else f" of {env.min_size_px} to {env.max_size_px} px"
+    size = "" if source.synthetic or source.finite else f" of {env.min_size_px} to {env.max_size_px} px"
     method = method_in_words(learner)
     return f"""# {name}
 
@@ -61,7 +63,7 @@ The two-level recurrent attention agent of Welleck et al. (NIPS 2017) as HSAL tr
 - Training: `{shlex.join(metrics["command"])}`, {method}, seed {content["run"]["seed"]},
   {metrics["train_seconds"] / 60:.1f} minutes on {threads} thread(s), then weights rounded to half precision.
 - Features: activation model `{env.activation}`, whose weights are part of the package; the agent works with no others.
-- Data: canvases composed of {source.licence}. {apart}
+- Data: {"" if source.finite else "canvases composed of "}{source.licence}. {apart}
 {textwrap.fill(f"- Limits: {source.limits} It always answers.", 120, subsequent_indent="  ")}
 
 Greedy, one trained seed:

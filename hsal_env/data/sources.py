@@ -148,6 +148,10 @@ SOURCES: dict[str, Source] = {
         arguments=("task", "canvas_px", "extra", "augment"),
         most_objects=SVHN.most_digits,
         licence="SVHN, by Yuval Netzer and others: photographs, for non-commercial use only",
+        limits=(
+            "the digits of one house number, in a crop around them that is stretched to a square, as SVHN's boxes with a margin of 15 "
+            "percent give it. It finds no number in a street, and has not seen letters, handwriting or more than six digits."
+        ),
         colour=True,
         finite=True,
         variations={"upright": NUMBERS},
