@@ -76,7 +76,12 @@ def test_a_model_card_of_photographs_tells_their_terms(bundle: Path, trained: Pa
     content = checkpoint.read(bundle / "small.pt") | {"source": "svhn"}
     content["env"] = {name: environment[name] for name in content["env"] if name in environment} | {"source": "svhn"}
     card = script(BUNDLE).card("svhn", content, metrics_of(trained), "the table")
-    for part in ("with 1 to 6 digits.", "Data: SVHN, by", "non-commercial use only. No photograph is in two", "one house number"):
+    for part in (
+        "with 1 to 6 digits.",
+        "Data: SVHN, by",
+        "non-commercial use only. No photograph is in two",
+        "one house number",
+    ):
         assert part in card
     assert "canvas" not in card
     assert "px" not in card

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from commands import COUNT, Command, metrics_of, script
+from PIL import Image
 
 from agents.supervised.count_network import CountNetwork
 
@@ -38,6 +39,25 @@ def test_a_count_network_reads_the_environments_features(command: Command, tmp_p
     assert metrics["config"]["activation"] == "compact-house-numbers"
     svhn = ["--env-id", "HSAL-SVHNMultiset-v0", "--data-root", svhn_folder, "--batch-size", 64, *few.split()]
     command.fails(COUNT, svhn, "error: Expected at least batch_size=64 images; got 36")
+
+
+def test_a_count_network_reads_images_of_your_own(tmp_path: Path):
+    lines, rng = ["file,labels"], np.random.default_rng(0)
+    (tmp_path / "own").mkdir()
+    for i in range(30):
+        Image.fromarray(rng.integers(0, 255, (40, 60, 3), dtype=np.uint8)).save(tmp_path / "own" / f"{i}.png")
+        lines.append(f"{i}.png,{'cup ' * (i % 3)}plate")
+    (tmp_path / "own" / "labels.csv").write_text("\n".join(lines))
+    module = script(COUNT)
+    own = {"env_id": "HSAL-Custom-v0", "images": str(tmp_path / "own"), "activation": "compact-house-numbers"}
+    few = {"batch_size": 16, "num_examples": 32, "passes": 1, "hidden": 8, "output_dir": tmp_path / "out"}
+    args = module.Args(**own, image_px=(48, 64), augment="turned", **few)
+    task = module.task(args)
+    assert (task.split, task.augment, task.image_shape, task.size) == ("train", "turned", (48, 64, 3), 32)
+    module.main(args)
+    metrics = metrics_of(tmp_path / "out")
+    assert set(metrics["test"]["count_error"]["by_class"]) == {"cup", "plate"}
+    assert str(tmp_path) not in json.dumps(metrics)
 
 
 def test_a_count_networks_seed_decides(tmp_path: Path):

@@ -170,11 +170,15 @@ def test_photographs_are_looked_for_in_the_data_folder(
     command: Command, started: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("HSAL_DATA", str(tmp_path / "data"))
-    command.fails(REPRODUCE, "dice", "error: dice needs a folder photographs/dice of photographs in the folder that $HSAL_DATA")
+    command.fails(
+        REPRODUCE, "dice", "error: dice needs a folder photographs/dice of photographs in the folder that $HSAL_DATA"
+    )
     assert started == []
     (tmp_path / "data" / "photographs" / "dice").mkdir(parents=True)
     seeds = [tmp_path / "runs" / "dice" / f"seed-{seed}" for seed in range(3)]
-    for folder, names in zip(seeds, (["metrics.json", "report.html"], ["features.pt", "metrics.json"], []), strict=True):
+    for folder, names in zip(
+        seeds, (["metrics.json", "report.html"], ["features.pt", "metrics.json"], []), strict=True
+    ):
         folder.mkdir(parents=True)
         for name in names:
             (folder / name).write_text(fake("old", name, "custom"))

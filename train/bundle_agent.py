@@ -49,7 +49,7 @@ def card(name: str, content: dict[str, Any], metrics: dict[str, Any], table: str
     threads = metrics.get("processes", 1) * metrics["threads"]
     apart = f"No training canvas holds a {'type face' if source.synthetic else 'digit'} of the test canvases."
     if source.finite:
-        apart = "No photograph is in two of the parts for training, validation and test. The terms are to be kept with the weights, too."
+        apart = "No photograph is in two of the parts for training, validation and test. The weights come under these terms, too."
     elif env.glyphs == "paper":
         apart = "The test canvases are made from the same digits as the training canvases."
     size = "" if source.synthetic or source.finite else f" of {env.min_size_px} to {env.max_size_px} px"

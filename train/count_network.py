@@ -2,6 +2,7 @@
 
     python train/count_network.py                  # three layers over the whole volume
     python train/count_network.py --head columns   # three layers over each column, the same for all, summed over cells
+    python train/count_network.py --env-id HSAL-Custom-v0 --images FOLDER --activation runs/own-images/features.pt
 
 :class:`agents.supervised.count_network.CountNetwork` describes the heads. The network reads the same features and canvases as
 the agents, by default in ten passes. The command writes the same metrics.json.
@@ -22,6 +23,9 @@ from agents.supervised import Head
 from hsal_env import ENVIRONMENTS
 from hsal_env.command_line import run_command
 from hsal_env.config import EnvConfig
+from hsal_env.data.annotations import ImagesFormat
+from hsal_env.data.augmentation import Augment
+from hsal_env.data.fitting import FitMode
 from hsal_env.errors import ConfigError
 from hsal_env.fields import MOST_COEFFICIENT, MOST_COUNTED, check_at_most
 
@@ -36,6 +40,18 @@ class Args:
     """input of the network: the whole volume, or each column alone"""
     activation: str | None = None
     """activation model; default: the environment's own"""
+    images: str | None = None
+    """folder of your own images and what is in them (with --env-id HSAL-Custom-v0), see docs/own-images.md"""
+    images_format: ImagesFormat = "auto"
+    """what says what they hold: labels.csv (csv), coco, voc or yolo"""
+    image_px: tuple[int, int] | None = None
+    """rows and columns of your own images; default: the size that all have, or one that suits them"""
+    fit: FitMode = "letterbox"
+    """how they are brought to that size"""
+    augment: Augment = "none"
+    """how training photographs are varied: not at all, turned a little (upright), or also mirrored and upside down (turned)"""
+    extra: bool = False
+    """learn from SVHN's part extra, too"""
     hidden: int = 512
     """units in each of the two hidden layers"""
     passes: int = 10
@@ -56,6 +72,9 @@ class Args:
     """folder for metrics.json"""
 
 
+_OF_IMAGES = ("activation", "images", "images_format", "image_px", "fit", "augment", "extra")
+
+
 def task(args: Args) -> EnvConfig:
     """The environment whose training canvases the network learns from.
 
@@ -72,10 +91,12 @@ def task(args: Args) -> EnvConfig:
     if args.seed < 0 or not 0 < args.learning_rate < math.inf:
         raise ConfigError(f"Expected seed >= 0 and learning_rate > 0; got {args.seed}, {args.learning_rate}.")
     check_at_most(args, hidden=MOST_HIDDEN, seed=(1 << 32) - 1, learning_rate=MOST_COEFFICIENT, passes=MOST_COUNTED)
+    chosen = {name: value for name in _OF_IMAGES if (value := getattr(args, name)) != getattr(Args, name)}
     env = EnvConfig.from_kwargs(
         ENVIRONMENTS[args.env_id]
         | {
-            **({"activation": args.activation} if args.activation else {}),
+            **chosen,
+            "split": "train",
             "data_root": args.data_root,
             "num_examples": args.num_examples,
             "features": "store",
@@ -97,12 +118,11 @@ def main(args: Args) -> None:
 
     import torch
 
-    from agents.evaluation import blind_guess, evaluation_config, scores_by_count
+    from agents.evaluation import blind_guess, evaluation_config
     from agents.learning.provenance import resources, versions, without_paths
     from agents.reports.metrics_file import write_metrics
     from agents.reports.tables import format_table
-    from agents.supervised.count_network import CountNetwork, learn, predict
-    from hsal_env import multiset
+    from agents.supervised.count_network import learn, score
     from hsal_env.perception.examples import Examples
     from hsal_env.storage.claims import claim_folder
 
@@ -110,23 +130,13 @@ def main(args: Args) -> None:
     start = time.perf_counter()
     examples = Examples(env)
     feature_seconds = time.perf_counter() - start
-    torch.manual_seed(args.seed)
-    shape = (examples.channels, *examples.map_size)
-    net = CountNetwork(args.head, shape, env.classes, env.objects_limit, args.hidden)
     start = time.perf_counter()
-    learn(net, examples, args.passes, args.batch_size, args.learning_rate, args.seed)
+    net = learn(examples, args.head, args.hidden, args.passes, args.batch_size, args.learning_rate, args.seed)
     train_seconds = time.perf_counter() - start
     test = evaluation_config(env, "test", args.test_episodes)
-    named, counts = predict(net.eval(), Examples(test))
     results: dict[str, Any] = {
         "source": examples.source,
-        "test": {
-            **multiset.scores(named, counts),
-            **multiset.count_errors(named, counts, env.label_names),
-            "attn_saliency": None,
-            "attn_saliency_ratio": None,
-            "by_count": scores_by_count(named, counts),
-        },
+        "test": score(net, Examples(test)),
         "blind_guess": blind_guess(env, test),
         "train_seconds": train_seconds,
         "feature_seconds": feature_seconds,
@@ -134,7 +144,8 @@ def main(args: Args) -> None:
         "threads": torch.get_num_threads(),
         "config": {
             **dataclasses.asdict(args),
-            "activation": env.activation,
+            "activation": Path(env.activation).name if env.activation.endswith(".pt") else env.activation,
+            "images": None,
             "output_dir": None,
             "data_root": None,
         },

@@ -78,8 +78,8 @@ LEARNER_COLUMNS = (
     "row", "what", "images", "seeds", "steps", "mean return", "random", "stop at once", "0-1", "macro-F1", "train min", "command",
 )  # fmt: skip
 OWN_COLUMNS = (
-    "row", "what", "tested on", "seeds", "0-1", "macro-F1", "count error", "pointing", "mask in box", "a guess", "without attention",
-    "train min", "command",
+    "row", "what", "tested on", "seeds", "0-1", "macro-F1", "count error", "pointing", "mask in box", "a guess",
+    "without attention", "train min", "command",
 )  # fmt: skip
 _LEARNER_CURVES = {  # row: (label, colour, decisions of the native process in a step of the view)
     "mnist-multiset": ("our trainer, expected success (log)", "#0072B2", 1.0),

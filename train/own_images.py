@@ -4,7 +4,8 @@
     python train/own_images.py FOLDER --output-dir DIR --resume  # go on where it stopped
 
 DIR receives features.pt, checkpoint.pt, metrics.json, progress.csv, episodes.png, report.html and TensorBoard logs. Each step is
-also a command of its own: pretrain_perception.py --images, ppo_or_reinforce.py --images, evaluate_agent.py and report.py.
+also a command of its own: pretrain_perception.py --images, ppo_or_reinforce.py --images, evaluate_agent.py, count_network.py
+--images and report.py.
 docs/own-images.md says which folders are read.
 """
 
@@ -278,20 +279,13 @@ def learn_agent(args: Args, env: EnvConfig) -> dict[str, Any]:
 
 def compare(args: Args, env: EnvConfig) -> dict[str, Any]:
     """The scores of a network without attention that reads the same features."""
-    import torch
-
     from agents.evaluation import evaluation_config
-    from agents.supervised.count_network import CountNetwork, learn, predict
-    from hsal_env import multiset
+    from agents.supervised.count_network import learn, score
     from hsal_env.perception.examples import Examples
 
     task = with_features(args, env)
-    examples = Examples(task)
-    torch.manual_seed(args.seed)
-    net = CountNetwork("columns", (examples.channels, *examples.map_size), env.classes, env.objects_limit, hidden=256)
-    learn(net, examples, args.agent_passes, 128, 1e-3, args.seed)
-    named, counts = predict(net.eval(), Examples(evaluation_config(task, "test", _PLENTY_TEST)))
-    return {**multiset.scores(named, counts), **multiset.count_errors(named, counts, env.label_names)}
+    net = learn(Examples(task), "columns", 256, args.agent_passes, 128, 1e-3, args.seed)
+    return score(net, Examples(evaluation_config(task, "test", _PLENTY_TEST)))
 
 
 def write_results(args: Args, results: dict[str, Any]) -> None:

@@ -82,9 +82,7 @@ def model_command(name: str, runs_dir: Path = Path("runs")) -> list[str]:
 _SVHN_RESNET = (
     "--objects svhn --canvas-px 224 --architecture resnet34 --batch-size 64 --num-canvases 30000 --learning-rate 5e-4"
 )
-_SVHN_COMPACT = (
-    "--objects svhn --augment upright --init compact-house-numbers --deeper 1 --batch-size 64 --learning-rate 2e-3 --warp-px 0"
-)
+_SVHN_COMPACT = "--objects svhn --augment upright --init compact-house-numbers --deeper 1 --batch-size 64 --learning-rate 2e-3 --warp-px 0"
 MODELS = {
     "svhn-resnet34": f"{_SVHN_RESNET} --passes 12",
     "svhn-resnet34-faithful": f"{_SVHN_RESNET} --passes 12 --objective classify",
@@ -176,7 +174,11 @@ ROWS = {
         "cross-entropy, the same photographs", f"{_SVHN_PART} --algorithm cross-entropy", (0, 1, 2), source="svhn"
     ),
     "svhn-2000": Row(
-        "features and agent from 2,000 photographs", f"{_SVHN} --augment upright", (0, 1, 2), source="svhn", model="svhn-2000"
+        "features and agent from 2,000 photographs",
+        f"{_SVHN} --augment upright",
+        (0, 1, 2),
+        source="svhn",
+        model="svhn-2000",
     ),
     **{
         name: Row(what, flags, (0, 1, 2), OWN_IMAGES, "custom", folder=f"photographs/{name.replace('-', '_')}")

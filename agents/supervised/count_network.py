@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, softplus
 from tqdm import tqdm
 
+from agents.evaluation import scores_by_count
 from agents.supervised import Head
+from hsal_env import multiset
+from hsal_env.isolation import own_defaults
 from hsal_env.perception.examples import Examples
 
 
@@ -57,21 +62,41 @@ class CountNetwork(nn.Module):
 
 
 def learn(
-    net: CountNetwork, examples: Examples, passes: int, batch_size: int, learning_rate: float, seed: int = 0
-) -> None:
-    """Train with Adam and a one-cycle schedule up to ``learning_rate``, on whole batches, in a new order in every pass."""
+    examples: Examples, head: Head, hidden: int, passes: int, batch_size: int, learning_rate: float, seed: int = 0
+) -> CountNetwork:
+    """A network trained with Adam and a one-cycle schedule up to ``learning_rate``, on whole batches, in an order of each pass."""
+    config, shape = examples.config, (examples.channels, *examples.map_size)
+    with own_defaults(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = CountNetwork(head, shape, config.classes, config.objects_limit, hidden)
     updates = len(examples) // batch_size
     optimiser = torch.optim.Adam(net.parameters(), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=passes * updates)
     for epoch in range(passes):
         order = np.random.default_rng([seed, epoch]).permutation(len(examples))
-        for batch in tqdm(range(updates), desc=f"pass {epoch + 1}/{passes}"):
+        for batch in tqdm(range(updates), desc=f"count network, pass {epoch + 1}/{passes}"):
             example, _ = examples.load(np.sort(order[batch * batch_size : (batch + 1) * batch_size]))
             loss = net.loss(example.volume, example.counts)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
             schedule.step()
+    return net.eval()
+
+
+def score(net: CountNetwork, examples: Examples) -> dict[str, Any]:
+    """The scores of the predicted counts, see :func:`hsal_env.multiset.scores` and :func:`hsal_env.multiset.count_errors`.
+
+    ``by_count`` has them by the number of objects. What a network without attention has not is None.
+    """
+    named, counts = predict(net, examples)
+    return {
+        **multiset.scores(named, counts),
+        **multiset.count_errors(named, counts, examples.config.label_names),
+        "attn_saliency": None,
+        "attn_saliency_ratio": None,
+        "by_count": scores_by_count(named, counts),
+    }
 
 
 def predict(net: CountNetwork, examples: Examples) -> tuple[np.ndarray, np.ndarray]:

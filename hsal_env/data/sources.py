@@ -149,8 +149,8 @@ SOURCES: dict[str, Source] = {
         most_objects=SVHN.most_digits,
         licence="SVHN, by Yuval Netzer and others: photographs, for non-commercial use only",
         limits=(
-            "the digits of one house number, in a crop around them that is stretched to a square, as SVHN's boxes with a margin of 15 "
-            "percent give it. It finds no number in a street, and has not seen letters, handwriting or more than six digits."
+            "the digits of one house number, in a crop around them stretched to a square: SVHN's boxes with a margin of 15 "
+            "percent. It finds no number in a street, and has not seen letters, handwriting or more than six digits."
         ),
         colour=True,
         finite=True,
