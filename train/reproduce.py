@@ -82,14 +82,14 @@ def model_command(name: str, runs_dir: Path = Path("runs")) -> list[str]:
 _SVHN_RESNET = (
     "--objects svhn --canvas-px 224 --architecture resnet34 --batch-size 64 --num-canvases 30000 --learning-rate 5e-4"
 )
-_SVHN_COMPACT = "--objects svhn --augment upright --init compact-house-numbers --deeper 1 --batch-size 64 --learning-rate 2e-3 --warp-px 0"
+_SVHN_COMPACT = "--objects svhn --augment upright --init compact-house-numbers --deeper 1 --batch-size 64 --warp-px 0"
 MODELS = {
     "svhn-resnet34": f"{_SVHN_RESNET} --passes 12",
     "svhn-resnet34-faithful": f"{_SVHN_RESNET} --passes 12 --objective classify",
     "mnist-resnet34-faithful": (
         "--objects single --architecture resnet34 --objective classify --batch-size 64 --learning-rate 5e-4 --passes 2"
     ),
-    "svhn-2000": f"{_SVHN_COMPACT} --passes 20 --num-canvases 4096",
+    "svhn-2000": f"{_SVHN_COMPACT} --learning-rate 2e-3 --passes 20 --num-canvases 4096",
 }
 """Activation models that the package does not hold, and the flags of pretrain_perception.py that train them."""
 

@@ -64,7 +64,7 @@ class CountNetwork(nn.Module):
 def learn(
     examples: Examples, head: Head, hidden: int, passes: int, batch_size: int, learning_rate: float, seed: int = 0
 ) -> CountNetwork:
-    """A network trained with Adam and a one-cycle schedule up to ``learning_rate``, on whole batches, in an order of each pass."""
+    """A network trained with Adam and a one-cycle schedule up to ``learning_rate``; each pass has an order of its own."""
     config, shape = examples.config, (examples.channels, *examples.map_size)
     with own_defaults(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
