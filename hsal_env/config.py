@@ -312,13 +312,14 @@ class EnvConfig(MetaStepRules, CanvasLook):
     def image_fit(self) -> Fit:
         """What brings an image of any size to the size of this environment's images.
 
-        Of your own images it reads the folder where ``image_px`` is None. Other sources have square images, without padding.
+        Of your own images it reads the folder where ``image_px`` is None. Other sources have square images: numbers are stretched
+        to them, as in training; digits keep their proportions.
 
         Raises:
             ConfigError, DataError: see :attr:`data`.
         """
         if not self.is_custom:
-            return Fit((self.canvas_px, self.canvas_px), "stretch")
+            return Fit((self.canvas_px, self.canvas_px), SOURCES[self.source].fit)
         if self.image_px is not None:
             return Fit(checked_px(self.image_px), self.fit)
         return self.data.fit or Fit(self.data.image_shape[:2], self.fit)

@@ -820,7 +820,7 @@ def test_plain_values_fix_the_size(mixed, tmp_path):
 
 def test_any_image_can_be_brought_to_the_size_of_a_trained_agent(mixed):
     digits = EnvConfig(source="digits")
-    assert digits.image_fit == Fit((100, 100), "stretch")
+    assert digits.image_fit == Fit((100, 100), "letterbox")
     assert EnvConfig(source="house-numbers", canvas_px=64).image_fit == Fit((64, 64), "stretch")
     loaded = Loaded(None, digits, "digits")  # type: ignore[arg-type]
     env = loaded.env_on("all", images=str(mixed), max_objects=4)

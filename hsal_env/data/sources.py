@@ -9,6 +9,7 @@ from typing import Literal, Protocol, cast
 from hsal_env.data.augmentation import NUMBERS, VARIATIONS, Augment, Variation
 from hsal_env.data.canvases import CanvasConfig, Canvases, CanvasLook, CanvasSource, Task
 from hsal_env.data.custom import CustomCanvases, CustomSplit, LabelledImages
+from hsal_env.data.fitting import FitMode
 from hsal_env.data.glyphs import SPLITS, GlyphPolicy, GlyphSource, Split, load_glyphs
 from hsal_env.data.house_numbers import MOST_DIGITS, HouseNumbers
 from hsal_env.data.svhn import SVHN
@@ -63,6 +64,7 @@ class Source:
         finite: whether there is a fixed number of images. Otherwise each index gives another one, without end.
         boxes: whether the boxes of the objects are known. None: the data decide.
         synthetic: whether the images stand in for photographs.
+        fit: how an image of another shape is brought to the square that its agents read. Your own images decide it themselves.
         variations: what the argument ``augment`` may name beside ``"none"``, see :mod:`hsal_env.data.augmentation`.
     """
 
@@ -76,6 +78,7 @@ class Source:
     finite: bool = False
     boxes: bool | None = True
     synthetic: bool = False
+    fit: FitMode = "stretch"
     variations: Mapping[Augment, Variation] = field(default_factory=dict)
 
 
@@ -97,6 +100,7 @@ def _digits(licence: str, limits: str | None) -> Source:
         most_objects=CanvasConfig.max_objects,
         licence=licence,
         limits=limits,
+        fit="letterbox",
     )
 
 
