@@ -824,7 +824,7 @@ def test_any_image_can_be_brought_to_the_size_of_a_trained_agent(mixed):
     assert EnvConfig(source="house-numbers", canvas_px=64).image_fit == Fit((64, 64), "stretch")
     loaded = Loaded(None, digits, "digits")  # type: ignore[arg-type]
     env = loaded.env_on("all", images=str(mixed), max_objects=4)
-    assert (env.image_shape, env.data.fit) == ((100, 100, 3), Fit((100, 100), "stretch"))
+    assert (env.image_shape, env.data.fit) == ((100, 100, 3), Fit((100, 100), "letterbox"))
 
 
 # --- many images ------------------------------------------------------------------------------------------------------
