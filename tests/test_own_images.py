@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tyro
 from commands import Command, script
 from PIL import Image
 
@@ -63,6 +64,11 @@ def test_a_run_tells_the_folder_by_its_name(folder: Path, tmp_path: Path, monkey
     monkeypatch.setattr("sys.argv", ["own_images.py", f"{folder}/", "--output-dir", str(tmp_path), "--seed", "3"])
     command = module.run_config(args, module.read(args)).command
     assert command == ["python", "train/own_images.py", "squares", "--seed", "3"]
+
+
+def test_the_format_of_the_labels_may_be_said_in_one_word():
+    module = script(OWN)
+    assert tyro.cli(module.Args, args=["FOLDER", "--format", "voc"]) == module.Args(Path("FOLDER"), images_format="voc")
 
 
 @pytest.mark.slow

@@ -59,7 +59,7 @@ class Args:
     """where results go"""
     resume: bool = False
     """go on where an earlier start with the same flags stopped"""
-    images_format: ImagesFormat = "auto"
+    images_format: Annotated[ImagesFormat, tyro.conf.arg(aliases=["--format"])] = "auto"
     """what says what the images hold: labels.csv (csv), coco, voc or yolo"""
     image_px: tuple[int, int] | None = None
     """rows and columns that images are brought to; default: the size that all have, if it is small, or one that suits them"""
