@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -64,6 +65,17 @@ def test_a_run_tells_the_folder_by_its_name(folder: Path, tmp_path: Path, monkey
     monkeypatch.setattr("sys.argv", ["own_images.py", f"{folder}/", "--output-dir", str(tmp_path), "--seed", "3"])
     command = module.run_config(args, module.read(args)).command
     assert command == ["python", "train/own_images.py", "squares", "--seed", "3"]
+
+
+def test_features_learn_from_more_images_where_they_are_small():
+    module = script(OWN)
+
+    def images(*image_px: int, **given: int) -> int:
+        env = SimpleNamespace(image_shape=(*image_px, 3))
+        return module.images_for_features(module.Args(Path("x"), **given), env)
+
+    assert (images(240, 320), images(160, 224), images(64, 160)) == (24_000, 50_223, 96_000)  # 1.8e9 / 35840
+    assert images(64, 160, feature_images=7) == 7
 
 
 def test_the_format_of_the_labels_may_be_said_in_one_word():

@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 _FEW_IMAGES, _FEW_OBJECTS = 100, 20  # of the training share; below that a warning says that it may be too few
 _PLENTY_TEST = 1_000_000
 _AREA_PX = 76_800  # of the images that are learned from: 240x320
+_FEATURES_PX = 1_800_000_000  # that the features learn from, so that they take about as long whatever the size
+_LEAST_IMAGES, _MOST_IMAGES = 24_000, 96_000
 
 
 @dataclass(frozen=True)
@@ -75,9 +77,9 @@ class Args:
     for compact, ImageNet's weights for a resnet"""
     output_stride: int | None = None
     """px from one cell of the map to the next; finer for many small objects"""
-    feature_images: int = 40_000
-    """varied images that the features learn from"""
-    feature_passes: int = 20
+    feature_images: int | None = None
+    """varied images that the features learn from; default: as many as hold 1.8 billion px, but 24,000 to 96,000"""
+    feature_passes: int = 8
     """passes that they are counted in; the features are measured and saved after each"""
     feature_learning_rate: float = 1e-3
     """peak of the schedule of the features"""
@@ -92,8 +94,9 @@ class Args:
 
     def __post_init__(self) -> None:
         for name in ("feature_images", "feature_passes", "agent_images", "agent_passes"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"Expected --{name.replace('_', '-')} of at least 1; got {getattr(self, name)}.")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"Expected --{name.replace('_', '-')} of at least 1; got {value}.")
 
 
 def main(args: Args) -> None:
@@ -191,6 +194,12 @@ def check_amount(env: EnvConfig) -> None:
         warnings.warn(f"Classes with few objects to learn from: {rare}. The agent may never name them.", stacklevel=2)
 
 
+def images_for_features(args: Args, env: EnvConfig) -> int:
+    """How many varied images the features learn from."""
+    suited = _FEATURES_PX // math.prod(env.image_shape[:2])
+    return args.feature_images or min(max(_LEAST_IMAGES, suited), _MOST_IMAGES)
+
+
 def learn_features(args: Args, env: EnvConfig) -> None:
     """Train the activation model into features.pt, unless it is there."""
     output = args.output_dir / "features.pt"
@@ -204,7 +213,7 @@ def learn_features(args: Args, env: EnvConfig) -> None:
         output_stride=args.output_stride,
         init=args.init or ("compact-house-numbers" if args.architecture == "compact" else None),
         passes=args.feature_passes,
-        num_canvases=max(batch_size, args.feature_images // args.feature_passes),
+        num_canvases=max(batch_size, images_for_features(args, env) // args.feature_passes),
         batch_size=batch_size,
         learning_rate=args.feature_learning_rate,
         warp_px=0.0,
