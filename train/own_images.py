@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 _FEW_IMAGES, _FEW_OBJECTS = 100, 20  # of the training share; below that a warning says that it may be too few
 _PLENTY_TEST = 1_000_000
-_AREA_PX = 76_800  # of the images that are learned from: 240x320
+_LARGE_PX = 40_000  # rows times columns; images of more are brought to the size that suits them
 _FEATURES_PX = 1_800_000_000  # that the features learn from, so that they take about as long whatever the size
 _LEAST_IMAGES, _MOST_IMAGES = 24_000, 96_000
 
@@ -81,7 +81,7 @@ class Args:
     """varied images that the features learn from; default: as many as hold 1.8 billion px, but 24,000 to 96,000"""
     feature_passes: int = 8
     """passes that they are counted in; the features are measured and saved after each"""
-    feature_learning_rate: float = 1e-3
+    feature_learning_rate: float = 2e-3
     """peak of the schedule of the features"""
     agent_images: int = 10_000
     """varied images that the agent learns from"""
@@ -151,9 +151,9 @@ def suited(args: Args) -> tuple[int, int] | None:
     for file in tqdm(files, desc="sizes", leave=False):
         with suppress(DataError):  # it will be left out, and counted
             sizes.append(read_size(str(file))[:2])
-    if not sizes or (len({*sizes}) == 1 and math.prod(sizes[0]) <= _AREA_PX):
+    if not sizes or (len({*sizes}) == 1 and math.prod(sizes[0]) <= _LARGE_PX):
         return None
-    return suited_px(np.array(sizes), _AREA_PX)
+    return suited_px(np.array(sizes))
 
 
 def class_names(env: EnvConfig) -> tuple[str, ...]:
