@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -15,12 +16,14 @@ from torch import Tensor, nn
 
 from agents.config import AgentConfig
 from agents.controller import Controller
+from agents.drawn_attention import AttentionDraw, DrawnAttention
 from agents.meta_controller import MetaController
 from agents.protocol import Decision, World
 from agents.sampling import sample
-from agents.trajectory import Evaluation, Trajectory
+from agents.trajectory import AttentionScores, Evaluation, Trajectory, each
 from hsal_env import dynamics
 from hsal_env import functional as F
+from hsal_env.errors import ConfigError
 from hsal_env.perception.precision import has_matrix_unit
 from hsal_env.policies import winner_take_all
 from hsal_env.spaces import attention_action
@@ -33,11 +36,30 @@ class AgentState(NamedTuple):
     controller_state: Tensor
 
 
+class Attended(NamedTuple):
+    """A step of a meta-controller that draws.
+
+    Attributes:
+        attention: raw ``[B, 4K]``.
+        state: the states after it.
+        drawn: what was drawn.
+        scores: of the draw, with gradient.
+        log_probs: of all cells ``[B, H W]``.
+    """
+
+    attention: Tensor
+    state: AgentState
+    drawn: AttentionDraw
+    scores: AttentionScores
+    log_probs: Tensor
+
+
 class ActorCritic(nn.Module):
     """The two-level recurrent actor-critic of Welleck et al.
 
     The meta-controller's attention is deterministic and has no reward of its own. It learns by back-propagation from the
-    label's loss, through P and g_0 (paper, section 4.2: "a path of deterministic nodes").
+    label's loss, through P and g_0 (paper, section 4.2: "a path of deterministic nodes"). With ``attention_policy="drawn"`` the
+    meta-controller is a policy instead (:mod:`agents.drawn_attention`): it learns by the score function from rewards of its own.
 
     Args:
         world: what the agent must know of its environment.
@@ -49,9 +71,15 @@ class ActorCritic(nn.Module):
         self.world, self.config = world, config
         self._folded: tuple[Tensor, Tensor] | None = None
         cells, labels = world.map_size[0] * world.map_size[1], world.num_classes + 1
-        self.meta_controller = MetaController(
-            cells, labels, world.rules.components, config.meta_hidden, grid=config.attention_init == "grid"
-        )
+        self.meta_controller: MetaController | DrawnAttention
+        if config.attention_policy == "drawn":
+            self.meta_controller = DrawnAttention(
+                world.map_size, labels, world.rules, config.meta_hidden, config.location_hidden, config.saliency_prior
+            )
+        else:
+            self.meta_controller = MetaController(
+                cells, labels, world.rules.components, config.meta_hidden, grid=config.attention_init == "grid"
+            )
         self.controller = Controller(
             cells,
             labels,
@@ -101,6 +129,7 @@ class ActorCritic(nn.Module):
         if len(phases) == 1:
             return self._act(observation, state, phases[0], deterministic, generator)
         log_prob = value = torch.zeros_like(state.meta_state[:, 0])
+        draws, entropy = None, None
         action = {
             "attention": log_prob.new_zeros(len(log_prob), 4 * self.world.rules.components),
             "location": torch.zeros_like(observation["last_location"]),
@@ -120,11 +149,14 @@ class ActorCritic(nn.Module):
                 log_prob.index_copy(0, group, decision.log_prob),
                 value.index_copy(0, group, decision.value),
             )
+            if decision.entropy is not None:
+                among = partial(_spread, group=group, lanes=len(observation["phase"]))
+                draws, entropy = each(among, decision.draws), among(decision.entropy)
             state = AgentState(
                 state.meta_state.index_copy(0, group, decision.state.meta_state),
                 state.controller_state.index_copy(0, group, decision.state.controller_state),
             )
-        return Decision(action, log_prob, value, state)
+        return Decision(action, log_prob, value, state, draws=draws, entropy=entropy)
 
     def _act(
         self,
@@ -135,6 +167,11 @@ class ActorCritic(nn.Module):
         generator: torch.Generator | None,
     ) -> Decision:
         """One decision of lanes that are all at ``phase``."""
+        if phase == 0 and isinstance(self.meta_controller, DrawnAttention):
+            attended = self.draw(observation["saliency"], observation["last_label"], state, deterministic, generator)
+            log_prob, value, entropy = attended.scores
+            action = {"attention": attention_action(attended.attention)}
+            return Decision(action, log_prob, value, attended.state, attended.log_probs, attended.drawn, entropy)
         if phase == 0:
             raw, state = self.attend(observation["saliency"], observation["last_label"], state)
             zero = raw.new_zeros(len(raw))
@@ -152,20 +189,60 @@ class ActorCritic(nn.Module):
         return Decision({name: chosen}, log_prob, self.controller.values(controller_state), state, log_probs)
 
     def attend(self, saliency: Tensor, last_label: Tensor, state: AgentState) -> tuple[Tensor, AgentState]:
-        """The meta-controller's step.
+        """The meta-controller's step. Attention that is drawn takes its mode.
 
         Returns:
             Raw attention ``[B, 4K]``, and the states after it. The controller's state is zero (C1), unless it is carried.
         """
         rules = self.world.rules
+        if isinstance(self.meta_controller, DrawnAttention):
+            attended = self.draw(saliency, last_label, state, deterministic=True)
+            return attended.attention, attended.state
         if self.config.attention_policy == "winner-take-all":
             attention, meta_state = winner_take_all(saliency, rules), state.meta_state
         else:
             with self._precision():
                 attention, meta_state = self.meta_controller(saliency, last_label, state.meta_state)
+        return attention, self._begun(meta_state, state)
+
+    def draw(
+        self,
+        saliency: Tensor,
+        last_label: Tensor,
+        state: AgentState,
+        deterministic: bool = False,
+        generator: torch.Generator | None = None,
+        drawn: AttentionDraw | None = None,
+    ) -> Attended:
+        """The meta-controller's step where its attention is drawn.
+
+        Args:
+            saliency: S_t ``[B, H, W]``.
+            last_label: ``[B]``.
+            state: the states before it.
+            deterministic: take the mode.
+            generator: draws.
+            drawn: an earlier draw, which is scored. None: a new one is made.
+
+        Raises:
+            ConfigError: this agent's attention is deterministic.
+        """
+        meta = self.meta_controller
+        if not isinstance(meta, DrawnAttention):
+            raise ConfigError(
+                f"Expected an agent with attention_policy='drawn'; got {self.config.attention_policy!r}, which draws nothing."
+            )
+        with self._precision():
+            log_probs, value, meta_state = meta(saliency, last_label, state.meta_state)
+        if drawn is None:
+            drawn = meta.draw(log_probs, saliency, deterministic, generator)
+        scores = meta.scores(drawn, log_probs, saliency, value)
+        return Attended(meta.attention(drawn), self._begun(meta_state, state), drawn, scores, log_probs)
+
+    def _begun(self, meta_state: Tensor, before: AgentState) -> AgentState:
+        """The states with which a meta-step begins."""
         carry = self.config.controller_state == "carry"
-        controller_state = state.controller_state if carry else torch.zeros_like(state.controller_state)
-        return attention, AgentState(meta_state, controller_state)
+        return AgentState(meta_state, before.controller_state if carry else torch.zeros_like(before.controller_state))
 
     def read(
         self,
@@ -183,6 +260,7 @@ class ActorCritic(nn.Module):
         """Run the decision process again with gradient, taking the stored locations and labels.
 
         Attention is computed anew, so that the gradient of the label's loss reaches the meta-controller through P and g_0.
+        Attention that was drawn is taken as stored, and scored.
         A lane whose episode has ended is left out: its scores are 0.
         """
         rules = self.world.rules
@@ -192,11 +270,18 @@ class ActorCritic(nn.Module):
         world_state, state = dynamics.initial(stored.example, rules), self.initial(len(order))
         folded = self.controller.folded()
         location_log_probs, label_log_probs, values, location_rewards, label_rewards = [], [], [], [], []
+        drawn, scores = self._stored_draws(stored), []
         for step, live in enumerate(stored.live.sum(dim=1).tolist()):
             if not live:
                 break
             world_state, state = dynamics.first_lanes(world_state, live), dynamics.first_lanes(state, live)
-            attention, state = self.attend(world_state.saliency, world_state.last_label, state)
+            if drawn is None:
+                attention, state = self.attend(world_state.saliency, world_state.last_label, state)
+            else:
+                now = AttentionDraw(*(part[step, :live] for part in drawn))
+                attended = self.draw(world_state.saliency, world_state.last_label, state, drawn=now)
+                attention, state = attended.attention, attended.state
+                scores.append(attended.scores)
             world_state = dynamics.attend(world_state, attention, rules)
             hidden = None if self.config.controller_state == "reset" else state.controller_state
             for location in stored.locations[step, :, :live]:
@@ -219,11 +304,33 @@ class ActorCritic(nn.Module):
             values=_assembled(values, (steps, glimpses + 1, lanes), back),
             location_rewards=_assembled(location_rewards, (steps, glimpses, lanes, cells), back),
             label_rewards=_assembled(label_rewards, (steps, lanes, labels), back),
+            attention=None
+            if drawn is None
+            else AttentionScores(*(_assembled(list(part), (steps, lanes), back) for part in zip(*scores, strict=True))),
         )
+
+    def _stored_draws(self, trajectory: Trajectory) -> AttentionDraw | None:
+        """What was drawn ``[M, B, ...]``; None if attention is deterministic.
+
+        Raises:
+            ConfigError: the trajectory was not played by an agent with this ``attention_policy``.
+        """
+        draws = isinstance(self.meta_controller, DrawnAttention)
+        if draws != (trajectory.attention is not None):
+            raise ConfigError(
+                f"Expected a trajectory {'with' if draws else 'without'} draws of attention, as "
+                f"attention_policy={self.config.attention_policy!r} makes it; got one {'without' if draws else 'with'} them."
+            )
+        return trajectory.attention and trajectory.attention.draws
 
     def _precision(self) -> torch.autocast:
         device = self.controller.label.weight.device.type
         return torch.autocast(device, dtype=torch.bfloat16, enabled=self.config.bfloat16 and has_matrix_unit(device))
+
+
+def _spread(part: Tensor, group: Tensor, lanes: int) -> Tensor:
+    """``part`` of the lanes ``group``, among zeros of all ``lanes``."""
+    return part.new_zeros(lanes, *part.shape[1:]).index_copy(0, group, part)
 
 
 def _assembled(parts: list[Tensor], shape: tuple[int, ...], back: Tensor) -> Tensor:

@@ -15,22 +15,15 @@ from hsal_env.errors import ConfigError
 from hsal_env.fields import MOST_COEFFICIENT, MOST_COUNTED, check_at_most, check_fields
 from hsal_env.perception import Architecture
 
+AttentionPolicy = Literal["learned", "drawn", "winner-take-all"]
 LocationPolicy = Literal["learned", "greedy", "uniform"]
 Algorithm = Literal["reinforce", "ppo", "cross-entropy", "multiset-loss"]
 Estimator = Literal["sampled", "exact", "log"]
 _SIZES = ("meta_hidden", "controller_hidden", "location_hidden")
 MOST_HIDDEN = 8_192  # a recurrent state of this size has 400 million weights
 _COUNTS = ("batch_size", "passes", "update_epochs", "num_minibatches")
-_COEFFICIENTS = (
-    "learning_rate",
-    "meta_lr_scale",
-    "ent_coef",
-    "vf_coef",
-    "stop_coef",
-    "location_coef",
-    "clip_coef",
-    "max_grad_norm",
-)
+_WEIGHTS = ("ent_coef", "vf_coef", "stop_coef", "location_coef", "upper_coef", "upper_vf_coef", "upper_ent_coef")
+_COEFFICIENTS = ("learning_rate", "meta_lr_scale", "clip_coef", "max_grad_norm", *_WEIGHTS)
 
 
 @dataclass(frozen=True)
@@ -51,7 +44,10 @@ class AgentConfig:
         attention_init: ``"default"``: the attention layer starts with torch's usual weights. ``"grid"``: the centres of the K
             Gaussians start on a square grid over the map, so K must be a square number. The layer's weights start four times
             as large, so that the masks of different images soon differ.
-        attention_policy: ``"learned"``, or ``"winner-take-all"``: a control that puts all Gaussians on the most salient cell.
+        attention_policy: ``"learned"``: the meta-controller's output is the mask, as printed. ``"drawn"``: the meta-controller
+            is a stochastic policy over masks on one place (:mod:`agents.drawn_attention`), so K must be a square number.
+            ``"winner-take-all"``: a control that puts all Gaussians on the most salient cell.
+        saliency_prior: first value of the learned weight w in the cell scores ``w S + MLP(h)`` of drawn attention.
         location_policy: ``"learned"``, or one of two controls: ``"greedy"`` looks at the cell of highest priority,
             ``"uniform"`` at any cell.
         bfloat16: multiply matrices in bfloat16 where the device has a unit for it (an accelerator, or a CPU with AMX). All
@@ -65,7 +61,8 @@ class AgentConfig:
     detach_location_head: bool = True
     location_prior: float = 0.0
     attention_init: Literal["default", "grid"] = "default"
-    attention_policy: Literal["learned", "winner-take-all"] = "learned"
+    attention_policy: AttentionPolicy = "learned"
+    saliency_prior: float = 20.0
     location_policy: LocationPolicy = "learned"
     bfloat16: bool = False
 
@@ -75,13 +72,19 @@ class AgentConfig:
             if getattr(self, name) < 1:
                 raise ConfigError(f"Expected {name} of at least 1; got {getattr(self, name)}.")
         check_at_most(self, **dict.fromkeys(_SIZES, MOST_HIDDEN))
-        if not 0 <= self.location_prior < math.inf:
-            raise ConfigError(f"Expected location_prior of at least 0; got {self.location_prior}.")
-        check_at_most(self, location_prior=MOST_COEFFICIENT)
+        for name in ("location_prior", "saliency_prior"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"Expected {name} of at least 0; got {getattr(self, name)}.")
+        check_at_most(self, location_prior=MOST_COEFFICIENT, saliency_prior=MOST_COEFFICIENT)
 
 
-def grid_side(components: int) -> int:
-    """Rows and columns of the grid of ``attention_init="grid"``.
+def grid_side(components: int, setting: str = "attention_init='grid'", other: str = "attention_init='default'") -> int:
+    """Rows and columns of a square grid of Gaussians.
+
+    Args:
+        components: K.
+        setting: which setting needs the grid.
+        other: which one does not.
 
     Raises:
         ConfigError: the number of components is not a square number.
@@ -89,8 +92,8 @@ def grid_side(components: int) -> int:
     side = math.isqrt(components)
     if side**2 != components:
         raise ConfigError(
-            f"attention_init='grid' needs a square number of components; got {components}. "
-            "Pass a square number of components, or attention_init='default'."
+            f"{setting} needs a square number of components; got {components}. "
+            f"Pass a square number of components, or {other}."
         )
     return side
 
@@ -121,6 +124,12 @@ class LearnerConfig:
         update_epochs: PPO's epochs over a roll-out.
         num_minibatches: PPO's minibatches in an epoch.
         max_grad_norm: the gradient is clipped to this norm.
+        upper_gamma: discount of the upper level, from one meta-step to the next. The settings that begin with ``upper_`` are of
+            agents that draw their attention, see :func:`agents.learning.losses.upper_level`.
+        upper_gae_lambda: lambda of its advantage estimate.
+        upper_coef: weight of its policy loss.
+        upper_vf_coef: weight of its value loss.
+        upper_ent_coef: weight of its entropy bonus.
     """
 
     algorithm: Algorithm = "reinforce"
@@ -140,6 +149,11 @@ class LearnerConfig:
     update_epochs: int = 3
     num_minibatches: int = 4
     max_grad_norm: float = 1.0
+    upper_gamma: float = 1.0
+    upper_gae_lambda: float = 1.0
+    upper_coef: float = 1.0
+    upper_vf_coef: float = 0.5
+    upper_ent_coef: float = 0.01
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -151,13 +165,13 @@ class LearnerConfig:
             raise ConfigError(
                 f"Expected num_minibatches to divide batch_size; got {self.num_minibatches}, {self.batch_size}."
             )
-        for name in ("gamma", "gae_lambda", "warmup"):
+        for name in ("gamma", "gae_lambda", "warmup", "upper_gamma", "upper_gae_lambda"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"Expected {name} in [0, 1]; got {getattr(self, name)}.")
         for name in ("learning_rate", "meta_lr_scale", "clip_coef", "max_grad_norm"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"Expected {name} above 0; got {getattr(self, name)}.")
-        for name in ("ent_coef", "vf_coef", "stop_coef", "location_coef"):
+        for name in _WEIGHTS:
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"Expected {name} of at least 0; got {getattr(self, name)}.")
         check_at_most(self, **dict.fromkeys(_COEFFICIENTS, MOST_COEFFICIENT))
@@ -172,6 +186,8 @@ class LearnerConfig:
 
 BEST_COMPONENTS = 49
 """K of the agent that reads best here. The paper's is the default of :class:`hsal_env.rules.Rules`."""
+DRAWN_COMPONENTS = 25
+"""K of drawn attention."""
 BEST_AGENT: dict[str, Any] = {"location_prior": 30.0, "attention_init": "grid", "bfloat16": True}
 """Its arguments of :class:`AgentConfig`."""
 BEST_LEARNER: dict[str, Any] = {"estimator": "log", "learning_rate": 4e-3, "meta_lr_scale": 0.3}

@@ -60,11 +60,16 @@ class Decision(NamedTuple):
 
     Attributes:
         action: batched native action. Parts that the phase does not read may be left out.
-        log_prob: ``[B]``: log-probability of the location or label; 0 for attention, which is deterministic.
-        value: ``[B]``: estimate of the state's value; 0 for attention.
+        log_prob: ``[B]``: log-probability of the location or label, or of attention that was drawn; 0 for deterministic
+            attention.
+        value: ``[B]``: estimate of the state's value; 0 for deterministic attention.
         state: the recurrent state to pass to the next call.
-        log_probs: ``[B, n]``: log-probabilities of all locations or labels, if all lanes are in one phase. Traces show them.
-            None: the agent does not tell.
+        log_probs: ``[B, n]``: log-probabilities of all locations or labels, if all lanes are in one phase. Traces show them, and
+            the upper level of an agent that draws attention is rewarded by those of labels. None: the agent does not tell.
+        draws: what an agent that draws its attention drew at phase 0: a tensor ``[B, ...]`` or a nested tuple of them. The
+            trajectory keeps it for ``evaluate``. Of a named tuple, traces show the part ``cell``, int64 ``[B]``. None: attention
+            is deterministic, or no lane is at phase 0.
+        entropy: ``[B]``: entropy of the distribution of the draws, for traces. None: the agent does not tell.
     """
 
     action: dict[str, Tensor]
@@ -72,6 +77,8 @@ class Decision(NamedTuple):
     value: Tensor
     state: RecurrentState
     log_probs: Tensor | None = None
+    draws: Any = None
+    entropy: Tensor | None = None
 
 
 class Actor(Protocol):

@@ -9,9 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.protocol import Actor, FixesWeights
-from agents.trajectory import Trajectory
+from agents.learning.returns import upper_rewards
+from agents.protocol import Actor, Decision, FixesWeights
+from agents.trajectory import AttentionDraws, Trajectory, each
+from hsal_env import dynamics
 from hsal_env.dynamics import State
+from hsal_env.errors import ConfigError
 
 if TYPE_CHECKING:
     from hsal_env.vector_env import HSALVectorEnv
@@ -55,6 +58,9 @@ def collect(
         generator: draws the samples.
         forced_labels: int64 ``[M, B]``: labels to take in place of the agent's.
         masks: whether the masks are kept.
+
+    Raises:
+        ConfigError: an agent that draws its attention does not tell the log-probabilities of its labels.
     """
     observation, _ = env.reset(options={"index": indices})
     agent_state = agent.initial(env.num_envs)
@@ -64,6 +70,7 @@ def collect(
         name: [] for name in ("locations", "labels", "rewards", "log_probs", "values", "live")
     }
     placed: list[Tensor] = []
+    upper: list[AttentionDraws] = []
     option_length = env.simulation.rules.option_length
     with agent.weights_fixed() if isinstance(agent, FixesWeights) else nullcontext():
         for _ in range(env.simulation.rules.max_meta_steps):
@@ -73,7 +80,12 @@ def collect(
             scores: dict[str, list[Tensor]] = {"rewards": [], "log_probs": [], "values": []}
             rows["live"].append(~ended)
             for phase in range(option_length):
-                action, log_prob, value, agent_state, *_ = agent.act(observation, agent_state, deterministic, generator)
+                decision = agent.act(observation, agent_state, deterministic, generator)
+                action, log_prob, value, agent_state, *_ = decision
+                if phase == 0 and decision.draws is not None:
+                    upper.append(AttentionDraws(decision.draws, torch.zeros_like(value), log_prob, value))
+                if phase == option_length - 1 and upper:
+                    upper[-1] = upper[-1]._replace(rewards=_upper_rewards(decision, env))
                 if forced_labels is not None and phase == option_length - 1:
                     action = {**action, "label": forced_labels[len(rows["labels"])]}
                 observation, reward, terminated, truncated, _ = env.step(action)
@@ -91,11 +103,27 @@ def collect(
             for name, parts in scores.items():
                 rows[name].append(torch.stack(parts[1:]))  # attention earns nothing
     assert final_state is not None
-    trajectory = Trajectory(env.state.example, **{name: torch.stack(row) for name, row in rows.items()})
+    trajectory = Trajectory(
+        env.state.example,
+        **{name: torch.stack(row) for name, row in rows.items()},
+        attention=each(lambda *parts: torch.stack(parts), *upper) if upper else None,
+    )
     glimpses = trajectory.live.sum(dim=0) * env.simulation.rules.glimpses
     return Rollout(
         trajectory, final_state.predicted, final_state.looks, glimpses, torch.stack(placed) if masks else None
     )
+
+
+def _upper_rewards(decision: Decision, env: HSALVectorEnv) -> Tensor:
+    """The upper level's rewards ``[B]`` of the meta-step that this ``decision`` of a label ends."""
+    if decision.log_probs is None:
+        raise ConfigError(
+            "An agent that draws its attention is rewarded by the probability of right labels; expected log_probs in its "
+            "Decision of a label, got None."
+        )
+    state, rules = env.state, env.simulation.rules
+    final = dynamics.is_final(state) if rules.protocol == "teacher" else None
+    return upper_rewards(decision.log_probs, dynamics.label_rewards(state, rules), final)
 
 
 def _keep(ended: Tensor, old: State, new: State) -> State:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -44,8 +46,23 @@ def sample(probabilities: Tensor, generator: torch.Generator | None) -> Tensor:
         >>> sample(torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]), torch.Generator().manual_seed(0))
         tensor([1, 0])
     """
-    lanes, labels = probabilities.shape
+    arrivals = _drawn(probabilities, generator, torch.Tensor.exponential_)
+    return (probabilities / arrivals).argmax(dim=1)
+
+
+def sample_normal(mean: Tensor, std: float, generator: torch.Generator | None) -> Tensor:
+    """Draw ``[B, n]`` independent numbers from Normal distributions of this ``mean`` ``[B, n]``. Without gradient.
+
+    Example:
+        >>> sample_normal(torch.tensor([[2.0, 3.0]]), 0.0, torch.Generator().manual_seed(0))
+        tensor([[2., 3.]])
+    """
+    return mean.detach() + std * _drawn(mean, generator, torch.Tensor.normal_)
+
+
+def _drawn(like: Tensor, generator: torch.Generator | None, draw: Callable[..., Tensor]) -> Tensor:
+    """``[B, n]`` random numbers of one kind: this process's lanes of those that one process would draw."""
+    lanes, width = like.shape
     if isinstance(generator, SharedGenerator) and lanes == len(range(generator.total)[generator.lanes]):
-        arrivals = probabilities.new_empty(generator.total, labels).exponential_(generator=generator.everyone)
-        return (probabilities / arrivals[generator.lanes]).argmax(dim=1)
-    return (probabilities / torch.empty_like(probabilities).exponential_(generator=generator)).argmax(dim=1)
+        return draw(like.new_empty(generator.total, width), generator=generator.everyone)[generator.lanes]
+    return draw(torch.empty_like(like), generator=generator)

@@ -6,12 +6,51 @@ stored once per lane.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from hsal_env.dynamics import Example
+from hsal_env.dynamics import Example, rebuilt
+
+
+class AttentionDraws(NamedTuple):
+    """The decisions of the upper level, of an agent that draws its attention.
+
+    Attributes:
+        draws: what ``act`` said it drew: a tensor ``[M, B, ...]`` or a nested tuple of them. Only the agent looks inside.
+        rewards: ``[M, B]``: see :func:`agents.learning.returns.upper_rewards`.
+        log_probs: ``[M, B]``: log-probabilities of the draws under the policy that made them.
+        values: ``[M, B]``: the state values that this policy estimated before it drew.
+    """
+
+    draws: Any
+    rewards: Tensor
+    log_probs: Tensor
+    values: Tensor
+
+
+class AttentionScores(NamedTuple):
+    """Scores of drawn attention, with gradient: ``[B]`` at one meta-step, ``[M, B]`` of a trajectory.
+
+    Attributes:
+        log_probs: log-probability or log-density of what was drawn.
+        values: estimate of the state's value before the draw.
+        entropies: entropy of the distribution.
+    """
+
+    log_probs: Tensor
+    values: Tensor
+    entropies: Tensor
+
+
+def each(function: Callable[..., Tensor], *parts: Any) -> Any:
+    """Apply ``function`` to each tensor of a nested tuple; of several equally shaped ones, to the tensors that correspond."""
+    first = parts[0]
+    if isinstance(first, Tensor):
+        return function(*parts)
+    return rebuilt(first, [each(function, *part) for part in zip(*parts, strict=True)])
 
 
 class Trajectory(NamedTuple):
@@ -25,6 +64,7 @@ class Trajectory(NamedTuple):
         log_probs: ``[M, k + 1, B]``: their log-probabilities under the policy that took them.
         values: ``[M, k + 1, B]``: the state values that this policy estimated.
         live: bool ``[M, B]``: the lane's episode had not ended before this meta-step.
+        attention: the upper level's decisions; None: it does not draw.
     """
 
     example: Example
@@ -34,6 +74,7 @@ class Trajectory(NamedTuple):
     log_probs: Tensor
     values: Tensor
     live: Tensor
+    attention: AttentionDraws | None = None
 
     @property
     def final(self) -> Tensor:
@@ -43,7 +84,9 @@ class Trajectory(NamedTuple):
     def lanes(self, chosen: Tensor) -> Trajectory:
         """The trajectory of the lanes with the indices ``chosen``."""
         example = Example(*(part[chosen] for part in self.example))
-        return Trajectory(example, *(part[..., chosen] for part in self[1:]))
+        attention = self.attention and each(lambda part: part[:, chosen], self.attention)
+        parts = {name: getattr(self, name)[..., chosen] for name in self._fields[1:-1]}
+        return Trajectory(example, **parts, attention=attention)
 
 
 class Evaluation(NamedTuple):
@@ -55,6 +98,7 @@ class Evaluation(NamedTuple):
         values: ``[M, k + 1, B]``.
         location_rewards: ``[M, k, B, H W]``: what each location would earn, without gradient.
         label_rewards: ``[M, B, C + 1]``: what each label would earn.
+        attention: scores of the upper level's draws, ``[M, B]`` each; None: it does not draw.
     """
 
     location_log_probs: Tensor
@@ -62,6 +106,7 @@ class Evaluation(NamedTuple):
     values: Tensor
     location_rewards: Tensor
     label_rewards: Tensor
+    attention: AttentionScores | None = None
 
 
 def taken(trajectory: Trajectory, evaluation: Evaluation) -> Tensor:

@@ -11,6 +11,7 @@ A location is a flat cell index ``row * W + col``. Labels are 0 to C - 1, and C 
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -159,12 +160,49 @@ def spotlight(
         >>> round(place.row.item(), 3), round(place.col.item(), 3)
         (2.0, 3.0)
     """
+    row, col = (location // map_size[1]).float() + 1, (location % map_size[1]).float() + 1
+    centre = torch.stack([row, col], dim=1)[..., None].expand(-1, -1, components)
+    return _placed(centre, map_size, coordinates)
+
+
+def lattice(
+    centre: Tensor,
+    reach: Tensor,
+    map_size: tuple[int, int],
+    components: int,
+    coordinates: Literal["paper", "centred"] = "paper",
+) -> Tensor:
+    """Raw numbers ``[B, 4K]`` that put the K Gaussians on a square lattice about a centre: the mask of a drawn attention.
+
+    The lattice has sqrt(K) rows and columns, evenly from ``centre - reach`` to ``centre + reach``. Importance, width and the
+    limits of the centres are those of :func:`spotlight`, which this is if ``reach`` is 0. It is differentiable in both.
+
+    Args:
+        centre: (row, col) in cells ``[B, 2]``; the first cell is at 1.
+        reach: half the lattice's height and width in cells ``[B, 2]``.
+        map_size: (H, W) in cells.
+        components: K, a square number.
+        coordinates: see :func:`mixture`.
+
+    Example:
+        >>> raw = lattice(torch.tensor([[3.0, 4.0]]), torch.tensor([[1.0, 0.5]]), map_size=(7, 7), components=4)
+        >>> place = mixture(raw, map_size=(7, 7))
+        >>> place.row.round(decimals=3).tolist(), place.col.round(decimals=3).tolist()
+        ([[2.0, 2.0, 4.0, 4.0]], [[3.5, 4.5, 3.5, 4.5]])
+    """
+    side = math.isqrt(components)
+    along = torch.linspace(-1, 1, side, device=centre.device) if side > 1 else centre.new_zeros(1)
+    steps = torch.stack([along.repeat_interleave(side), along.repeat(side)])  # [2, K]
+    return _placed(centre[..., None] + reach[..., None] * steps, map_size, coordinates)
+
+
+def _placed(centres: Tensor, map_size: tuple[int, int], coordinates: Literal["paper", "centred"]) -> Tensor:
+    """Raw numbers ``[B, 4K]`` of Gaussians of one importance and the middle width, at ``centres`` ``[B, 2, K]`` in cells."""
     offset = {"paper": 0.0, "centred": 0.5}[coordinates]
-    row = (((location // map_size[1]).float() + 1 - offset) / map_size[0]).logit()
-    col = (((location % map_size[1]).float() + 1 - offset) / map_size[1]).logit()
-    zero = torch.zeros_like(row)
-    raw = torch.stack([zero, zero, row, col], dim=1).clamp(-RAW_LIMIT, RAW_LIMIT)
-    return raw.repeat_interleave(components, dim=1)
+    size = torch.tensor(map_size, device=centres.device)[:, None]
+    beyond = 1e-4  # where the logit exceeds RAW_LIMIT, and is finite with its gradient
+    raw = ((centres - offset) / size).clamp(beyond, 1 - beyond).logit().clamp(-RAW_LIMIT, RAW_LIMIT)
+    return torch.cat([torch.zeros_like(raw), raw], dim=1).flatten(1)
 
 
 # --- interface (section 3, "Interface") -------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
     python train/ppo_or_reinforce.py                               # MNIST Multiset
     python train/ppo_or_reinforce.py --algorithm ppo --seed 1
     python train/ppo_or_reinforce.py --preset faithful             # the agent and its learning as printed
+    python train/ppo_or_reinforce.py --attention-policy drawn --update peak  # the upper level is a policy, too
     python train/ppo_or_reinforce.py --source digits               # no network needed
     python train/ppo_or_reinforce.py --env-id HSAL-Custom-v0 --images FOLDER --activation package.module:Name
     python train/ppo_or_reinforce.py --resume --output-dir runs/x  # go on where it stopped
@@ -36,7 +37,14 @@ from hsal_env.storage.files import terminable
 
 require_agents()
 
-from agents.config import BEST_AGENT, BEST_COMPONENTS, BEST_LEARNER, AgentConfig, LearnerConfig
+from agents.config import (
+    BEST_AGENT,
+    BEST_COMPONENTS,
+    BEST_LEARNER,
+    DRAWN_COMPONENTS,
+    AgentConfig,
+    LearnerConfig,
+)
 
 if TYPE_CHECKING:
     from agents.learning.distributed import Processes
@@ -139,14 +147,16 @@ def parse(argv: list[str]) -> Args:
     first.add_argument("--preset", default="best")
     first.add_argument("--env-id", "--env_id", default="HSAL-MNISTMultiset-v0", type=plain_id)
     first.add_argument("--algorithm", default="reinforce")
+    first.add_argument("--attention-policy", "--attention_policy", default="learned")
     early, _ = first.parse_known_args(argv)
     for what, value, known in (("preset", early.preset, PRESETS), ("env id", early.env_id, ENVIRONMENTS)):
         if value not in known:
             raise ConfigError(f"Unknown {what} {value!r}. Expected one of {', '.join(known)}.")
     preset = PRESETS[early.preset]
     suited = {} if early.preset == "faithful" else ALGORITHM_DEFAULTS.get(early.algorithm, {})
+    drawn = {"components": DRAWN_COMPONENTS} if early.attention_policy == "drawn" else {}
     default = Args(
-        env=TrainEnv(**{**ENVIRONMENTS[early.env_id], **preset.get("env", {}), "split": "train"}),
+        env=TrainEnv(**{**ENVIRONMENTS[early.env_id], **preset.get("env", {}), **drawn, "split": "train"}),
         agent=AgentConfig(**preset.get("agent", {})),
         learner=LearnerConfig(**{"algorithm": early.algorithm, **preset["learner"], **suited}),
         **preset.get("args", {}),

@@ -12,13 +12,25 @@ from torch import Tensor, nn
 from agents.config import LearnerConfig
 from agents.learning import losses
 from agents.learning.distributed import ALONE, Processes
-from agents.learning.returns import advantages
+from agents.learning.returns import advantages, standardised
 from agents.protocol import Agent
 from agents.rollout import Rollout, collect
 from agents.sampling import SharedGenerator
 from agents.trajectory import Evaluation, Trajectory
-from hsal_env.errors import ActionError, DivergenceError
+from hsal_env.errors import ActionError, ConfigError, DivergenceError
 from hsal_env.vector_env import HSALVectorEnv
+
+
+class UpperCredit(NamedTuple):
+    """Credit for the draws of the upper level.
+
+    Attributes:
+        advantage: ``[M, B]``, standardised over the whole batch.
+        returns: what its value regresses to ``[M, B]``: advantage plus value, before it is standardised.
+    """
+
+    advantage: Tensor
+    returns: Tensor
 
 
 class Part(NamedTuple):
@@ -29,11 +41,13 @@ class Part(NamedTuple):
         advantage: ``[M, k + 1, B]``: their advantages. Only REINFORCE and PPO read them.
         share: number of these lanes, divided by the mean number of lanes per process. Every loss is a mean over this process's
             lanes; weighted by ``share``, the mean over processes is the mean over all lanes.
+        upper: credit for the upper level's draws; None: it does not draw.
     """
 
     trajectory: Trajectory
     advantage: Tensor
     share: float
+    upper: UpperCredit | None = None
 
 
 def weights_cast_once(device: torch.device) -> torch.autocast:
@@ -57,9 +71,16 @@ class Objective(nn.Module):
         """The loss, and its terms before weighting, without gradient."""
         with weights_cast_once(part.advantage.device):
             evaluation = self.agent.evaluate(part.trajectory)
-        terms = {
-            name: part.share * term for name, term in self._terms(part.trajectory, evaluation, part.advantage).items()
-        }
+        terms = self._terms(part.trajectory, evaluation, part.advantage)
+        if part.upper:
+            if evaluation.attention is None:
+                raise ConfigError(
+                    "The agent drew its attention; expected the scores of the draws as attention in the Evaluation that its "
+                    "evaluate returns, got None."
+                )
+            clip_coef = self.config.clip_coef if self.config.algorithm == "ppo" else None
+            terms |= losses.upper_level(part.trajectory, evaluation.attention, *part.upper, clip_coef)
+        terms = {name: part.share * term for name, term in terms.items()}
         loss = torch.stack([self._weight(name) * term for name, term in terms.items()]).sum()
         return loss, {name: term.detach() for name, term in terms.items()}
 
@@ -85,6 +106,9 @@ class Objective(nn.Module):
             "stop": config.stop_coef,
             "value": config.vf_coef,
             "entropy": config.ent_coef,
+            "upper": config.upper_coef,
+            "upper_value": config.upper_vf_coef,
+            "upper_entropy": config.upper_ent_coef,
         }[term]
 
 
@@ -234,8 +258,9 @@ class Learner:
         """
         config, trajectory = self.config, rollout.trajectory
         advantage = advantages(trajectory.rewards, trajectory.values, trajectory.live, config.gamma, config.gae_lambda)
+        upper = self._upper_credit(trajectory)
         if config.algorithm != "ppo":
-            return [Part(trajectory, advantage, 1.0)]
+            return [Part(trajectory, advantage, 1.0, upper)]
         lanes, processes = trajectory.labels.shape[1], self.processes
         first = processes.rank * lanes
         parts = []
@@ -247,8 +272,18 @@ class Learner:
                 if not share:
                     chosen = torch.zeros(1, dtype=torch.int64)  # any lane: the loss is multiplied by a share of 0
                 chosen = chosen.to(advantage.device)
-                parts.append(Part(trajectory.lanes(chosen), advantage[..., chosen], share))
+                own = upper and UpperCredit(*(part[:, chosen] for part in upper))
+                parts.append(Part(trajectory.lanes(chosen), advantage[..., chosen], share, own))
         return parts
+
+    def _upper_credit(self, trajectory: Trajectory) -> UpperCredit | None:
+        """Credit for the upper level's draws, with a discount and a lambda of their own, from one meta-step to the next."""
+        config, attention = self.config, trajectory.attention
+        if attention is None:
+            return None
+        rewards, values = attention.rewards[:, None], attention.values[:, None]
+        advantage = advantages(rewards, values, trajectory.live, config.upper_gamma, config.upper_gae_lambda).squeeze(1)
+        return UpperCredit(standardised(advantage, trajectory.live, self.processes.total), advantage + attention.values)
 
     def _schedule(self) -> float:
         done = self.step / self.num_updates
@@ -264,15 +299,19 @@ class Learner:
         looked = trajectory.live[:, None].expand_as(trajectory.rewards[:, :-1])
         of_labels = torch.where(named, trajectory.rewards[:, -1], 0.0)
         of_locations = torch.where(looked, trajectory.rewards[:, :-1], 0.0)
-        counts = [named.sum(), looked.sum(), rollout.glimpses.sum()]
-        sums = [*terms.values(), of_labels.sum(), of_locations.sum(), *rollout.looks.sum(dim=0), *counts]
-        *means, label, location, at, uniform, labels, looks, glimpses = self.processes.total(
+        upper = trajectory.attention
+        of_attention = torch.where(trajectory.live, upper.rewards, 0.0) if upper else of_labels
+        counts = [named.sum(), looked.sum(), trajectory.live.sum(), rollout.glimpses.sum()]
+        earned = [of_labels.sum(), of_locations.sum(), of_attention.sum()]
+        sums = [*terms.values(), *earned, *rollout.looks.sum(dim=0), *counts]
+        *means, label, location, attention, at, uniform, labels, looks, attended, glimpses = self.processes.total(
             torch.stack([number.double() for number in sums])
         )
         return {
             **{f"loss/{name}": mean / self.processes.count for name, mean in zip(terms, means, strict=True)},
             "reward/label": label / labels.clamp(min=1),
             "reward/location": location / looks.clamp(min=1),
+            **({"reward/upper": attention / attended.clamp(min=1)} if upper else {}),
             "attention/saliency": at / glimpses.clamp(min=1),
             "attention/saliency_ratio": torch.where(uniform > 0, at / uniform, 0.0),
             "optimiser/grad_norm": grad_norm.double(),

@@ -11,6 +11,8 @@ The objectives differ in the reward that they read:
   ``evaluation.location_rewards`` and ``evaluation.label_rewards``. ``agent.evaluate`` computes them anew, by the environment's
   own functions. The rewards paid are not in these losses. The actions taken only decide what is seen and remains next.
 - :func:`cross_entropy` reads no reward.
+
+:func:`upper_level` has the terms of an upper level that draws its attention. They are added to any of these.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from agents.trajectory import Evaluation, Trajectory, taken
+from agents.trajectory import AttentionScores, Evaluation, Trajectory, taken
 from hsal_env import functional as F
 
 
@@ -82,12 +84,35 @@ def ppo(trajectory: Trajectory, evaluation: Evaluation, advantage: Tensor, clip_
         advantage: ``[M, k + 1, B]``, detached.
         clip_coef: c.
     """
-    ratio = (taken(trajectory, evaluation) - trajectory.log_probs).exp()
-    surrogate = -torch.minimum(ratio * advantage, ratio.clamp(1 - clip_coef, 1 + clip_coef) * advantage)
+    surrogate = _clipped(taken(trajectory, evaluation) - trajectory.log_probs, advantage, clip_coef)
     return {
         **_policy(trajectory, surrogate[:, :-1], surrogate[:, -1]),
         **_common(trajectory, evaluation, advantage),
     }
+
+
+def upper_level(
+    trajectory: Trajectory, scores: AttentionScores, advantage: Tensor, returns: Tensor, clip_coef: float | None = None
+) -> dict[str, Tensor]:
+    """Terms of an upper level that draws its attention: its policy, its value and its (negative) entropy.
+
+    They are added to any of the other objectives. The policy's is REINFORCE, ``-log p(a) A``; or PPO's surrogate, as in
+    :func:`ppo`. Their gradient reaches the upper level alone, since a draw has none.
+
+    Args:
+        trajectory: the decisions taken, with ``attention``.
+        scores: of the draws, ``[M, B]`` each.
+        advantage: ``[M, B]``, detached.
+        returns: what the value regresses to ``[M, B]``.
+        clip_coef: PPO's c. None: REINFORCE.
+    """
+    assert trajectory.attention is not None
+    if clip_coef is None:
+        policy = -scores.log_probs * advantage
+    else:
+        policy = _clipped(scores.log_probs - trajectory.attention.log_probs, advantage, clip_coef)
+    terms = {"upper": policy, "upper_value": (scores.values - returns).square(), "upper_entropy": -scores.entropies}
+    return {name: _per_episode(term, trajectory.live) for name, term in terms.items()}
 
 
 def cross_entropy(trajectory: Trajectory, evaluation: Evaluation) -> dict[str, Tensor]:
@@ -131,6 +156,11 @@ def shuffled_labels(counts: Tensor, steps: int, generator: torch.Generator) -> T
         labels = torch.arange(classes).repeat_interleave(row)
         repeated[lane, : len(labels)] = labels[torch.randperm(len(labels), generator=generator)]
     return repeated.T.contiguous().to(counts.device)
+
+
+def _clipped(log_ratio: Tensor, advantage: Tensor, clip_coef: float) -> Tensor:
+    ratio = log_ratio.exp()
+    return -torch.minimum(ratio * advantage, ratio.clamp(1 - clip_coef, 1 + clip_coef) * advantage)
 
 
 def _policy(trajectory: Trajectory, location: Tensor, label: Tensor) -> dict[str, Tensor]:

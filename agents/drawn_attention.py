@@ -1,0 +1,161 @@
+"""The upper level as a stochastic policy: a mask that is drawn, on one place of the map.
+
+The paper's meta-controller puts out the mask itself, and learns through it. Here it has a policy, a value and an entropy, as the
+controller has. At meta-step t it draws
+
+- a cell c from ``softmax(w S_t + MLP(h_t))``;
+- an extent x_0 and a shift (x_1, x_2) from ``Normal(mean, STD)``, where the mean is linear in the 5x5 patch of S_t about c.
+
+The K Gaussians stand on a square lattice about ``c + SHIFT tanh(x_1, x_2)``, and it reaches ``EXTENT sigmoid(x_0)`` from there.
+Both limits are in units of a seventh of the map's side, a cell of the paper's map. Attention reaches the environment as the 4K
+numbers that describe this lattice (:func:`hsal_env.functional.lattice`). The mode is the most probable cell and the means about it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from agents.config import grid_side
+from agents.encoding import EncodedGRU, one_hot_or_zeros
+from agents.sampling import sample, sample_normal
+from agents.trajectory import AttentionScores
+from hsal_env import functional as F
+from hsal_env.rules import Rules
+
+PATCH = 5
+"""Rows and columns of the patch that the means of extent and shift are read off."""
+STD = 0.3
+"""Standard deviation of the three numbers."""
+EXTENT, SHIFT = 2.0, 1.0
+"""Limits of extent and shift, in sevenths of the map's side."""
+FIRST_EXTENT = -1.0
+"""First mean of x_0: the lattice reaches 0.54 cells of a 7x7 map."""
+
+
+class AttentionDraw(NamedTuple):
+    """What is drawn at a meta-step of B lanes.
+
+    Attributes:
+        cell: c, int64 ``[B]``, row-major.
+        extent: x_0 ``[B]``.
+        shift: (x_1, x_2) ``[B, 2]``, of the row and of the column.
+    """
+
+    cell: Tensor
+    extent: Tensor
+    shift: Tensor
+
+
+class DrawnAttention(EncodedGRU):
+    """``x_t = [S_t, y_{t-1}]``, ``e_t = W_encode x_t``, ``h_t = GRU(e_t, h_{t-1})`` as in the paper, and the heads of a policy.
+
+    Args:
+        map_size: (H, W) in cells.
+        labels: C + 1.
+        rules: the rules of the environment.
+        hidden: size of encoding and state.
+        cell_hidden: hidden units of the MLP that scores cells.
+        saliency_prior: first value of w.
+
+    Raises:
+        ConfigError: K is not a square number.
+    """
+
+    def __init__(
+        self,
+        map_size: tuple[int, int],
+        labels: int,
+        rules: Rules,
+        hidden: int,
+        cell_hidden: int,
+        saliency_prior: float,
+    ) -> None:
+        grid_side(rules.components, "attention_policy='drawn'", "another attention_policy")
+        cells = map_size[0] * map_size[1]
+        super().__init__(cells + labels, hidden)
+        self.map_size, self.labels, self.rules = map_size, labels, rules
+        self.cell = nn.Sequential(nn.Linear(hidden, cell_hidden), nn.ReLU(), nn.Linear(cell_hidden, cells))
+        self.saliency_prior = nn.Parameter(torch.tensor(float(saliency_prior)))
+        self.mean = nn.Linear(PATCH**2, 3)
+        self.value = nn.Linear(hidden, 1)
+        nn.init.zeros_(self.mean.weight)
+        with torch.no_grad():
+            self.mean.bias.copy_(torch.tensor([FIRST_EXTENT, 0.0, 0.0]))
+
+    def forward(self, saliency: Tensor, last_label: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Take one step.
+
+        Args:
+            saliency: S_t ``[B, H, W]``.
+            last_label: ``[B]``. C + 1 means none yet, and is encoded as zeros (C2).
+            state: h_{t-1} ``[B, hidden]``.
+
+        Returns:
+            Log-probabilities of the cells ``[B, H W]``; the value ``[B]``, which reads the detached h_t; and h_t.
+        """
+        x = torch.cat([saliency.flatten(1), one_hot_or_zeros(last_label, self.labels)], dim=1)
+        state = self.step(x, state)
+        scores = self.saliency_prior * saliency.flatten(1) + self.cell(state).float()
+        return scores.log_softmax(dim=1), self.value(state.detach()).float().squeeze(1), state
+
+    def means(self, saliency: Tensor, cell: Tensor) -> Tensor:
+        """Means of (x_0, x_1, x_2) ``[B, 3]``, from the patch of ``saliency`` ``[B, H, W]`` about ``cell`` ``[B]``.
+
+        Beyond the map S counts as 0. On maps of more cells the patch's points are a seventh of the map's side apart.
+        """
+        half = PATCH // 2
+        steps = [max(1, round(size / 7)) for size in self.map_size]
+        rows, cols = (
+            at[:, None] + step * torch.arange(PATCH, device=cell.device)  # in the padded map
+            for at, step in zip((cell // self.map_size[1], cell % self.map_size[1]), steps, strict=True)
+        )
+        padded = pad(saliency, (half * steps[1],) * 2 + (half * steps[0],) * 2)
+        lanes = torch.arange(len(cell), device=cell.device)[:, None, None]
+        return self.mean(padded[lanes, rows[:, :, None], cols[:, None]].flatten(1)).float()
+
+    def draw(
+        self, log_probs: Tensor, saliency: Tensor, deterministic: bool, generator: torch.Generator | None
+    ) -> AttentionDraw:
+        """Draw a mask, or take the mode. It has no gradient.
+
+        Args:
+            log_probs: of the cells ``[B, H W]``.
+            saliency: S_t ``[B, H, W]``.
+            deterministic: take the most probable cell and the means.
+            generator: draws.
+        """
+        cell = log_probs.argmax(dim=1) if deterministic else sample(log_probs.detach().exp(), generator)
+        mean = self.means(saliency, cell).detach()
+        x = mean if deterministic else sample_normal(mean, STD, generator)
+        return AttentionDraw(cell, x[:, 0], x[:, 1:])
+
+    def scores(self, drawn: AttentionDraw, log_probs: Tensor, saliency: Tensor, value: Tensor) -> AttentionScores:
+        """Log-probability, value and entropy of what was drawn, with gradient.
+
+        ``log p = log p(c) + sum_i log Normal(x_i; mean_i, STD)``. The entropy is that of the cells and of three Normal
+        distributions, ``3/2 log(2 pi e STD**2)``; it does not depend on the cell.
+        """
+        x = torch.cat([drawn.extent[:, None], drawn.shift], dim=1)
+        log_normal = -0.5 * ((x - self.means(saliency, drawn.cell)) / STD).square() - math.log(
+            STD * math.sqrt(2 * math.pi)
+        )
+        at_cell = log_probs.gather(1, drawn.cell[:, None]).squeeze(1)
+        entropy = -(log_probs.exp() * log_probs).sum(dim=1) + 1.5 * math.log(2 * math.pi * math.e * STD**2)
+        return AttentionScores(at_cell + log_normal.sum(dim=1), value, entropy)
+
+    def attention(self, drawn: AttentionDraw) -> Tensor:
+        """The raw numbers ``[B, 4K]`` of the mask that was drawn."""
+        unit = torch.tensor(self.map_size, device=drawn.extent.device) / 7
+        cell = torch.stack([drawn.cell // self.map_size[1], drawn.cell % self.map_size[1]], dim=1) + 1
+        return F.lattice(
+            cell + SHIFT * unit * drawn.shift.tanh(),
+            EXTENT * unit * drawn.extent.sigmoid()[:, None],
+            self.map_size,
+            self.rules.components,
+            self.rules.coordinates,
+        )
