@@ -8,7 +8,7 @@ controller has. At meta-step t it draws
 
 The K Gaussians stand on a square lattice about ``c + SHIFT tanh(x_1, x_2)``, and it reaches ``EXTENT sigmoid(x_0)`` from there.
 Both limits are in units of a seventh of the map's side, a cell of the paper's map. Attention reaches the environment as the 4K
-numbers that describe this lattice (:func:`hsal_env.functional.lattice`). The mode is the most probable cell and the means about it.
+numbers that describe this lattice (:func:`hsal_env.functional.lattice`). The mode is the most probable cell and its means.
 """
 
 from __future__ import annotations

@@ -83,6 +83,9 @@ def record(
                 value=decision.value,
                 log_probs=decision.log_probs,
                 states=_named(state),
+                drew=decision.draws is not None,
+                cell=getattr(decision.draws, "cell", None),
+                entropy=decision.entropy,
             ),
         )
         recorder.end(terminated, truncated)

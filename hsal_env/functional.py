@@ -11,7 +11,6 @@ A location is a flat cell index ``row * W + col``. Labels are 0 to C - 1, and C 
 
 from __future__ import annotations
 
-import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -190,7 +189,7 @@ def lattice(
         >>> place.row.round(decimals=3).tolist(), place.col.round(decimals=3).tolist()
         ([[2.0, 2.0, 4.0, 4.0]], [[3.5, 4.5, 3.5, 4.5]])
     """
-    side = math.isqrt(components)
+    side = round(components**0.5)
     along = torch.linspace(-1, 1, side, device=centre.device) if side > 1 else centre.new_zeros(1)
     steps = torch.stack([along.repeat_interleave(side), along.repeat(side)])  # [2, K]
     return _placed(centre[..., None] + reach[..., None] * steps, map_size, coordinates)

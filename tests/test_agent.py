@@ -766,7 +766,7 @@ def test_a_relative_module_is_a_clear_error():
     [
         ("controller_state", "keep", "controller_state to be one of reset, carry; got 'keep'"),
         ("attention_init", "ring", "attention_init to be one of default, grid; got 'ring'"),
-        ("attention_policy", "random", "attention_policy to be one of learned, winner-take-all; got 'random'"),
+        ("attention_policy", "random", "attention_policy to be one of learned, drawn, winner-take-all; got 'random'"),
         ("location_policy", "sampled", "location_policy to be one of learned, greedy, uniform; got 'sampled'"),
         ("location_prior", -0.5, "location_prior of at least 0; got -0.5"),
         ("location_prior", math.nan, "location_prior of at least 0; got nan"),

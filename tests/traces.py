@@ -48,6 +48,7 @@ def trace_of(
                     "saliency": drawn[0] if step.saliency is None else step.saliency,
                     "mask": drawn[1] if step.mask is None else step.mask,
                     "priority": drawn[2],
+                    "attended": -1,
                     "location": step.locations[phase - 1] if looks else -1,
                     "label": step.label if names else -1,
                     "reward": (2.0 * right - 1) if names else 0.25 * looks,

@@ -47,13 +47,15 @@ class Trace(NamedTuple):
         label: the label that was named, int64 ``[N]``; C: stop; -1 at other phases.
         reward: of the decision ``[N]``.
         remaining: how often each label is still to be named, int64 ``[N, C]``, before the decision.
-        log_prob: log-probability of the location or label under the policy ``[N]``, in nats.
-        value: the baseline ``[N]``.
-        entropy: of the policy ``[N]``, in nats.
+        log_prob: log-probability of the location or label under the policy ``[N]``, in nats; of attention where it is drawn.
+        value: the baseline ``[N]``; at phase 0 that of the upper level, if it has one.
+        entropy: of the policy ``[N]``, in nats; at phase 0 that of drawn attention.
         location_probs: probability of every location ``[N, H W]``, at phases 1..k.
         label_probs: probability of every label and of stop ``[N, C + 1]``, at phase k + 1.
         states: recurrent states of the agent after the decision, ``[N, ...]`` by name; empty without an agent.
         saliency_left: S after the last decision ``[H, W]``.
+        attended: the cell that attention was drawn about, int64 ``[N]``, row-major; -1 at other phases, and where attention is
+            not drawn about a cell.
         class_names: the names of the C labels; () where they have none.
     """
 
@@ -87,6 +89,7 @@ class Trace(NamedTuple):
     label_probs: np.ndarray
     states: dict[str, np.ndarray]
     saliency_left: np.ndarray
+    attended: np.ndarray
     class_names: tuple[str, ...] = ()
 
     @property
@@ -182,9 +185,13 @@ SCHEMA = (
         lambda t: np.where(t.label < 0, -1, t.right),
     ),
     _field("reward", "float64", "reward of the decision", "P at a location, in [0, 1]; -1, 0 or 1 of a label"),
-    _field("log_prob", "float32", "log-probability of the location or label, nats", "at most 0; NaN: unknown"),
+    _field("attended", "int64", "cell that attention was drawn about, row-major", "0..H W - 1; -1: none"),
+    _field(
+        "log_prob", "float32", "log-probability of the location or label, or log-density of drawn attention, nats",
+        "of a location or label at most 0; NaN: unknown",
+    ),
     _field("value", "float32", "baseline", "any; NaN: unknown"),
-    _field("entropy", "float32", "entropy of the policy, nats", "at least 0; NaN: unknown"),
+    _field("entropy", "float32", "entropy of the policy, nats", "of a location or label at least 0; NaN: unknown"),
     _field("remaining", "list<int64>", "how often each label is still to be named", "C numbers from 0"),
     _field("saliency", "list<float32>", "saliency map S that the decision found, row-major", "H W numbers in [0, 1]"),
     _field("mask", "list<float32>", "attention mask M of the meta-step, row-major", "H W numbers from 0"),
@@ -291,7 +298,7 @@ _SHAPES = {
     "labels": ("i", "m"), "boxes": ("i", "m 4"), "meta_step": ("i", "N"), "phase": ("i", "N"),
     "saliency": ("f", "N H W"), "mask": ("f", "N H W"), "priority": ("f", "N H W"), "saliency_left": ("f", "H W"),
     "alpha": ("f", "N K"), "beta": ("f", "N K"), "row": ("f", "N K"), "col": ("f", "N K"),
-    "location": ("i", "N"), "label": ("i", "N"), "reward": ("f", "N"), "remaining": ("i", "N C"),
+    "attended": ("i", "N"), "location": ("i", "N"), "label": ("i", "N"), "reward": ("f", "N"), "remaining": ("i", "N C"),
     "log_prob": ("f", "N"), "value": ("f", "N"), "entropy": ("f", "N"),
     "location_probs": ("f", "N HW"), "label_probs": ("f", "N C+1"),
 }  # fmt: skip
@@ -300,7 +307,11 @@ _SHAPES = {
 
 def _rebuilt(part: dict[str, Any]) -> Trace:
     states = {name.removeprefix("states/"): part.pop(name) for name in list(part) if name.startswith("states/")}
-    part = {"class_names": np.array([]), **part}  # files of version 0.2 have none
+    part = {
+        "class_names": np.array([]),
+        "attended": np.full_like(part["location"], -1),
+        **part,
+    }  # not in files of version 0.2
     plain = {name: convert(part.pop(name)) for name, convert in _PLAIN.items()}
     trace = Trace(**part, **plain, states=states)
     (rows, columns), classes = trace.map_size, trace.num_classes

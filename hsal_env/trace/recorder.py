@@ -25,10 +25,13 @@ class Scores(NamedTuple):
 
     Attributes:
         attention: raw mixture parameters ``[B, 4K]``.
-        log_prob: log-probability of the location or label that was chosen ``[B]``, in nats.
+        log_prob: log-probability of the location or label that was chosen, or of attention that was drawn ``[B]``, in nats.
         value: the baseline ``[B]``.
         log_probs: log-probabilities of all locations or all labels ``[B, n]``; None if the agent does not give them.
         states: recurrent states after the decision, ``[B, ...]`` by name.
+        drew: whether attention is drawn. If not, a mask has no log-probability, value and entropy.
+        cell: the cell that attention was drawn about ``[B]``; None if there is none.
+        entropy: of the distribution of attention ``[B]``, in nats; None if the agent does not give it.
     """
 
     attention: Tensor
@@ -36,6 +39,9 @@ class Scores(NamedTuple):
     value: Tensor
     log_probs: Tensor | None
     states: dict[str, Tensor]
+    drew: bool = False
+    cell: Tensor | None = None
+    entropy: Tensor | None = None
 
 
 class Recorder:
@@ -130,7 +136,7 @@ class Recorder:
         phase, meta_step = states["phase"][before, lane], states["meta_step"][before, lane]
         attends, names = phase == 0, phase == self.rules.glimpses + 1
         looks = ~attends & ~names
-        placed = np.where(attends, after, before)
+        placed, silent = np.where(attends, after, before), attends & ~whole.drew[after]
         attended = (
             after[np.searchsorted(meta_step, meta_step)] if len(after) else after
         )  # the state after the mask was placed
@@ -156,14 +162,15 @@ class Recorder:
             label=np.where(names, states["last_label"][after, lane], -1),
             reward=returns[after] - returns[before],
             remaining=states["remaining"][before, lane],
-            log_prob=np.where(attends, np.nan, whole.log_prob[after, lane]),
-            value=np.where(attends, np.nan, whole.value[after, lane]),
-            entropy=whole.entropy[after, lane],
+            log_prob=np.where(silent, np.nan, whole.log_prob[after, lane]),
+            value=np.where(silent, np.nan, whole.value[after, lane]),
+            entropy=np.where(attends, whole.attention_entropy[after, lane], whole.entropy[after, lane]),
             location_probs=np.where(looks[:, None], whole.location_probs[after, lane], np.nan),
             label_probs=np.where(names[:, None], whole.label_probs[after, lane], np.nan),
             states={name: part[after, lane] for name, part in whole.agent.items()},
             saliency_left=states["saliency"][last, lane],
             class_names=class_names,
+            attended=np.where(attends, whole.cell[after, lane], -1),
         )
 
 
@@ -188,7 +195,14 @@ class _Stacked:
         unknown = np.full(shape, np.nan, np.float32)
         self.log_prob = spread([part.log_prob for part in parts], said) if parts else unknown
         self.value = spread([part.value for part in parts], said) if parts else unknown
-        self.entropy = unknown.copy()
+        self.drew = np.array([part is not None and part.drew for part in scores])
+        self.cell = np.full(shape, -1)
+        self.entropy, self.attention_entropy = unknown.copy(), unknown.copy()
+        for n, part in zip(said, parts, strict=True):
+            if part.cell is not None:
+                self.cell[n] = part.cell.cpu().numpy()
+            if part.entropy is not None:
+                self.attention_entropy[n] = part.entropy.cpu().numpy()
         widths = {"location_probs": map_size[0] * map_size[1], "label_probs": num_classes + 1}
         for name, width in widths.items():
             found = np.full((*shape, width), np.nan, np.float32)
