@@ -227,17 +227,36 @@ class ActorCritic(nn.Module):
         Raises:
             ConfigError: this agent's attention is deterministic.
         """
+        meta = self.drawn_attention()
+        log_probs, value, after = self.score_cells(saliency, last_label, state)
+        if drawn is None:
+            drawn = meta.draw(log_probs, saliency, deterministic, generator)
+        scores = meta.scores(drawn, log_probs, saliency, value)
+        return Attended(meta.attention(drawn), after, drawn, scores, log_probs)
+
+    def score_cells(self, saliency: Tensor, last_label: Tensor, state: AgentState) -> tuple[Tensor, Tensor, AgentState]:
+        """The first half of :meth:`draw`: log-probabilities of the cells ``[B, H W]``, the value ``[B]``, the states after it.
+
+        Raises:
+            ConfigError: this agent's attention is deterministic.
+        """
+        meta = self.drawn_attention()
+        with self._precision():
+            log_probs, value, meta_state = meta(saliency, last_label, state.meta_state)
+        return log_probs, value, self._begun(meta_state, state)
+
+    def drawn_attention(self) -> DrawnAttention:
+        """The meta-controller of an agent that draws its attention.
+
+        Raises:
+            ConfigError: this agent's attention is deterministic.
+        """
         meta = self.meta_controller
         if not isinstance(meta, DrawnAttention):
             raise ConfigError(
                 f"Expected an agent with attention_policy='drawn'; got {self.config.attention_policy!r}, which draws nothing."
             )
-        with self._precision():
-            log_probs, value, meta_state = meta(saliency, last_label, state.meta_state)
-        if drawn is None:
-            drawn = meta.draw(log_probs, saliency, deterministic, generator)
-        scores = meta.scores(drawn, log_probs, saliency, value)
-        return Attended(meta.attention(drawn), self._begun(meta_state, state), drawn, scores, log_probs)
+        return meta
 
     def _begun(self, meta_state: Tensor, before: AgentState) -> AgentState:
         """The states with which a meta-step begins."""

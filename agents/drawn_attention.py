@@ -131,8 +131,11 @@ class DrawnAttention(EncodedGRU):
         """
         cell = log_probs.argmax(dim=1) if deterministic else sample(log_probs.detach().exp(), generator)
         mean = self.means(saliency, cell).detach()
-        x = mean if deterministic else sample_normal(mean, STD, generator)
-        return AttentionDraw(cell, x[:, 0], x[:, 1:])
+        return _about(cell, mean if deterministic else sample_normal(mean, STD, generator))
+
+    def most_probable(self, saliency: Tensor, cell: Tensor) -> AttentionDraw:
+        """The means about ``cell`` ``[B]``, with gradient."""
+        return _about(cell, self.means(saliency, cell))
 
     def scores(self, drawn: AttentionDraw, log_probs: Tensor, saliency: Tensor, value: Tensor) -> AttentionScores:
         """Log-probability, value and entropy of what was drawn, with gradient.
@@ -159,3 +162,7 @@ class DrawnAttention(EncodedGRU):
             self.rules.components,
             self.rules.coordinates,
         )
+
+
+def _about(cell: Tensor, x: Tensor) -> AttentionDraw:
+    return AttentionDraw(cell, x[:, 0], x[:, 1:])

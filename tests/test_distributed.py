@@ -34,7 +34,9 @@ from hsal_env.storage.files import Terminated, replacing
 ROOT = Path(__file__).parents[1]
 TRAIN = ROOT / "train" / "ppo_or_reinforce.py"
 
-ENV = EnvConfig(source="digits", num_examples=32, protocol="teacher", features="store", include_image=False)
+ENV = EnvConfig(
+    source="digits", num_examples=32, protocol="teacher", features="store", include_image=False, components=4
+)
 AGENT = AgentConfig(meta_hidden=8, controller_hidden=16, location_hidden=8, location_prior=1.0)
 LEARNER = LearnerConfig(batch_size=8, passes=2, learning_rate=1e-3)
 VARIANTS = {
@@ -44,6 +46,8 @@ VARIANTS = {
     "multiset-loss": ({}, {"algorithm": "multiset-loss"}),
     "ppo": ({}, {"algorithm": "ppo", "num_minibatches": 1}),
     "ppo-minibatches": ({}, {"algorithm": "ppo", "num_minibatches": 4}),  # of two lanes, at times both of one process
+    "drawn": ({"attention_policy": "drawn"}, {"estimator": "log"}),
+    "drawn-ppo": ({"attention_policy": "drawn"}, {"algorithm": "ppo", "num_minibatches": 4}),
     # leaves the meta-controller and the location head unused
     "controls": ({"attention_policy": "winner-take-all", "location_policy": "uniform"}, {}),
 }

@@ -240,6 +240,62 @@ def test_labels_teach_the_meta_controller_through_the_mask():
     assert gradient.abs().sum() > 0
 
 
+DRAWN = {"config": AgentConfig(attention_policy="drawn", saliency_prior=3.0, meta_hidden=16, controller_hidden=16)}
+
+
+@pytest.mark.parametrize("config", [{}, {"glimpses": 0}, {"glimpses": 1, "components": 9, "max_objects": 2}], ids=str)
+def test_an_update_scores_the_cells_that_the_roll_out_drew(config):
+    model = rolled_out(recurrent_ppo(policy_kwargs=DRAWN, **config))
+    cells = 0
+    for data in model.rollout_buffer.get(model.batch_size):
+        values, log_prob, entropy = model.policy.evaluate_actions(
+            data.observations, data.actions, data.lstm_states, data.episode_starts
+        )
+        real = data.mask > 0
+        torch.testing.assert_close(log_prob[real], data.old_log_prob[real], rtol=0, atol=1e-4)
+        torch.testing.assert_close(values[real], data.old_values[real], rtol=0, atol=1e-4)
+        attends = (data.observations["phase"].flatten() == 0) & real
+        assert (entropy[real] > 0).all()
+        assert (log_prob[attends] < 0).all()
+        cells += data.actions[attends, -2].unique().numel()
+    assert cells > 2
+
+
+def test_drawn_attention_learns_its_cells_by_their_scores_and_its_masks_through_the_mask():
+    model = rolled_out(recurrent_ppo(batch_size=132, policy_kwargs=DRAWN), 1)
+    data = next(model.rollout_buffer.get(132))
+    values, log_prob, _ = model.policy.evaluate_actions(
+        data.observations, data.actions, data.lstm_states, data.episode_starts
+    )
+    phase, real = data.observations["phase"].flatten(), data.mask > 0
+    meta = model.policy.agent.meta_controller
+    parts = {
+        "prior": meta.saliency_prior,
+        "cell": meta.cell[2].weight,
+        "mean": meta.mean.weight,
+        "value": meta.value.weight,
+    }
+
+    def heard(loss) -> set[str]:
+        gradients = torch.autograd.grad(loss, list(parts.values()), retain_graph=True, allow_unused=True)
+        return {name for name, part in zip(parts, gradients, strict=True) if part is not None and part.any()}
+
+    assert heard(log_prob[(phase == 0) & real].sum()) >= {"prior", "cell"}
+    assert heard(log_prob[(phase == 3) & real].sum()) == {"mean"}
+    assert heard(values[(phase == 0) & real].sum()) == {"value"}
+
+
+def test_a_drawing_policy_learns_and_plays_as_its_agent():
+    model = recurrent_ppo(4, policy_kwargs=DRAWN).learn(88)
+    shaped, env = SB3Agent(model.policy.agent), lanes_of(4, action_mode="packed", components=4)
+    seen, starts = env.reset(), np.ones(4, bool)
+    actions, _ = model.predict(seen, None, starts, deterministic=True)
+    expected, _ = shaped.predict(seen, None, starts, deterministic=True)
+    np.testing.assert_allclose(actions[:, :16], expected[:, :16], atol=1e-5)
+    drawn, _ = model.predict(seen, None, starts)
+    assert not np.array_equal(drawn[:, :16], actions[:, :16])
+
+
 def test_its_greedy_decisions_are_the_agents():
     """The same modules in the native environment, and SB3's predict, lane by lane and with its memory."""
     model = recurrent_ppo(4, components=4)

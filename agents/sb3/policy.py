@@ -54,14 +54,30 @@ class _Choice(NamedTuple):
     entropy: Tensor
 
 
+class _Attended(NamedTuple):
+    """The upper level's step of N lanes.
+
+    Attributes:
+        raw: raw attention ``[N, 4K]``.
+        state: the states after it.
+        cell: the cell that it was drawn about; its log-probability and entropy are 0 for deterministic attention.
+        value: ``[N]``.
+    """
+
+    raw: Tensor
+    state: AgentState
+    cell: _Choice
+    value: Tensor
+
+
 class _Step(NamedTuple):
     """What a step of N lanes gives.
 
     Attributes:
         action: packed ``[N, 4K + 2]``.
         value: ``[N]``.
-        log_prob: ``[N]``; 0 for attention, which is deterministic.
-        entropy: ``[N]``; 0 for attention.
+        log_prob: ``[N]``; of the cell for drawn attention, 0 for deterministic attention.
+        entropy: ``[N]``, likewise.
         hidden: both states after it ``[N, meta + controller]``.
         placed: the masks after it; None in a roll-out.
     """
@@ -77,12 +93,16 @@ class _Step(NamedTuple):
 class HSALPolicy(RecurrentActorCriticPolicy):
     """The paper's agent as a policy of sb3-contrib's ``RecurrentPPO``, on the packed view.
 
-    SB3 keeps the states of both GRUs where it would keep those of an LSTM. Attention is deterministic, and its log-probability
-    is 0. It learns through P and g_0: an update computes them anew from the stored saliency and volume, as
+    SB3 keeps the states of both GRUs where it would keep those of an LSTM. By default attention is deterministic, and its
+    log-probability is 0. It learns through P and g_0: an update computes them anew from the stored saliency and volume, as
     :meth:`agents.actor_critic.ActorCritic.evaluate` does. PPO wants a value at phase 0, too, where our agent has none: there it
     is linear in the meta-controller's state. A new policy draws its weights, and an action that is not ``deterministic``, from
     torch's global generator, which SB3 seeds. ``policy.agent`` is an :class:`ActorCritic`, which our own commands can test and
     save.
+
+    With ``AgentConfig(attention_policy="drawn")`` the upper level is a policy, too: PPO gives its cell a log-probability, an
+    entropy and the agent's own value. The cell stands in the packed action in the place of the location, which phase 0 does not
+    read. There is no place for the extent and the shift. They are not drawn but take their means, which learn through P and g_0.
 
     Args:
         observation_space: of the packed view, with ``volume``.
@@ -148,7 +168,8 @@ class HSALPolicy(RecurrentActorCriticPolicy):
             )
         world = World(self.rules, self.map_size, part["glimpse"].shape[0], int(part["last_label"].n) - 2)
         self.agent = ActorCritic(world, self.config)
-        self.meta_value = nn.Linear(self.config.meta_hidden, 1)
+        self.draws = self.config.attention_policy == "drawn"
+        self.meta_value = None if self.draws else nn.Linear(self.config.meta_hidden, 1)
         size = self.config.meta_hidden + self.config.controller_hidden
         self.lstm_actor = _StateSize(size)  # type: ignore[assignment]
         self.lstm_hidden_state_shape = (1, 1, size)
@@ -239,7 +260,9 @@ class HSALPolicy(RecurrentActorCriticPolicy):
         sizes = [self.config.meta_hidden, self.config.controller_hidden]
         before = AgentState(*(hidden * (1 - episode_starts)[:, None]).split(sizes, dim=1))
 
-        raw, begun = self.agent.attend(seen["saliency"], seen["last_label"], before)
+        stored_location, stored_label = (None, None) if taken is None else (taken[:, -2], taken[:, -1])
+        place = self._attend(seen["saliency"], seen["last_label"], before, stored_location, deterministic)
+        raw, begun = place.raw, place.state
         if taken is not None:  # what the observation shows of the mask is computed anew
             fresh = self._place(raw, obs, seen["saliency"], attends)
             if placed is not None:
@@ -247,25 +270,41 @@ class HSALPolicy(RecurrentActorCriticPolicy):
                 fresh = dynamics.select(attends, fresh, placed)
             placed = fresh
         read = self.agent.read(seen, before.controller_state)
-        stored_location, stored_label = (None, None) if taken is None else (taken[:, -2], taken[:, -1])
         log_probs = self.agent.controller.location_log_probs(read, seen["priority"])
         location = _choose(log_probs, stored_location, deterministic)
         label = _choose(self.agent.controller.label_log_probs(read), stored_label, deterministic)
 
-        def by_phase(at_location: Tensor, at_label: Tensor) -> Tensor:
-            return torch.where(attends, 0.0, torch.where(names, at_label, at_location))
+        def by_phase(at_attention: Tensor, at_location: Tensor, at_label: Tensor) -> Tensor:
+            return torch.where(attends, at_attention, torch.where(names, at_label, at_location))
 
-        meta_value = self.meta_value(begun.meta_state.detach()).squeeze(1)
+        cell = torch.where(attends, place.cell.chosen, location.chosen) if self.draws else location.chosen
         return _Step(
-            action=torch.cat(
-                [attention_action(raw), location.chosen[:, None].float(), label.chosen[:, None].float()], dim=1
-            ),
-            value=torch.where(attends, meta_value, self.agent.controller.values(read)),
-            log_prob=by_phase(location.log_prob, label.log_prob),
-            entropy=by_phase(location.entropy, label.entropy),
+            action=torch.cat([attention_action(raw), cell[:, None].float(), label.chosen[:, None].float()], dim=1),
+            value=torch.where(attends, place.value, self.agent.controller.values(read)),
+            log_prob=by_phase(place.cell.log_prob, location.log_prob, label.log_prob),
+            entropy=by_phase(place.cell.entropy, location.entropy, label.entropy),
             hidden=torch.where(attends[:, None], torch.cat(begun, dim=1), torch.cat([before.meta_state, read], dim=1)),
             placed=placed,
         )
+
+    def _attend(
+        self,
+        saliency: Tensor,
+        last_label: Tensor,
+        before: AgentState,
+        stored_cell: Tensor | None,
+        deterministic: bool,
+    ) -> _Attended:
+        """The upper level's step of N lanes. ``stored_cell`` is what an update takes, where a cell is drawn."""
+        if self.meta_value is not None:
+            raw, begun = self.agent.attend(saliency, last_label, before)
+            zero = torch.zeros_like(raw[:, 0])
+            value = self.meta_value(begun.meta_state.detach()).squeeze(1)
+            return _Attended(raw, begun, _Choice(zero.long(), zero, zero), value)
+        log_probs, value, begun = self.agent.score_cells(saliency, last_label, before)
+        cell = _choose(log_probs, stored_cell, deterministic)
+        meta = self.agent.drawn_attention()
+        return _Attended(meta.attention(meta.most_probable(saliency, cell.chosen)), begun, cell, value)
 
     def _place(self, raw: Tensor, obs: dict[str, Tensor], saliency: Tensor, attends: Tensor) -> _Placed:
         """What :func:`hsal_env.dynamics.attend` computes from a mask, here from a stored observation."""
@@ -291,7 +330,7 @@ class HSALPolicy(RecurrentActorCriticPolicy):
         }
 
     def get_distribution(self, *_: Any) -> Any:
-        """Not available: attention is deterministic, and locations and labels have a distribution each.
+        """Not available: cells, locations and labels have a distribution each.
 
         Raises:
             ConfigError: always.
