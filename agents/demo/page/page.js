@@ -342,9 +342,18 @@ const percent = (p) => (p === null ? "" : `, ${(100 * p).toFixed(p < 0.995 && p 
 const place = (cell) => `row ${Math.floor(cell / trace.map_size[1]) + 1}, column ${(cell % trace.map_size[1]) + 1}`;
 const probability = (n) => (trace.log_prob[n] === null ? null : Math.exp(trace.log_prob[n]));
 
+/** The mask that a decision lays, and of a mask that was drawn the upper level's numbers. */
+function mask(n) {
+  const about = trace.attended[n] < 0 ? "" : ` about ${place(trace.attended[n])}`;
+  const numbers = [["log-probability", trace.log_prob[n]], ["value", trace.value[n]], ["entropy", trace.entropy[n]]]
+    .filter(([, number]) => number !== null).map(([name, number]) => `${name} ${number.toFixed(2)}`);
+  if (!about && !numbers.length) return "lays its mask of attention";
+  return `draws its mask of attention${about}${numbers.length ? ` (${numbers.join(", ")})` : ""}`;
+}
+
 function inWords(n) {
   const phase = trace.phase[n], which = `Meta-step ${trace.meta_step[n] + 1}: `;
-  if (phase === 0) return `${which}the agent lays its mask of attention.`;
+  if (phase === 0) return `${which}the agent ${mask(n)}.`;
   if (phase <= trace.glimpses)
     return `${which}glimpse ${phase} of ${trace.glimpses}, at ${place(trace.location[n])}${percent(probability(n))}.`;
   const stops = trace.label[n] === trace.num_classes;
@@ -377,6 +386,7 @@ function draw() {
   const saliency = $("view-saliency").getContext("2d");
   drawMap(saliency, trace.saliency[at]);
   drawContours(saliency, trace.mask[at]);
+  for (const n of sofar((n) => trace.attended[n] >= 0 && trace.meta_step[n] === now)) drawCell(saliency, trace.attended[n], GLIMPSE, 3);
   saliency.canvas.ariaLabel = `Saliency map, highest at ${place(highest(trace.saliency[at]))}; mask, highest at ${place(highest(trace.mask[at]))}.`;
   const priority = $("view-priority").getContext("2d");
   drawMap(priority, trace.priority[at]);
