@@ -277,11 +277,11 @@ def test_a_checkpoint_plays_under_a_name_without_its_folder(tmp_path, canvas):
     assert plain(mine.play(canvas[0]), False) == expected
 
 
-def saved(folder: Path, env: EnvConfig) -> Path:
+def saved(folder: Path, env: EnvConfig, config: AgentConfig = AgentConfig()) -> Path:  # noqa: B008
     """The folder of a run of an agent that has learned nothing."""
     world = World.of(Examples(env))
-    agent = ActorCritic(world, AgentConfig())
-    checkpoint.save(folder / "checkpoint.pt", checkpoint.describe("hsal", agent, AgentConfig(), env, env.source, world))
+    agent = ActorCritic(world, config)
+    checkpoint.save(folder / "checkpoint.pt", checkpoint.describe("hsal", agent, config, env, env.source, world))
     return folder
 
 
@@ -803,6 +803,45 @@ def test_an_agent_of_yours_brings_its_shape_and_class_names(browser, own, tmp_pa
         assert opened.evaluate(pixel) == [255, 255, 255, 255]
         assert np.shape(press_go(opened)["image"]) == (100, 100, 3)
         assert complaints == []
+    finally:
+        opened.close()
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.fixture(scope="module")
+def drawing(tmp_path_factory):
+    """A player whose agent draws its attention."""
+    env = EnvConfig(source="digits", components=9)
+    return Player(saved(tmp_path_factory.mktemp("runs"), env, AgentConfig(attention_policy="drawn")))
+
+
+def test_the_page_is_told_what_the_upper_level_drew(drawing, canvas):
+    image = base64.b64encode(canvas[0].tobytes()).decode()
+    content = {"image": image, "glimpses": 1, "deterministic": False, "seed": 2}
+    trace = demo_server.create_app(drawing).test_client().post("/api/play", json=content).json
+    attends = [n for n, phase in enumerate(trace["phase"]) if phase == 0]
+    assert attends
+    for n, cell in enumerate(trace["attended"]):
+        assert (0 <= cell < 49) == (n in attends)
+        assert None not in (trace["log_prob"][n], trace["value"][n], trace["entropy"][n])
+
+
+@pytest.mark.browser
+def test_drawn_attention_is_shown(browser, drawing):
+    server, where = demo_server.listen(demo_server.create_app(drawing))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    opened = browser.new_page(viewport={"width": 1200, "height": 1000}, reduced_motion="reduce")
+    try:
+        opened.goto(where)
+        opened.wait_for_selector("#go:enabled")
+        draw(opened, SEVEN)
+        trace = press_go(opened)
+        row, col = divmod(trace["attended"][0], 7)
+        said = f"draws its mask of attention about row {row + 1}, column {col + 1} (log-probability {trace['log_prob'][0]:.2f},"
+        expect(opened.locator("#now")).to_contain_text(said)
     finally:
         opened.close()
         server.shutdown()
