@@ -153,15 +153,20 @@ class DrawnAttention(EncodedGRU):
 
     def attention(self, drawn: AttentionDraw) -> Tensor:
         """The raw numbers ``[B, 4K]`` of the mask that was drawn."""
-        unit = torch.tensor(self.map_size, device=drawn.extent.device) / 7
-        cell = torch.stack([drawn.cell // self.map_size[1], drawn.cell % self.map_size[1]], dim=1) + 1
-        return F.lattice(
-            cell + SHIFT * unit * drawn.shift.tanh(),
-            EXTENT * unit * drawn.extent.sigmoid()[:, None],
-            self.map_size,
-            self.rules.components,
-            self.rules.coordinates,
-        )
+        return mask_about(drawn, self.map_size, self.rules)
+
+
+def mask_about(drawn: AttentionDraw, map_size: tuple[int, int], rules: Rules) -> Tensor:
+    """The raw numbers ``[B, 4K]`` of the lattice that ``drawn`` says, on a map of (H, W) cells."""
+    unit = torch.tensor(map_size, device=drawn.extent.device) / 7
+    cell = torch.stack([drawn.cell // map_size[1], drawn.cell % map_size[1]], dim=1) + 1
+    return F.lattice(
+        cell + SHIFT * unit * drawn.shift.tanh(),
+        EXTENT * unit * drawn.extent.sigmoid()[:, None],
+        map_size,
+        rules.components,
+        rules.coordinates,
+    )
 
 
 def _about(cell: Tensor, x: Tensor) -> AttentionDraw:

@@ -42,12 +42,14 @@ from ray.rllib.utils.numpy import flatten_inputs_to_1d_tensor
 from ray.rllib.utils.spaces.space_utils import unsquash_action
 from ray.tune.registry import register_env
 
+from agents.config import grid_side
+from agents.drawn_attention import FIRST_EXTENT, AttentionDraw, mask_about
 from agents.evaluation import scores_by_count
 from hsal_env import ENVIRONMENTS, VIEW_ENVIRONMENTS, multiset
 from hsal_env.dynamics import Outcome, State
 from hsal_env.errors import ActionError, ConfigError
 from hsal_env.registration import plain_id
-from hsal_env.spaces import BoxesView, FlatView, NativeView
+from hsal_env.spaces import BoxesView, FlatView, NativeView, attention_action, read_discrete
 
 META_CONTROLLER, CONTROLLER = "meta_controller", "controller"
 MULTI_AGENT = "multi-agent"
@@ -61,15 +63,22 @@ _MASKED_LOGIT = -1e9  # the probability is 0, and the entropy finite
 
 
 class _TwoLevelView(FlatView):
-    """The flat view, which also takes a Dict with ``attention`` as the native view does."""
+    """The flat view, which also takes a Dict with ``attention`` as the native view does, or with the ``cell`` of a small mask."""
 
-    def attention_space(self) -> spaces.Box:
+    def attention_space(self, attention: str) -> spaces.Space[Any]:
         """The action space of the meta-controller."""
-        return self._attention_space()
+        return spaces.Discrete(self.cells) if attention == "cell" else self._attention_space()
 
     def step(self, state: State, action: Any) -> Outcome:
         """See :class:`hsal_env.spaces.View`."""
-        return NativeView.step(self, state, action) if isinstance(action, dict) else super().step(state, action)
+        if not isinstance(action, dict):
+            return super().step(state, action)
+        if "cell" in action:
+            cell = read_discrete(action, "cell", self.cells, state.meta_step)
+            extent = state.saliency.new_full((len(cell),), FIRST_EXTENT)
+            drawn = AttentionDraw(cell, extent, extent.new_zeros(len(cell), 2))
+            action = {"attention": attention_action(mask_about(drawn, self.map_size, self.rules))}
+        return NativeView.step(self, state, action)
 
 
 class HSALMultiAgentEnv(MultiAgentEnv):
@@ -83,7 +92,11 @@ class HSALMultiAgentEnv(MultiAgentEnv):
     | agent | space | meaning |
     |---|---|---|
     | ``meta_controller`` | ``Box(-1, 1, (4K,))`` | ``attention`` of the native view |
+    | the same with ``attention="cell"`` | ``Discrete(H W)`` | the cell of a small mask, see below |
     | ``controller`` | ``Discrete(H W + C + 1)`` | cells, then labels, then stop, as in the flat view |
+
+    With ``attention="cell"`` the upper level draws the cell of its mask, as :mod:`agents.drawn_attention` does. Extent and shift
+    are the first ones there: a lattice of K Gaussians that reaches 0.54 cells of a 7x7 map.
 
     ## Observation space
     Each agent has a ``Dict``. The keys are those of the flat view, in which maps are vectors.
@@ -113,11 +126,13 @@ class HSALMultiAgentEnv(MultiAgentEnv):
     That of the single environment, for every agent that gets an observation; the controller's also has ``action_mask``.
 
     ## Arguments
-    One dict, as RLlib passes it: ``env_id`` (default ``"HSAL-MNISTMultiset-v0"``), ``render_mode``, and every field of
+    One dict, as RLlib passes it: ``env_id`` (default ``"HSAL-MNISTMultiset-v0"``), ``attention`` (default ``"raw"``: the
+    meta-controller says all 4K numbers; or ``"cell"``), ``render_mode``, and every field of
     :class:`hsal_env.config.EnvConfig` except ``action_mode``.
 
     Raises:
-        ConfigError: an id or argument is unknown, a value is outside its range, or ``action_mode`` is given.
+        ConfigError: an id or argument is unknown, a value is outside its range, ``action_mode`` is given, or ``attention="cell"``
+            without a square number of components.
         DataError: the data are missing or damaged.
     """
 
@@ -132,9 +147,15 @@ class HSALMultiAgentEnv(MultiAgentEnv):
                 f"The two agents have views of their own; leave out action_mode={kwargs['action_mode']!r}, or make "
                 f"{env_id!r} itself, which register_envs() registers."
             )
+        attention = kwargs.pop("attention", "raw")
+        if attention not in ("raw", "cell"):
+            raise ConfigError(f"Expected attention to be one of raw, cell; got {attention!r}.")
         made: Any = gym.make(env_id, disable_env_checker=True, **kwargs, action_mode="flat")
         self.env = made.unwrapped
         simulation = self.env.simulation
+        self._attention = "cell" if attention == "cell" else "attention"
+        if attention == "cell":
+            grid_side(simulation.rules.components, "attention='cell'", "attention='raw'")
         view = _TwoLevelView(simulation.config, simulation.examples.channels, simulation.examples.map_size)
         simulation.view = BoxesView(view) if simulation.config.boxes else view
         seen = simulation.view.observation_space
@@ -142,7 +163,7 @@ class HSALMultiAgentEnv(MultiAgentEnv):
             agent: spaces.Dict({key: seen[key] for key in keys if key in seen.spaces})
             for agent, keys in _OBSERVED.items()
         }
-        self.action_spaces = {META_CONTROLLER: view.attention_space(), CONTROLLER: view.action_space}
+        self.action_spaces = {META_CONTROLLER: view.attention_space(attention), CONTROLLER: view.action_space}
         self.possible_agents = [META_CONTROLLER, CONTROLLER]
         self.agents = [META_CONTROLLER, CONTROLLER]
         self.metadata = dict(self.env.metadata)  # RLlib writes into it
@@ -181,7 +202,7 @@ class HSALMultiAgentEnv(MultiAgentEnv):
         action = action_dict[self._turn]
         acted = self._turn
         seen, reward, terminated, truncated, info = self.env.step(
-            {"attention": action} if acted == META_CONTROLLER else action
+            {self._attention: action} if acted == META_CONTROLLER else action
         )
         over = terminated or truncated
         self._meta_reward += reward
@@ -306,14 +327,16 @@ def ppo_config(
         gym_env_vectorize_mode="sync" if multi_agent else "vector_entry_point",  # the latter is ours, in one batch
         env_to_module_connector=partial(_flatten, multi_agent),
     )
-    part = RLModuleSpec(module_class=MaskedPPOModule, model_config={"fcnet_hiddens": [256, 256]})
+    networks = {"fcnet_hiddens": [256, 256]}
+    part = RLModuleSpec(module_class=MaskedPPOModule, model_config=networks)
     if not multi_agent:
         config.environment(env_id, env_config={**(env_config or {}), "action_mode": view})
         return config.rl_module(rl_module_spec=part)
-    levels = [META_CONTROLLER, CONTROLLER]
+    attends = RLModuleSpec(module_class=DefaultPPOTorchRLModule, model_config=networks)
+    levels = {META_CONTROLLER: attends, CONTROLLER: part}
     config.environment(HSALMultiAgentEnv, env_config={**(env_config or {}), "env_id": env_id})
     config.multi_agent(policies=set(levels), policy_mapping_fn=_own_policy)
-    return config.rl_module(rl_module_spec=MultiRLModuleSpec(rl_module_specs=dict.fromkeys(levels, part)))
+    return config.rl_module(rl_module_spec=MultiRLModuleSpec(rl_module_specs=levels))
 
 
 def _flatten(multi_agent: bool, *_: Any) -> FlattenObservations:

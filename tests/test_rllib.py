@@ -7,6 +7,7 @@ import runpy
 import shlex
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -20,8 +21,10 @@ from gymnasium.error import ResetNeeded
 from playing import CELLS, MODES, SMALL, STOP, assert_equal, random_action, single, with_policy
 
 import agents
+from agents.drawn_attention import FIRST_EXTENT, AttentionDraw, mask_about
 from hsal_env import ENVIRONMENTS
 from hsal_env.errors import ActionError, CheckpointError, ConfigError
+from hsal_env.spaces import attention_action
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "train" / "rllib_agents.py"
@@ -195,6 +198,26 @@ def test_two_agents_are_the_native_environment(rllib, protocol):
 
 
 @pytest.mark.rllib
+def test_the_upper_level_may_choose_the_cell_of_a_small_mask(rllib):
+    env, native = (
+        make(components=9, coordinates="centred") for make in (partial(two_agents, rllib, attention="cell"), single)
+    )
+    assert env.action_spaces[META] == gym.spaces.Discrete(CELLS)
+    state = env.env.simulation
+    for cell in range(CELLS):
+        env.reset(options={"index": 3})
+        native.reset(options={"index": 3})
+        seen, *_ = env.step({META: cell})
+        drawn = AttentionDraw(torch.tensor([cell]), torch.tensor([FIRST_EXTENT]), torch.zeros(1, 2))
+        attention = attention_action(mask_about(drawn, (7, 7), state.rules))[0].numpy()
+        expected, *_ = native.step({"attention": attention})
+        np.testing.assert_array_equal(seen[CONTROLLER]["priority"], expected["priority"].ravel())
+    env.reset()
+    with pytest.raises(ActionError, match=r"cell in 0\.\.48; got 49"):
+        env.step({META: CELLS})
+
+
+@pytest.mark.rllib
 def test_two_agents_may_see_boxes_alone(rllib):
     """The same episode, whose turns are read from a one-hot phase."""
     plain, boxes = (two_agents(rllib, boxes=wanted) for wanted in (False, True))
@@ -306,6 +329,10 @@ def test_wrong_configurations_are_refused(rllib):
         rllib.HSALMultiAgentEnv({"env_id": "CartPole-v1"})
     with pytest.raises(ConfigError, match="leave out action_mode='flat'"):
         two_agents(rllib, action_mode="flat")
+    with pytest.raises(ConfigError, match="attention to be one of raw, cell; got 'drawn'"):
+        two_agents(rllib, attention="drawn")
+    with pytest.raises(ConfigError, match="attention='cell' needs a square number of components; got 5"):
+        two_agents(rllib, attention="cell")
     with pytest.raises(ConfigError, match="unexpected keyword argument 'glances'"):
         two_agents(rllib, glances=2)
     with pytest.raises(ConfigError, match="no Dict actions"):
@@ -428,6 +455,25 @@ def test_ppo_trains_here_and_a_level_has_a_policy_of_its_own(rllib, folder, monk
     algorithm = type("Saved", (), {"get_module": staticmethod(saved.__getitem__)})
     assert rllib.score(env, rllib.greedy(algorithm, env), 20) == metrics["test"]
     assert "holds a finished run" in message(monkeypatch, [*TINY, "--output-dir", folder])
+
+
+@pytest.mark.rllib
+def test_a_level_that_chooses_cells_learns(rllib):
+    """Its policy is a categorical one over cells, and the canvases' rewards reach it."""
+    task = {"num_examples": 32, "features": "store", "components": 9, "attention": "cell"}
+    with rllib.session():
+        sizes = {"train_batch_size_per_learner": 512, "minibatch_size": 128}
+        algorithm = rllib.ppo_config(ID, "multi-agent", task, num_envs=8, **sizes).build_algo()
+        before = {name: part.clone() for name, part in algorithm.get_module(META).state_dict().items()}
+        row = rllib.train_once(algorithm)
+        assert row["steps"] >= 512
+        after = algorithm.get_module(META).state_dict()
+        assert any(not torch.equal(before[name], part) for name, part in after.items())
+        env = rllib.make_env(ID, "multi-agent", task)
+        seen, _ = env.reset(options={"index": 0})
+        cell = rllib.greedy(algorithm, env)(META, seen[META])
+        assert env.action_spaces[META].contains(cell)
+        algorithm.stop()
 
 
 @pytest.mark.rllib
