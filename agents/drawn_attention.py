@@ -158,14 +158,13 @@ class DrawnAttention(EncodedGRU):
 
 def mask_about(drawn: AttentionDraw, map_size: tuple[int, int], rules: Rules) -> Tensor:
     """The raw numbers ``[B, 4K]`` of the lattice that ``drawn`` says, on a map of (H, W) cells."""
-    unit = torch.tensor(map_size, device=drawn.extent.device) / 7
-    cell = torch.stack([drawn.cell // map_size[1], drawn.cell % map_size[1]], dim=1) + 1
+    units = [size / 7 for size in map_size]
+    places = (drawn.cell // map_size[1] + 1, drawn.cell % map_size[1] + 1)
+    shifts, extent = drawn.shift.tanh().unbind(1), drawn.extent.sigmoid()
+    centre = [at + SHIFT * unit * shift for at, unit, shift in zip(places, units, shifts, strict=True)]
+    reach = [EXTENT * unit * extent for unit in units]
     return F.lattice(
-        cell + SHIFT * unit * drawn.shift.tanh(),
-        EXTENT * unit * drawn.extent.sigmoid()[:, None],
-        map_size,
-        rules.components,
-        rules.coordinates,
+        torch.stack(centre, dim=1), torch.stack(reach, dim=1), map_size, rules.components, rules.coordinates
     )
 
 

@@ -198,9 +198,11 @@ def lattice(
 def _placed(centres: Tensor, map_size: tuple[int, int], coordinates: Literal["paper", "centred"]) -> Tensor:
     """Raw numbers ``[B, 4K]`` of Gaussians of one importance and the middle width, at ``centres`` ``[B, 2, K]`` in cells."""
     offset = {"paper": 0.0, "centred": 0.5}[coordinates]
-    size = torch.tensor(map_size, device=centres.device)[:, None]
+    share = torch.stack(
+        [(places - offset) / size for places, size in zip(centres.unbind(1), map_size, strict=True)], dim=1
+    )
     beyond = 1e-4  # where the logit exceeds RAW_LIMIT, and is finite with its gradient
-    raw = ((centres - offset) / size).clamp(beyond, 1 - beyond).logit().clamp(-RAW_LIMIT, RAW_LIMIT)
+    raw = share.clamp(beyond, 1 - beyond).logit().clamp(-RAW_LIMIT, RAW_LIMIT)
     return torch.cat([torch.zeros_like(raw), raw], dim=1).flatten(1)
 
 

@@ -14,7 +14,7 @@ import torch
 from agents.config import AgentConfig
 from agents.evaluation import make_env
 from agents.learning import losses
-from agents.learning.returns import advantages
+from agents.learning.returns import advantages, standardised
 from agents.protocol import World, build_agent
 from agents.rollout import collect
 from hsal_env.config import EnvConfig
@@ -27,10 +27,11 @@ def no_autocast(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # it does not know "meta"
 
 
-@pytest.fixture
-def elsewhere():
-    env = make_env(EnvConfig(source="digits", num_examples=LANES, protocol="teacher"), LANES, "meta")
-    return env, build_agent("hsal", World.of(env.simulation.examples), AgentConfig()).to("meta")
+@pytest.fixture(params=["learned", "drawn"])
+def elsewhere(request: pytest.FixtureRequest):
+    env = make_env(EnvConfig(source="digits", num_examples=LANES, protocol="teacher", components=4), LANES, "meta")
+    config = AgentConfig(attention_policy=request.param)
+    return env, build_agent("hsal", World.of(env.simulation.examples), config).to("meta")
 
 
 def test_a_wait_for_the_device_would_be_noticed(elsewhere):
@@ -49,12 +50,17 @@ def test_the_example_agent_follows_to_the_device(elsewhere, monkeypatch: pytest.
     assert collect(env, agent, np.arange(LANES)).trajectory.labels.shape == (5, LANES)
 
 
+def attention_parts(attention) -> list:
+    return [*attention.draws, *attention[1:]] if attention else []
+
+
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_no_step_of_a_roll_out_waits_for_the_device(elsewhere, deterministic: bool):
     env, agent = elsewhere
     rollout = collect(env, agent, np.arange(LANES), deterministic)
     assert rollout.trajectory.labels.shape == (5, LANES)
-    parts = [*rollout.trajectory.example, *rollout.trajectory[1:], *rollout[1:]]
+    *rows, attention = rollout.trajectory[1:]
+    parts = [*rollout.trajectory.example, *rows, *rollout[1:], *attention_parts(attention)]
     assert {part.device.type for part in parts if part is not None} == {"meta"}
     assert env.state.phase.device.type == "cpu"
 
@@ -68,6 +74,10 @@ def test_learning_stays_on_the_device(elsewhere):
     trajectory = trajectory._replace(live=live.to("meta"))
     advantage = advantages(trajectory.rewards, trajectory.values, trajectory.live, 0.0, 1.0)
     terms = losses.reinforce(trajectory, evaluation, advantage)
+    *parts, scores = evaluation
+    if scores:
+        rewards = trajectory.attention.rewards
+        terms |= losses.upper_level(trajectory, scores, standardised(rewards, trajectory.live), rewards)
     torch.stack(list(terms.values())).sum().backward()
-    assert {part.device.type for part in evaluation} == {"meta"}
+    assert {part.device.type for part in [*parts, *(scores or ())]} == {"meta"}
     assert all(part.grad is not None for part in agent.parameters())
