@@ -268,7 +268,7 @@ def test_ppo_sees_every_lane_once_an_epoch():
     epochs = [[lane for part in seen[first : first + 4] for lane in part] for first in (0, 4, 8)]
     assert all(sorted(epoch) == indices.tolist() for epoch in epochs)
     assert epochs[0] != epochs[1] != indices.tolist()
-    for part, advantage, _ in parts:  # gamma = 0: reward minus value
+    for part, advantage, *_ in parts:  # gamma = 0: reward minus value
         expected = torch.where(part.live[:, None], part.rewards - part.values, 0.0)
         torch.testing.assert_close(advantage, expected)
 
