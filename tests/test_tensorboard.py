@@ -26,8 +26,10 @@ from hsal_env.config import EnvConfig
 from hsal_env.rendering import draw_traces
 
 ROOT = Path(__file__).parents[1]
-ENV = EnvConfig(source="digits", num_examples=64, protocol="teacher", features="store", include_image=False)
-AGENT = AgentConfig(meta_hidden=8, controller_hidden=16, location_hidden=8)
+ENV = EnvConfig(
+    source="digits", num_examples=64, protocol="teacher", features="store", include_image=False, components=9
+)
+AGENT = AgentConfig(meta_hidden=8, controller_hidden=16, location_hidden=8, attention_policy="drawn")  # it logs most
 LEARNER = LearnerConfig(batch_size=16, passes=2)
 TESTED = 12
 
