@@ -46,6 +46,7 @@ def test_the_other_algorithms_run(command: "Command", tmp_path: Path, algorithm:
     [
         ("agent", {"location_policy": "uniform"}, (0.3, 3)),
         ("agent", {"attention_policy": "winner-take-all", "location_policy": "greedy"}, (4, 49)),
+        ("agent", {"attention_policy": "drawn", "saliency_prior": 7.0}, (4, 49)),
         ("env", {"update": "none"}, (0, 49)),
         ("env", {"glimpses": 0}, None),
     ],
@@ -55,6 +56,7 @@ def test_the_controls_run(command: "Command", tmp_path: Path, part: str, changed
     command(TRAIN, [*SMALL, *flags, "--output-dir", "x"])
     metrics = metrics_of(tmp_path / "x")
     assert metrics["config"][part].items() >= changed.items()
+    assert metrics["config"]["env"]["components"] == (25 if changed.get("attention_policy") == "drawn" else 49)
     found = metrics["test"]["attn_saliency_ratio"]
     assert found is None if ratio is None else ratio[0] < found < ratio[1]
 
