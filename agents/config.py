@@ -35,15 +35,15 @@ class AgentConfig:
     Attributes:
         meta_hidden: size of the meta-controller's encoding and recurrent state (C6).
         controller_hidden: size of the controller's encoding and recurrent state (C6).
-        location_hidden: hidden units of the location head (C3).
+        location_hidden: hidden units of the location head (C3), and of the head that scores the cells of drawn attention.
         controller_state: ``"reset"``: the controller's state is set to zero at every meta-step. ``"carry"``: it is kept
             through the episode (C1).
         detach_location_head: the location head and the value head send no gradient into the controller's state (C4).
         location_prior: first value of the learned weight w in the location scores ``MLP(h) + w P``. P gets no gradient from
             them. 0: the scores are ``MLP(h)``, as printed.
-        attention_init: ``"default"``: the attention layer starts with torch's usual weights. ``"grid"``: the centres of the K
-            Gaussians start on a square grid over the map, so K must be a square number. The layer's weights start four times
-            as large, so that the masks of different images soon differ.
+        attention_init: of learned attention. ``"default"``: the attention layer starts with torch's usual weights. ``"grid"``:
+            the centres of the K Gaussians start on a square grid over the map, so K must be a square number. The layer's weights
+            start four times as large, so that the masks of different images soon differ.
         attention_policy: ``"learned"``: the meta-controller's output is the mask, as printed. ``"drawn"``: the meta-controller
             is a stochastic policy over masks on one place (:mod:`agents.drawn_attention`), so K must be a square number.
             ``"winner-take-all"``: a control that puts all Gaussians on the most salient cell.

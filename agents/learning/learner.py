@@ -300,7 +300,7 @@ class Learner:
         of_labels = torch.where(named, trajectory.rewards[:, -1], 0.0)
         of_locations = torch.where(looked, trajectory.rewards[:, :-1], 0.0)
         upper = trajectory.attention
-        of_attention = torch.where(trajectory.live, upper.rewards, 0.0) if upper else of_labels
+        of_attention = torch.where(trajectory.live, upper.rewards, 0.0) if upper else torch.zeros_like(of_labels)
         counts = [named.sum(), looked.sum(), trajectory.live.sum(), rollout.glimpses.sum()]
         earned = [of_labels.sum(), of_locations.sum(), of_attention.sum()]
         sums = [*terms.values(), *earned, *rollout.looks.sum(dim=0), *counts]
