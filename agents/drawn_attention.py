@@ -7,8 +7,8 @@ controller has. At meta-step t it draws
 - an extent x_0 and a shift (x_1, x_2) from ``Normal(mean, STD)``, where the mean is linear in the 5x5 patch of S_t about c.
 
 The K Gaussians stand on a square lattice about ``c + SHIFT tanh(x_1, x_2)``, and it reaches ``EXTENT sigmoid(x_0)`` from there.
-Both limits are in units of a seventh of the map's side, a cell of the paper's map. Attention reaches the environment as the 4K
-numbers that describe this lattice (:func:`hsal_env.functional.lattice`). The mode is the most probable cell and its means.
+Both limits are in units of a seventh of the map's shorter side, a cell of the paper's map. Attention reaches the environment as
+the 4K numbers that describe this lattice (:func:`hsal_env.functional.lattice`). The mode is the most probable cell and its means.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PATCH = 5
 STD = 0.3
 """Standard deviation of the three numbers."""
 EXTENT, SHIFT = 2.0, 1.0
-"""Limits of extent and shift, in sevenths of the map's side."""
+"""Limits of extent and shift, in sevenths of the map's shorter side."""
 FIRST_EXTENT = -1.0
 """First mean of x_0: the lattice reaches 0.54 cells of a 7x7 map."""
 
@@ -106,15 +106,15 @@ class DrawnAttention(EncodedGRU):
     def means(self, saliency: Tensor, cell: Tensor) -> Tensor:
         """Means of (x_0, x_1, x_2) ``[B, 3]``, from the patch of ``saliency`` ``[B, H, W]`` about ``cell`` ``[B]``.
 
-        Beyond the map S counts as 0. On maps of more cells the patch's points are a seventh of the map's side apart.
+        Beyond the map S counts as 0. On maps of more cells the patch's points are a seventh of the shorter side apart.
         """
         half = PATCH // 2
-        steps = [max(1, round(size / 7)) for size in self.map_size]
+        step = max(1, round(_unit(self.map_size)))
         rows, cols = (
             at[:, None] + step * torch.arange(PATCH, device=cell.device)  # in the padded map
-            for at, step in zip((cell // self.map_size[1], cell % self.map_size[1]), steps, strict=True)
+            for at in (cell // self.map_size[1], cell % self.map_size[1])
         )
-        padded = pad(saliency, (half * steps[1],) * 2 + (half * steps[0],) * 2)
+        padded = pad(saliency, (half * step,) * 4)
         lanes = torch.arange(len(cell), device=cell.device)[:, None, None]
         return self.mean(padded[lanes, rows[:, :, None], cols[:, None]].flatten(1)).float()
 
@@ -158,14 +158,16 @@ class DrawnAttention(EncodedGRU):
 
 def mask_about(drawn: AttentionDraw, map_size: tuple[int, int], rules: Rules) -> Tensor:
     """The raw numbers ``[B, 4K]`` of the lattice that ``drawn`` says, on a map of (H, W) cells."""
-    units = [size / 7 for size in map_size]
+    unit = _unit(map_size)
     places = (drawn.cell // map_size[1] + 1, drawn.cell % map_size[1] + 1)
     shifts, extent = drawn.shift.tanh().unbind(1), drawn.extent.sigmoid()
-    centre = [at + SHIFT * unit * shift for at, unit, shift in zip(places, units, shifts, strict=True)]
-    reach = [EXTENT * unit * extent for unit in units]
-    return F.lattice(
-        torch.stack(centre, dim=1), torch.stack(reach, dim=1), map_size, rules.components, rules.coordinates
-    )
+    centre = torch.stack([at + SHIFT * unit * shift for at, shift in zip(places, shifts, strict=True)], dim=1)
+    reach = (EXTENT * unit * extent)[:, None].expand(-1, 2)
+    return F.lattice(centre, reach, map_size, rules.components, rules.coordinates)
+
+
+def _unit(map_size: tuple[int, int]) -> float:
+    return min(map_size) / 7
 
 
 def _about(cell: Tensor, x: Tensor) -> AttentionDraw:

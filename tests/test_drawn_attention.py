@@ -128,6 +128,13 @@ def test_on_a_finer_map_the_same_numbers_cover_the_same_share_of_it():
     torch.testing.assert_close(place.col.view(3, 3)[0], torch.tensor([5.0, 7.0, 9.0]))
 
 
+def test_on_a_map_that_is_not_square_the_mask_is_and_follows_the_shorter_side():
+    drawn = AttentionDraw(torch.tensor([6 * 28 + 9]), torch.zeros(1), torch.tensor([[0.0, math.atanh(0.5)]]))
+    place = F.mixture(level((14, 28)).attention(drawn), (14, 28))
+    torch.testing.assert_close(place.row.view(3, 3)[:, 0], torch.tensor([5.0, 7.0, 9.0]))
+    torch.testing.assert_close(place.col.view(3, 3)[0], torch.tensor([9.0, 11.0, 13.0]))  # shifted by half of 14 / 7
+
+
 # --- the distribution -------------------------------------------------------------------------------------------------
 
 
@@ -161,7 +168,7 @@ def patch_of(saliency: np.ndarray, cell: int, step: int) -> list[float]:
     return found
 
 
-@pytest.mark.parametrize(("map_size", "step"), [((7, 7), 1), ((3, 4), 1), ((14, 14), 2)])
+@pytest.mark.parametrize(("map_size", "step"), [((7, 7), 1), ((3, 4), 1), ((14, 14), 2), ((7, 20), 1)])
 def test_means_are_linear_in_the_patch_about_the_cell(map_size: tuple[int, int], step: int):
     net = level(map_size)
     nn.init.normal_(net.mean.weight)
