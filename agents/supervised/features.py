@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from tqdm import tqdm
 from agents.config import PretrainConfig
 from agents.learning.distributed import ALONE
 from agents.learning.provenance import versions
+from agents.supervised.centring import centre, displacement_px
 from agents.supervised.pretraining import Pretrainer, Supply, accuracy, batches, warped
 from hsal_env.errors import CheckpointError, ConfigError, DivergenceError
 from hsal_env.isolation import own_defaults
@@ -28,6 +30,7 @@ from hsal_env.storage.claims import claim_file
 from hsal_env.storage.files import write_text
 from hsal_env.storage.weights import load_weights, save_weights
 
+_MEASURED = 500  # images
 _CHECKED_EVERY = 50  # updates; an accelerator is waited for at each check
 
 
@@ -49,7 +52,8 @@ class Pretraining:
     """One training of an activation model, whose output is refused to other processes while this object lives.
 
     After every pass the model file is written, and beside it FILE.resume.pt, with which ``resume`` goes on. The latter is
-    removed at the end, when FILE.json with arguments and accuracies is written.
+    removed at the end, when FILE.json with arguments and accuracies is written. Then the model file also says where the objects
+    of its cells are (:mod:`agents.supervised.centring`).
 
     Args:
         config: how it learns.
@@ -121,11 +125,13 @@ class Pretraining:
                 }
                 bar.write(f"pass {self.passes}: loss {loss:.4f}, validation {val}, {self.seconds:.0f} s")
                 self._save()
+        displacement = self._centre()
         results = {
             "test": {
                 source: {look: self._accuracy(supply, config.test_canvases) for look, supply in looks.items()}
                 for source, looks in self.images.held_out["test"].items()
             },
+            "displacement_px": displacement,
             "seconds": self.seconds,
             "images_per_second": total * config.batch_size / self.seconds,
             "device": self.device,
@@ -136,6 +142,16 @@ class Pretraining:
         tqdm.write(f"test: {results['test']}")
         write_text(config.output.with_suffix(".json"), json.dumps(results, indent=2) + "\n")
         self._resume_path.unlink(missing_ok=True)
+
+    def _centre(self) -> tuple[float, float]:
+        """Measure where the objects of the cells are, and write it into the model file; returns how far off they were, in px."""
+        model, plain = self.net.model.eval(), dataclasses.replace(self.images.training[0].config, augment="none")
+        canvases = plain.canvases.compose(np.arange(min(_MEASURED, plain.size)))
+        images = to_images(canvases.images, model.in_channels).to(self.device)
+        found = displacement_px(model, images)
+        centre(model, found, (images.shape[2], images.shape[3]))
+        save_model(self.config.output, self.config.architecture, model)
+        return found
 
     def _pass(self, supply: Iterator[tuple[np.ndarray, np.ndarray]], bar: tqdm[Any]) -> float:
         """The updates of one pass; returns the last loss."""

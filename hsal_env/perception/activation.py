@@ -38,7 +38,7 @@ class ActivationModel(nn.Module):
     channels: int
     saliency_channels: int
     arguments: dict[str, Any]
-    first_px: float | None = None
+    first_px: float | tuple[float, float] | None = None
     stride_px: float | None = None
     receptive_field_px: float | None = None
     resized_px: float | None = None
@@ -86,6 +86,20 @@ def same_volumes(one: Tensor, other: Tensor, tolerance: float = 0.01) -> bool:
 
 
 _MOST_DEEPER = 8
+FIRST_PX = (0.5, 0.5)
+"""Centre of pixel (0, 0): where cell (0, 0) looks if its network pads as much as it strides over."""
+
+
+def checked_first_px(given: tuple[float, float]) -> tuple[float, float]:
+    """``first_px`` as two numbers.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    numbers = tuple(given) if isinstance(given, tuple | list) else ()
+    if len(numbers) != 2 or not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers):
+        raise ConfigError(f"Expected first_px as two finite numbers (row, col); got {given!r}.")
+    return float(numbers[0]), float(numbers[1])
 
 
 class ResidualBlock(nn.Module):
@@ -145,16 +159,22 @@ class CompactResNet(ActivationModel):
             (paper section 5.2, "Activation Resolution"). These 4 * 96 channels do not count for saliency.
         deeper: so many more residual blocks after each of the last two stages, which change nothing at first. So weights without
             them can be trained on with them. Each widens what a cell sees, by 32 px and 64 px.
+        first_px: (row, col) on the image where an object of cell (0, 0) is. By default the centre of its first pixel, about
+            which the cell sees; :mod:`agents.supervised.centring` measures it.
 
     Raises:
         ConfigError: an argument has another value.
     """
 
     stride_px: int
-    first_px = 0.5  # cell r is centred on the image's pixel r * output_stride
 
     def __init__(
-        self, in_channels: int = 1, output_stride: int = 16, lower_level: bool = False, deeper: int = 0
+        self,
+        in_channels: int = 1,
+        output_stride: int = 16,
+        lower_level: bool = False,
+        deeper: int = 0,
+        first_px: tuple[float, float] = FIRST_PX,
     ) -> None:
         super().__init__()
         if in_channels not in (1, 3) or output_stride not in (16, 8, 4) or (lower_level and output_stride != 16):
@@ -162,6 +182,7 @@ class CompactResNet(ActivationModel):
                 "Expected in_channels 1 or 3, output_stride 16, 8 or 4, and lower_level only at 16; got "
                 f"{in_channels}, {output_stride}, {lower_level}."
             )
+        self.first_px = checked_first_px(first_px)
         if not 0 <= deeper <= _MOST_DEEPER:
             raise ConfigError(f"Expected deeper in 0..{_MOST_DEEPER}; got {deeper}.")
         self.arguments = {
@@ -169,6 +190,7 @@ class CompactResNet(ActivationModel):
             "output_stride": output_stride,
             "lower_level": lower_level,
             "deeper": deeper,
+            "first_px": self.first_px,
         }
         self.in_channels, self.stride_px, self.lower_level = in_channels, output_stride, lower_level
         self.saliency_channels = 128

@@ -30,7 +30,8 @@ class Grid(NamedTuple):
         """The grid of a model, by its attributes ``first_px``, ``stride_px``, ``receptive_field_px`` and ``resized_px``.
 
         The first three are in px of the image. A model that resizes images to a square names the side of that square in
-        ``resized_px``; the first three are then in px of the square. An attribute that is None has a default:
+        ``resized_px``; the first three are then in px of the square. ``first_px`` may be one number for both axes, or (row, col).
+        An attribute that is None has a default:
 
         - ``stride_px``: the cells divide the image into H x W equal parts;
         - ``first_px``: the cells lie symmetrically about the middle of the image;
@@ -41,16 +42,14 @@ class Grid(NamedTuple):
             image_px: (h, w) of the image.
             map_size: (H, W) in cells.
         """
-        said = (
-            [None] * 4
-            if model is None
-            else [model.resized_px, model.stride_px, model.first_px, model.receptive_field_px]
-        )
-        resized, stride, first, field = said
+        resized = stride = first = field = None
+        if model is not None:
+            resized, stride, first, field = model.resized_px, model.stride_px, model.first_px, model.receptive_field_px
         row_scale, col_scale = (1.0 if resized is None else pixels / resized for pixels in image_px)
 
-        def scaled(number: float) -> tuple[float, float]:
-            return float(number * row_scale), float(number * col_scale)
+        def scaled(number: float | tuple[float, float]) -> tuple[float, float]:
+            row, col = number if isinstance(number, tuple) else (number, number)
+            return float(row * row_scale), float(col * col_scale)
 
         strides = scaled(stride) if stride is not None else (image_px[0] / map_size[0], image_px[1] / map_size[1])
         middle = [(px - (cells - 1) * step) / 2 for px, cells, step in zip(image_px, map_size, strides, strict=True)]

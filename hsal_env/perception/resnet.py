@@ -22,7 +22,7 @@ from hsal_env.data.glyphs import cache_folder
 from hsal_env.data.torchvision_import import import_torchvision
 from hsal_env.errors import CheckpointError, ConfigError, DataUnavailableError
 from hsal_env.isolation import own_torch
-from hsal_env.perception.activation import ActivationModel
+from hsal_env.perception.activation import FIRST_PX, ActivationModel, checked_first_px
 from hsal_env.storage.files import as_path, temporary_folder
 from hsal_env.storage.weights import load_weights
 
@@ -51,6 +51,7 @@ class ResNet(ActivationModel):
     Args:
         output_stride: S, px of the resized image from one cell to the next: 32, 16 or 8.
         lower_level: whether the next finer stage is appended: 1024, 512 or 256 channels at the three strides.
+        first_px: as of :class:`hsal_env.perception.activation.CompactResNet`, in px of the resized image.
 
     Attributes:
         depth: 18 or 34, given by the subclass.
@@ -64,17 +65,20 @@ class ResNet(ActivationModel):
 
     in_channels = 3
     saliency_channels = 512
-    first_px, resized_px = 0.5, SIDE_PX  # see Grid.of; 0.5 is the centre of pixel 0
+    resized_px = SIDE_PX  # see Grid.of
     depth: int
     mean: Tensor
     std: Tensor
 
-    def __init__(self, output_stride: int = 32, lower_level: bool = False) -> None:
+    def __init__(
+        self, output_stride: int = 32, lower_level: bool = False, first_px: tuple[float, float] = FIRST_PX
+    ) -> None:
         super().__init__()
+        self.first_px = checked_first_px(first_px)
         if output_stride not in OUTPUT_STRIDES:
             raise ConfigError(f"Expected output_stride to be one of 32, 16, 8; got {output_stride!r}.")
         self.stride_px = output_stride
-        self.arguments = {"output_stride": output_stride, "lower_level": lower_level}
+        self.arguments = {"output_stride": output_stride, "lower_level": lower_level, "first_px": self.first_px}
         self.register_buffer("mean", torch.tensor(MEAN).reshape(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).reshape(3, 1, 1), persistent=False)
         net = getattr(import_torchvision().models, f"resnet{self.depth}")(weights=None)
