@@ -221,7 +221,9 @@ def test_what_a_model_is_trained_from():
             return f"published with {arguments}"
 
     scratch = initial_model("compact", in_channels=3, output_stride=None)
-    assert scratch.arguments == {"in_channels": 3, "output_stride": 16, "lower_level": False, "deeper": 0}
+    assert scratch.arguments == {
+        "in_channels": 3, "output_stride": 16, "lower_level": False, "deeper": 0, "first_px": (0.5, 0.5),
+    }  # fmt: skip
     finer = initial_model("compact", "compact-ten", output_stride=4)
     bundled = activation_model("compact-ten").state_dict()
     assert finer.stride_px == 4
