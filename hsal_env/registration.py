@@ -18,6 +18,7 @@ _TEN = {
 }
 
 _HOUSE = {"activation": "compact-house-numbers"}
+_SVHN = {"activation": "compact-svhn"}
 
 ENVIRONMENTS: dict[str, dict[str, Any]] = {
     f"HSAL-{name}{task}-v0": {"source": source, "task": key}
@@ -27,8 +28,8 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
     "HSAL-MNISTMultiset10-v0": {"source": "auto", **_TEN},
     "HSAL-HouseNumbersSingle-v0": {"source": "house-numbers", "task": "single", **_HOUSE},
     "HSAL-HouseNumbersMultiset-v0": {"source": "house-numbers", "task": "multiset", **_HOUSE},
-    "HSAL-SVHNSingle-v0": {"source": "svhn", "task": "single", **_HOUSE},
-    "HSAL-SVHNMultiset-v0": {"source": "svhn", "task": "multiset", **_HOUSE},
+    "HSAL-SVHNSingle-v0": {"source": "svhn", "task": "single", **_SVHN},
+    "HSAL-SVHNMultiset-v0": {"source": "svhn", "task": "multiset", **_SVHN},
     "HSAL-Custom-v0": {"source": "custom", "split": "all"},
 }
 """Keyword arguments of each id. These and all others can be changed in ``gymnasium.make``."""

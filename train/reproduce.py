@@ -100,6 +100,7 @@ _CROWDED = f"{_TEN} --min-size-px 12 --num-examples 15000"
 _HOUSE = "--env-id HSAL-HouseNumbersMultiset-v0"
 _SVHN = "--env-id HSAL-SVHNMultiset-v0"
 _SVHN_PART = f"{_SVHN} --extra --augment upright"
+_DRAWN = "--attention-policy drawn --update peak"
 _TEN_SEEDS = tuple(range(10))
 ROWS = {
     "mnist-multiset": Row("expected success (log)", "", _TEN_SEEDS),
@@ -169,13 +170,18 @@ ROWS = {
         (0, 1, 2),
         source="house-numbers",
     ),
-    "svhn": Row("photographs: 2,000 and 6,602 to learn from, 4,421 to test on", _SVHN_PART, (0, 1, 2), source="svhn"),
+    "svhn": Row(
+        "photographs: 2,000 and 6,602 to learn from, 4,421 to test on; drawn attention",
+        f"{_SVHN_PART} {_DRAWN}",
+        (0, 1, 2),
+        source="svhn",
+    ),
     "svhn-cross-entropy": Row(
         "cross-entropy, the same photographs", f"{_SVHN_PART} --algorithm cross-entropy", (0, 1, 2), source="svhn"
     ),
     "svhn-2000": Row(
-        "features and agent from 2,000 photographs",
-        f"{_SVHN} --augment upright",
+        "features and agent from the 2,000 alone",
+        f"{_SVHN} --augment upright {_DRAWN}",
         (0, 1, 2),
         source="svhn",
         model="svhn-2000",
