@@ -121,7 +121,7 @@ def test_the_count_networks_losses_by_hand():
             "--activation nobody",
             [
                 "error: Unknown activation model 'nobody'. Expected one of compact, ",
-                "compact-single, compact-ten",
+                "compact-single, compact-svhn, compact-ten",
             ],
         ),
         ("--passes 0", ["error: Expected passes, batch_size"]),
