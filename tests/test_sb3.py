@@ -210,18 +210,23 @@ def rolled_out(model: RecurrentPPO, rollouts: int = 2) -> RecurrentPPO:
     return model
 
 
+def scored_again(model: RecurrentPPO, data) -> tuple[torch.Tensor, ...]:
+    """Which steps are real, which of them attend, and the scores of all, which must be those of the roll-out."""
+    values, log_prob, entropy = model.policy.evaluate_actions(
+        data.observations, data.actions, data.lstm_states, data.episode_starts
+    )
+    real = data.mask > 0
+    torch.testing.assert_close(log_prob[real], data.old_log_prob[real], rtol=0, atol=1e-4)
+    torch.testing.assert_close(values[real], data.old_values[real], rtol=0, atol=1e-4)
+    return real, (data.observations["phase"].flatten() == 0) & real, log_prob, entropy
+
+
 @pytest.mark.parametrize("config", [{}, {"glimpses": 0}, {"glimpses": 1, "components": 5, "max_objects": 2}], ids=str)
 def test_an_update_scores_what_the_roll_out_did(config):
     """The ratio is 1 before the first step, though sequences and batches begin in the middle of meta-steps."""
     model = rolled_out(recurrent_ppo(**config))
     for data in model.rollout_buffer.get(model.batch_size):
-        values, log_prob, entropy = model.policy.evaluate_actions(
-            data.observations, data.actions, data.lstm_states, data.episode_starts
-        )
-        real = data.mask > 0
-        torch.testing.assert_close(log_prob[real], data.old_log_prob[real], rtol=0, atol=1e-4)
-        torch.testing.assert_close(values[real], data.old_values[real], rtol=0, atol=1e-4)
-        attends = (data.observations["phase"].flatten() == 0) & real
+        real, attends, log_prob, entropy = scored_again(model, data)
         assert (log_prob[attends] == 0).all()
         assert (entropy[attends] == 0).all()
         assert (entropy[real & ~attends] > 0).all()
@@ -248,13 +253,7 @@ def test_an_update_scores_the_cells_that_the_roll_out_drew(config):
     model = rolled_out(recurrent_ppo(policy_kwargs=DRAWN, **config))
     cells = 0
     for data in model.rollout_buffer.get(model.batch_size):
-        values, log_prob, entropy = model.policy.evaluate_actions(
-            data.observations, data.actions, data.lstm_states, data.episode_starts
-        )
-        real = data.mask > 0
-        torch.testing.assert_close(log_prob[real], data.old_log_prob[real], rtol=0, atol=1e-4)
-        torch.testing.assert_close(values[real], data.old_values[real], rtol=0, atol=1e-4)
-        attends = (data.observations["phase"].flatten() == 0) & real
+        real, attends, log_prob, entropy = scored_again(model, data)
         assert (entropy[real] > 0).all()
         assert (log_prob[attends] < 0).all()
         cells += data.actions[attends, -2].unique().numel()

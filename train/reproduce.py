@@ -82,14 +82,16 @@ def model_command(name: str, runs_dir: Path = Path("runs")) -> list[str]:
 _SVHN_RESNET = (
     "--objects svhn --canvas-px 224 --architecture resnet34 --batch-size 64 --num-canvases 30000 --learning-rate 5e-4"
 )
-_SVHN_COMPACT = "--objects svhn --augment upright --init compact-house-numbers --deeper 1 --batch-size 64 --warp-px 0"
 MODELS = {
     "svhn-resnet34": f"{_SVHN_RESNET} --passes 12",
     "svhn-resnet34-faithful": f"{_SVHN_RESNET} --passes 12 --objective classify",
     "mnist-resnet34-faithful": (
         "--objects single --architecture resnet34 --objective classify --batch-size 64 --learning-rate 5e-4 --passes 2"
     ),
-    "svhn-2000": f"{_SVHN_COMPACT} --learning-rate 2e-3 --passes 20 --num-canvases 4096",
+    "svhn-2000": (
+        "--objects svhn --augment upright --init compact-house-numbers --deeper 1 --batch-size 64 --warp-px 0 "
+        "--learning-rate 2e-3 --passes 20 --num-canvases 4096"
+    ),
 }
 """Activation models that the package does not hold, and the flags of pretrain_perception.py that train them."""
 
@@ -187,11 +189,11 @@ ROWS = {
         model="svhn-2000",
     ),
     **{
-        name: Row(what, flags, (0, 1, 2), OWN_IMAGES, "custom", folder=f"photographs/{name.replace('-', '_')}")
-        for name, what, flags in (
-            ("dice", "1 to 5 dice, by the pips on top", ""),
-            ("handwritten-amounts", "amounts of 1 to 7 handwritten digits", ""),
-            ("blood-cells", "1 to 30 blood cells of three kinds", ""),
+        name: Row(what, "", (0, 1, 2), OWN_IMAGES, "custom", folder=f"photographs/{name.replace('-', '_')}")
+        for name, what in (
+            ("dice", "1 to 5 dice, by the pips on top"),
+            ("handwritten-amounts", "amounts of 1 to 7 handwritten digits"),
+            ("blood-cells", "1 to 30 blood cells of three kinds"),
         )
     },
     "svhn-multiset": Row(
