@@ -50,8 +50,8 @@ class AgentConfig:
         saliency_prior: first value of the learned weight w in the cell scores ``w S + MLP(h)`` of drawn attention.
         location_policy: ``"learned"``, or one of two controls: ``"greedy"`` looks at the cell of highest priority,
             ``"uniform"`` at any cell.
-        bfloat16: multiply matrices in bfloat16 where the device has a unit for it (an accelerator, or a CPU with AMX). All
-            else stays float32, the recurrent state too.
+        bfloat16: multiply matrices in bfloat16 where the device does so faster (an accelerator, and some CPUs). All else stays
+            float32, the recurrent state too.
     """
 
     meta_hidden: int = 128
