@@ -9,8 +9,9 @@ import pytest
 
 from hsal_env.config import EnvConfig
 from hsal_env.data.augmentation import NUMBERS, VARIATIONS, Variation, Varied
+from hsal_env.data.canvases import CanvasBatch
 from hsal_env.data.custom import CustomCanvases, LabelledImages
-from hsal_env.data.variation import varied
+from hsal_env.data.variation import beside, varied
 from hsal_env.errors import ConfigError, DataError
 
 STILL = Variation(
@@ -120,6 +121,43 @@ def test_without_saturation_an_image_is_grey():
     found, _ = varied(image, NO_BOXES, plain, unblurred())
     spread = found.astype(int) - found.mean(axis=2, keepdims=True)
     assert np.ptp(spread, axis=(0, 1)).max() <= 2  # one and the same tint everywhere: the mean colour stays
+
+
+def canvas(value: int, labels: list[int], boxes: list[list[int]]) -> CanvasBatch:
+    """One image of a single value, 10x12 px, with room for three objects."""
+    image = np.full((1, 10, 12), value, np.uint8)
+    padded = np.full((1, 3), -1), np.full((1, 3, 4), -1)
+    padded[0][0, : len(labels)], padded[1][0, : len(boxes)] = labels, boxes or -1
+    return CanvasBatch(image, *padded)
+
+
+def test_two_images_beside_each_other_by_hand():
+    """Two objects get 8 of 12 columns, one gets 4; boxes shrink with their image and are rounded outwards."""
+    left = canvas(10, [4, 4], [[1, 0, 3, 6], [2, 6, 5, 5]])
+    right = canvas(200, [7], [[0, 3, 9, 6]])
+    image, labels, boxes = beside(left, 0, right)
+    assert (image[:, :8] == 10).all()
+    assert (image[:, 8:] == 200).all()
+    assert labels.tolist() == [4, 4, 7]
+    assert boxes.tolist() == [[1, 0, 3, 4], [2, 4, 5, 4], [0, 9, 9, 2]]
+
+
+def test_images_stay_single_where_two_do_not_fit_or_one_is_empty():
+    full, one, none = canvas(1, [1, 2, 3], []), canvas(2, [0], []), canvas(3, [], [])
+    for first, second in ((full, one), (one, none), (none, one)):
+        image, labels, boxes = beside(first, 0, second)
+        assert (image == first.images[0]).all()
+        assert (labels == first.labels[0]).all()
+        assert (boxes == first.boxes[0]).all()
+
+
+def test_about_so_many_images_stand_beside_another():
+    pixels = np.zeros((10, 24, 32, 3), np.uint8)
+    ones = CustomCanvases(LabelledImages(pixels, [[0]] * 9 + [[0, 0]], labels_are="lists"), "all")
+    batch = Varied(ones, dataclasses.replace(STILL, beside=0.5), seed=0).compose(range(400))
+    counts = np.bincount((batch.labels >= 0).sum(axis=1), minlength=3)
+    # of each ten images nine may stand beside one of nine; the tenth has two objects as it is
+    assert counts[2] / 400 == pytest.approx(0.1 + 0.9 * 0.5 * 0.9, abs=0.07)
 
 
 @pytest.mark.parametrize("variation", [*VARIATIONS.values(), NUMBERS, None])

@@ -41,6 +41,8 @@ class Variation:
         hue_deg: largest angle by which the colours of half of the images are turned about grey.
         negative: share of the images that are shown as their negative.
         noise: largest standard deviation of the noise.
+        beside: share of the images that stand beside another one, each squeezed to a width in proportion to its objects. Their
+            labels are those of both. Images without objects, and pairs with too many, stay single.
     """
 
     zoom: tuple[float, float] = (0.75, 1.0)
@@ -57,6 +59,7 @@ class Variation:
     hue_deg: float = 0.0
     negative: float = 0.0
     noise: float = 0.03
+    beside: float = 0.0
 
 
 VARIATIONS: dict[Augment, Variation] = {"upright": Variation(), "turned": Variation(mirrored=True, turn_deg=20.0)}
@@ -72,6 +75,7 @@ NUMBERS = Variation(
     hue_deg=180.0,
     negative=0.3,
     noise=0.04,
+    beside=0.25,
 )
 """Of numbers that a margin surrounds and whose colours say nothing, as in SVHN."""
 
@@ -105,9 +109,9 @@ class Varied:
     @property
     def content(self) -> tuple[str | np.ndarray, ...]:
         """That of the images, the variation, the key, and the code that varies."""
-        from hsal_env.data.variation import varied  # torch: not before --help
+        from hsal_env.data.variation import beside, varied  # torch: not before --help
 
-        return (*self._images.content, repr(self.variation), self._key, *source_of(Varied, varied))
+        return (*self._images.content, repr(self.variation), self._key, *source_of(Varied, varied, beside))
 
     def compose(self, indices: Sequence[int] | np.ndarray) -> CanvasBatch:
         """The canvases of the given non-negative indices.
@@ -123,10 +127,14 @@ class Varied:
         batch = self._images.compose([orders[r][place] for r, place in zip(rounds.tolist(), places, strict=True)])
         if self.variation is None:
             return batch
-        from hsal_env.data.variation import varied
+        from hsal_env.data.variation import beside, varied
 
-        images, boxes = np.empty_like(batch.images), np.empty_like(batch.boxes)
+        made = CanvasBatch(*map(np.copy, batch))
         for lane, index in enumerate(indices.tolist()):  # each alone, so that a batch rounds nothing otherwise
             random = np.random.Generator(np.random.Philox(key=self._key, counter=[0, index, 0, 0]))
-            images[lane], boxes[lane] = varied(batch.images[lane], batch.boxes[lane], self.variation, random)
-        return CanvasBatch(images, batch.labels, boxes)
+            if self.variation.beside and random.random() < self.variation.beside:
+                other = self._images.compose([int(random.integers(len(self._images)))])
+                for whole, part in zip(made, beside(batch, lane, other), strict=True):
+                    whole[lane] = part
+            made.images[lane], made.boxes[lane] = varied(made.images[lane], made.boxes[lane], self.variation, random)
+        return made

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import conv2d, grid_sample, interpolate, pad
 
 from hsal_env.data.augmentation import Variation
+from hsal_env.data.canvases import CanvasBatch
 from hsal_env.isolation import own_defaults
 
 _LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601)
@@ -44,6 +45,38 @@ def varied(
     pixels += random.uniform(0, v.noise) * torch.from_numpy(random.standard_normal(pixels.shape, np.float32))
     values = (pixels.clamp_(0, 1) * 255).round_().byte()[0].permute(1, 2, 0).numpy()
     return values.reshape(image.shape), _moved_boxes(boxes, matrix, shift, image.shape[:2])
+
+
+@own_defaults()
+def beside(batch: CanvasBatch, lane: int, other: CanvasBatch) -> CanvasBatch:
+    """One canvas of a batch and, to its right, the only one of ``other``: an image ``[h, w]`` or ``[h, w, 3]``, labels, boxes.
+
+    Of n and m objects the first gets the share n / (n + m) of the width. The canvas alone where one has none, or both have more
+    than the labels have places.
+    """
+    image, labels, boxes = (part[lane] for part in batch)
+    count, more = (labels >= 0).sum(), (other.labels[0] >= 0).sum()
+    if not count or not more or count + more > len(labels):
+        return CanvasBatch(image, labels, boxes)
+    width = image.shape[1]
+    split = round(width * count / (count + more))
+    halves = [_squeezed(image, split), _squeezed(other.images[0], width - split)]
+    both = np.concatenate([labels[:count], other.labels[0, :more]])
+    joined = np.full_like(boxes, -1)
+    for these, start, part, first in ((boxes, 0, split, 0), (other.boxes[0], count, width - split, split)):
+        known = these[these[:, 0] >= 0]
+        left = np.floor(known[:, 1] * part / width)
+        right = np.ceil((known[:, 1] + known[:, 3]) * part / width)
+        joined[start : start + len(known)] = np.stack([known[:, 0], first + left, known[:, 2], right - left], axis=1)
+    padded = np.concatenate([both, np.full(len(labels) - len(both), -1)])
+    return CanvasBatch(np.concatenate(halves, axis=1), padded, joined)
+
+
+def _squeezed(image: np.ndarray, width: int) -> np.ndarray:
+    """An image brought to another width."""
+    pixels = torch.from_numpy(image.reshape(*image.shape[:2], -1)).permute(2, 0, 1)[None].float()
+    narrow = interpolate(pixels, (image.shape[0], width), mode="bilinear", antialias=True)
+    return narrow.round_().byte()[0].permute(1, 2, 0).numpy().reshape(image.shape[0], width, *image.shape[2:])
 
 
 def _place(v: Variation, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -16,13 +16,21 @@ _FASTER = 1.3
 
 @cache
 def native_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 matrices faster than float32 ones.
+    """Whether this processor has a unit for bfloat16 matrices (AMX). Features are encoded in bfloat16 only there."""
+    return bool(torch.cpu._is_amx_tile_supported())
 
-    With AMX it does. With AVX512-BF16 alone some processors take twice as long for them and others half as long, so products of
-    both types are timed, once in a process. All others emulate bfloat16.
+
+def has_matrix_unit(device: str) -> bool:
+    """Whether ``device`` learns faster in bfloat16: an accelerator does, and some CPUs."""
+    return device != "cpu" or native_bfloat16() or faster_bfloat16()
+
+
+@cache
+def faster_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 matrices faster than float32 ones, as measured once in this process.
+
+    With AVX512-BF16 alone some take half as long and others twice as long. All others emulate bfloat16.
     """
-    if torch.cpu._is_amx_tile_supported():
-        return True
     return bool(torch.cpu._is_avx512_bf16_supported()) and seconds(torch.float32) > _FASTER * seconds(torch.bfloat16)
 
 
@@ -36,8 +44,3 @@ def seconds(dtype: torch.dtype) -> float:
         matrix @ matrix
         took.append(time.perf_counter() - started)
     return min(took)
-
-
-def has_matrix_unit(device: str) -> bool:
-    """Whether ``device`` multiplies bfloat16 matrices faster than float32 ones: an accelerator does, and some CPUs."""
-    return device != "cpu" or native_bfloat16()
