@@ -229,6 +229,8 @@ class PretrainConfig:
     """weight decay of AdamW"""
     sharp_coef: float = 0.2
     """weight of the penalty on cells whose saliency is neither 0 nor 1 (count only)"""
+    first_scale: float = 1.0
+    """size of the images in the first half of the passes, as a share of theirs: small images teach the coarse sooner"""
     warp_px: float = 3.0
     """largest amplitude of the smooth random displacements of a training canvas"""
     val_canvases: int = 2_000
@@ -255,6 +257,8 @@ class PretrainConfig:
                 "Expected passes, val_canvases and test_canvases of at least 1 and 1 <= batch_size <= num_canvases; got "
                 f"{self.passes}, {self.val_canvases}, {self.test_canvases}, {self.batch_size}, {self.num_canvases}."
             )
+        if not 0 < self.first_scale <= 1:
+            raise ConfigError(f"Expected first_scale above 0 and at most 1; got {self.first_scale}.")
         if self.seed < 0 or self.learning_rate <= 0 or self.weight_decay < 0:
             raise ConfigError(
                 "Expected a seed of at least 0, a learning_rate above 0 and a weight_decay of at least 0; got "

@@ -19,7 +19,7 @@ from agents.config import PretrainConfig
 from agents.learning.distributed import ALONE
 from agents.learning.provenance import versions
 from agents.supervised.centring import centre, displacement_px
-from agents.supervised.pretraining import Pretrainer, Supply, accuracy, batches, warped
+from agents.supervised.pretraining import Pretrainer, Supply, accuracy, batches, shrunk, warped
 from hsal_env.errors import CheckpointError, ConfigError, DivergenceError
 from hsal_env.isolation import own_defaults
 from hsal_env.perception.examples import to_images
@@ -164,6 +164,8 @@ class Pretraining:
             images = to_images(canvases, net.model.in_channels).to(self.device)
             if config.warp_px:
                 images = warped(images, config.warp_px)
+            if self.passes < config.passes // 2:
+                images = shrunk(images, config.first_scale)
             with torch.autocast(self.device, dtype=torch.bfloat16, enabled=has_matrix_unit(self.device)):
                 loss = net.loss(images, counts, config.objective, config.sharp_coef)
             self.optimiser.zero_grad()

@@ -123,6 +123,14 @@ def warped(images: Tensor, warp_px: float) -> Tensor:
     return grid_sample(images, (still + bend.permute(0, 2, 3, 1)).to(images.device), align_corners=False)
 
 
+def shrunk(images: Tensor, scale: float) -> Tensor:
+    """Images ``[B, C, h_px, w_px]`` with sides of ``scale`` times as many px, rounded."""
+    if scale == 1:
+        return images
+    size = [max(1, round(side * scale)) for side in images.shape[2:]]
+    return interpolate(images, size, mode="bilinear", antialias=True)
+
+
 class Supply(NamedTuple):
     """Canvases to learn from.
 
