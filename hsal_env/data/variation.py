@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import conv2d, grid_sample, interpolate, pad
+from torch.nn.functional import grid_sample, interpolate, pad
 
 from hsal_env.data.augmentation import Variation
 from hsal_env.data.canvases import CanvasBatch
@@ -100,8 +101,15 @@ def _moved(pixels: Tensor, matrix: np.ndarray, shift: np.ndarray, bend: float, r
     at = torch.stack([a[i][0] * columns + a[i][1] * rows[:, None] + t[i] for i in range(2)], dim=-1)  # [h, w, 2]
     if bend:
         points = torch.from_numpy(random.standard_normal((1, 2, _POINTS, _POINTS), np.float32)) * (2 * bend)
-        at += interpolate(points, (height, width), mode="bicubic", align_corners=True)[0].permute(1, 2, 0)
+        at += (_spline(height) @ points[0] @ _spline(width).T).permute(1, 2, 0)
     return grid_sample(pixels, at[None], padding_mode="border", align_corners=False)
+
+
+@cache
+@own_defaults()
+def _spline(size: int) -> Tensor:
+    """What bicubic interpolation takes of 5 points in a row for each of ``size`` px, ``[size, 5]``."""
+    return interpolate(torch.eye(_POINTS)[None, None], (size, _POINTS), mode="bicubic", align_corners=True)[0, 0]
 
 
 def _moved_boxes(boxes: np.ndarray, matrix: np.ndarray, shift: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
@@ -120,9 +128,12 @@ def _moved_boxes(boxes: np.ndarray, matrix: np.ndarray, shift: np.ndarray, size:
 
 def _blurred(pixels: Tensor, blur_px: float) -> Tensor:
     taps = torch.exp(-(torch.arange(-_TAPS, _TAPS + 1) ** 2) / (2 * blur_px**2))
-    taps = (taps / taps.sum()).expand(pixels.shape[1], 1, 1, -1)
-    for kernel, ends in ((taps, (_TAPS, _TAPS, 0, 0)), (taps.transpose(2, 3), (0, 0, _TAPS, _TAPS))):
-        pixels = conv2d(pad(pixels, ends, mode="replicate"), kernel, groups=pixels.shape[1])
+    taps = (taps / taps.sum()).tolist()
+    for axis, ends in ((3, (_TAPS, _TAPS, 0, 0)), (2, (0, 0, _TAPS, _TAPS))):
+        length, padded = pixels.shape[axis], pad(pixels, ends, mode="replicate")
+        pixels = padded.narrow(axis, 0, length) * taps[0]
+        for first, tap in enumerate(taps[1:], 1):  # several times faster than a convolution by channels
+            pixels.add_(padded.narrow(axis, first, length), alpha=tap)
     return pixels
 
 
