@@ -56,6 +56,20 @@ def test_perception_can_be_pretrained(mnist_root: str, tmp_path: Path, objects: 
     assert F.sum_of_squares(volume).shape == (1, map_px, map_px)
 
 
+def test_the_first_half_of_the_passes_may_show_smaller_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    module, shown = script(PRETRAIN), []
+    loss = features.Pretrainer.loss
+
+    def told(net, images, *others):
+        shown.append(tuple(images.shape[2:]))
+        return loss(net, images, *others)
+
+    monkeypatch.setattr(features.Pretrainer, "loss", told)
+    few = {"passes": 3, "num_canvases": 2, "batch_size": 1, "val_canvases": 1, "test_canvases": 1}
+    module.main(module.Args(output=tmp_path / "model.pt", objects="house-numbers", first_scale=0.68, **few))
+    assert shown == [(68, 68)] * 2 + [(100, 100)] * 4
+
+
 def test_pretraining_that_diverges_leaves_the_output_as_it_was(tmp_path: Path):
     module, output = script(PRETRAIN), tmp_path / "model.pt"
     output.write_bytes(b"good")
@@ -97,6 +111,8 @@ def test_pretraining_goes_on_from_weights(mnist_root: str, tmp_path: Path, monke
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
+        ("--first-scale 0", "Expected first_scale above 0 and at most 1; got 0.0"),
+        ("--first-scale 1.5", "Expected first_scale above 0 and at most 1; got 1.5"),
         ("--passes 0", "Expected passes, val_canvases and test_canvases of at least 1"),
         ("--batch-size 0", "Expected passes, val_canvases and test_canvases of at least 1"),
         ("--batch-size 64 --num-canvases 32", "Expected passes, val_canvases and test_canvases of at least 1"),

@@ -47,7 +47,10 @@ if TYPE_CHECKING:
 _FEW_IMAGES, _FEW_OBJECTS = 100, 20  # of the training share; below that a warning says that it may be too few
 _PLENTY_TEST = 1_000_000
 _LARGE_PX = 40_000  # rows times columns; images of more are brought to the size that suits them
-_FEATURES_PX = 1_800_000_000  # that the features learn from, so that they take about as long whatever the size
+_FIRST_PX = (
+    36_000  # of the images that features of larger ones begin with: many small images teach sooner than few large ones
+)
+_FEATURES_PX = 2_500_000_000  # that the features learn from, so that they take about as long whatever the size
 _LEAST_IMAGES, _MOST_IMAGES = 24_000, 96_000
 
 
@@ -75,10 +78,12 @@ class Args:
     init: str | None = None
     """bundled model or model file whose weights the features start from, scratch for random ones; default: compact-house-numbers
     for compact, ImageNet's weights for a resnet"""
+    deeper: int | None = None
+    """more residual blocks of compact, so that a cell sees more of a large object; default: 1, or as init has it"""
     output_stride: int | None = None
     """px from one cell of the map to the next; finer for many small objects"""
     feature_images: int | None = None
-    """varied images that the features learn from; default: as many as hold 1.8 billion px, but 24,000 to 96,000"""
+    """varied images that the features learn from; default: as many as hold 2.5 billion px, but 24,000 to 96,000"""
     feature_passes: int = 8
     """passes that they are counted in; the features are measured and saved after each"""
     feature_learning_rate: float = 2e-3
@@ -194,10 +199,16 @@ def check_amount(env: EnvConfig) -> None:
         warnings.warn(f"Classes with few objects to learn from: {rare}. The agent may never name them.", stacklevel=2)
 
 
+def first_scale(env: EnvConfig) -> float:
+    """Size of the images that features begin with, as a share of that of all others."""
+    size_px = math.prod(env.image_shape[:2])
+    return math.sqrt(_FIRST_PX / size_px) if size_px > _LARGE_PX else 1.0
+
+
 def images_for_features(args: Args, env: EnvConfig) -> int:
     """How many varied images the features learn from."""
-    suited = _FEATURES_PX // math.prod(env.image_shape[:2])
-    return args.feature_images or min(max(_LEAST_IMAGES, suited), _MOST_IMAGES)
+    suited = _FEATURES_PX / math.prod(env.image_shape[:2]) * 2 / (1 + first_scale(env) ** 2)
+    return args.feature_images or min(max(_LEAST_IMAGES, int(suited)), _MOST_IMAGES)
 
 
 def learn_features(args: Args, env: EnvConfig) -> None:
@@ -206,12 +217,15 @@ def learn_features(args: Args, env: EnvConfig) -> None:
     from agents.supervised.features import Images, Pretraining
     from agents.supervised.pretraining import Supply
 
+    ours = args.architecture == "compact" and args.init is None
     batch_size = 16  # a few thousand updates teach more than a few hundred of larger batches
     config = PretrainConfig(
         output=output,
         architecture=args.architecture,
         output_stride=args.output_stride,
-        init=args.init or ("compact-house-numbers" if args.architecture == "compact" else None),
+        deeper=1 if ours and args.deeper is None else args.deeper,
+        first_scale=first_scale(env),
+        init="compact-house-numbers" if ours else args.init,
         passes=args.feature_passes,
         num_canvases=max(batch_size, images_for_features(args, env) // args.feature_passes),
         batch_size=batch_size,

@@ -127,8 +127,8 @@ def _moved_boxes(boxes: np.ndarray, matrix: np.ndarray, shift: np.ndarray, size:
 
 
 def _blurred(pixels: Tensor, blur_px: float) -> Tensor:
-    taps = torch.exp(-(torch.arange(-_TAPS, _TAPS + 1) ** 2) / (2 * blur_px**2))
-    taps = (taps / taps.sum()).tolist()
+    weights = torch.exp(-(torch.arange(-_TAPS, _TAPS + 1) ** 2) / (2 * blur_px**2))
+    taps = (weights / weights.sum()).tolist()
     for axis, ends in ((3, (_TAPS, _TAPS, 0, 0)), (2, (0, 0, _TAPS, _TAPS))):
         length, padded = pixels.shape[axis], pad(pixels, ends, mode="replicate")
         pixels = padded.narrow(axis, 0, length) * taps[0]
