@@ -64,10 +64,13 @@ def test_the_first_half_of_the_passes_may_show_smaller_images(tmp_path: Path, mo
         shown.append(tuple(images.shape[2:]))
         return loss(net, images, *others)
 
+    measured: list[float] = []
     monkeypatch.setattr(features.Pretrainer, "loss", told)
+    monkeypatch.setattr(features, "accuracy", lambda net, config, count, objective, scale: measured.append(scale) or {})
     few = {"passes": 3, "num_canvases": 2, "batch_size": 1, "val_canvases": 1, "test_canvases": 1}
     module.main(module.Args(output=tmp_path / "model.pt", objects="house-numbers", first_scale=0.68, **few))
     assert shown == [(68, 68)] * 2 + [(100, 100)] * 4
+    assert measured == [0.68, 1.0, 1.0, 1.0]  # after each pass, and the test
 
 
 def test_pretraining_that_diverges_leaves_the_output_as_it_was(tmp_path: Path):

@@ -117,10 +117,11 @@ class Pretraining:
                 with self._own_random(self._random):
                     loss = self._pass(supply, bar)
                     self._random = torch.get_rng_state()
+                scale = self._scale(self.passes)
                 self.passes += 1
                 self.seconds = before + time.perf_counter() - started
                 val = {
-                    source: self._accuracy(next(iter(looks.values())), config.val_canvases)
+                    source: self._accuracy(next(iter(looks.values())), config.val_canvases, scale)
                     for source, looks in self.images.held_out["val"].items()
                 }
                 bar.write(f"pass {self.passes}: loss {loss:.4f}, validation {val}, {self.seconds:.0f} s")
@@ -164,8 +165,7 @@ class Pretraining:
             images = to_images(canvases, net.model.in_channels).to(self.device)
             if config.warp_px:
                 images = warped(images, config.warp_px)
-            if self.passes < config.passes // 2:
-                images = shrunk(images, config.first_scale)
+            images = shrunk(images, self._scale(self.passes))
             with torch.autocast(self.device, dtype=torch.bfloat16, enabled=has_matrix_unit(self.device)):
                 loss = net.loss(images, counts, config.objective, config.sharp_coef)
             self.optimiser.zero_grad()
@@ -183,8 +183,12 @@ class Pretraining:
                 )
         return loss.item()
 
-    def _accuracy(self, supply: Supply, canvases: int) -> dict[str, float]:
-        return accuracy(self.net, supply.config, canvases, self.config.objective)
+    def _scale(self, done: int) -> float:
+        """Size at which the images of a pass are shown and measured, ``done`` passes after the first."""
+        return self.config.first_scale if done < self.config.passes // 2 else 1.0
+
+    def _accuracy(self, supply: Supply, canvases: int, scale: float = 1.0) -> dict[str, float]:
+        return accuracy(self.net, supply.config, canvases, self.config.objective, scale)
 
     def _save(self) -> None:
         save_model(self.config.output, self.config.architecture, self.net.model)

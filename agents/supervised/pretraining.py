@@ -185,9 +185,9 @@ def endless(config: EnvConfig, seed: int) -> CanvasSource:
 
 @torch.no_grad()
 def accuracy(
-    net: Pretrainer, config: EnvConfig, count: int = 10_000, objective: Objective = "count"
+    net: Pretrainer, config: EnvConfig, count: int = 10_000, objective: Objective = "count", scale: float = 1.0
 ) -> dict[str, float]:
-    """Accuracy on held-out canvases, at most ``count`` of them; each value is a share of the canvases.
+    """Accuracy on held-out canvases, at most ``count`` of them and :func:`shrunk`; each value is a share of the canvases.
 
     Returns:
         Of the objective ``count``: ``counts``, the canvases whose rounded expected counts are right; and ``peaks``, those
@@ -202,7 +202,7 @@ def accuracy(
     for start in range(0, count, 64):
         batch = config.canvases.compose(range(start, min(start + 64, count)))
         true = torch.from_numpy(label_counts(batch.labels, net.classes)).to(device)
-        images = to_images(batch.images, net.model.in_channels).to(device)
+        images = shrunk(to_images(batch.images, net.model.in_channels).to(device), scale)
         if objective == "classify":
             right[0] += int((true.gather(1, net.pooled(images).argmax(dim=1, keepdim=True)) > 0).sum())
             continue
