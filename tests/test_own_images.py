@@ -74,8 +74,8 @@ def test_features_learn_from_more_images_where_they_are_small():
         env = SimpleNamespace(image_shape=(*image_px, 3))
         return module.images_for_features(module.Args(Path("x"), **given), env)
 
-    assert (images(160, 224), images(64, 160)) == (69_754, 96_000)  # 2.5e9 / 35840
-    assert images(240, 320) == 44_326  # half of 76800 px, half of 36000
+    assert (images(160, 224), images(64, 160)) == (94_866, 96_000)  # 3.4e9 / 35840
+    assert images(240, 320) == 60_283  # half of 76800 px, half of 36000
     assert images(1000, 1000) == 24_000
     assert images(64, 160, feature_images=7) == 7
 

@@ -46,11 +46,9 @@ if TYPE_CHECKING:
 
 _FEW_IMAGES, _FEW_OBJECTS = 100, 20  # of the training share; below that a warning says that it may be too few
 _PLENTY_TEST = 1_000_000
-_LARGE_PX = 40_000  # rows times columns; images of more are brought to the size that suits them
-_FIRST_PX = (
-    36_000  # of the images that features of larger ones begin with: many small images teach sooner than few large ones
-)
-_FEATURES_PX = 2_500_000_000  # that the features learn from, so that they take about as long whatever the size
+_LARGE_PX = 80_000  # rows times columns; images of more are brought to the size that suits them
+_SMALL_PX, _FIRST_PX = 40_000, 36_000  # features of images of more than the former begin with images of the latter
+_FEATURES_PX = 3_400_000_000  # that the features learn from, so that they take about as long whatever the size
 _LEAST_IMAGES, _MOST_IMAGES = 24_000, 96_000
 
 
@@ -83,7 +81,7 @@ class Args:
     output_stride: int | None = None
     """px from one cell of the map to the next; finer for many small objects"""
     feature_images: int | None = None
-    """varied images that the features learn from; default: as many as hold 2.5 billion px, but 24,000 to 96,000"""
+    """varied images that the features learn from; default: as many as hold 3.4 billion px, but 24,000 to 96,000"""
     feature_passes: int = 8
     """passes that they are counted in; the features are measured and saved after each"""
     feature_learning_rate: float = 2e-3
@@ -200,9 +198,9 @@ def check_amount(env: EnvConfig) -> None:
 
 
 def first_scale(env: EnvConfig) -> float:
-    """Size of the images that features begin with, as a share of that of all others."""
+    """Size of the images that features begin with, as a share of that of all others: they learn from small ones sooner."""
     size_px = math.prod(env.image_shape[:2])
-    return math.sqrt(_FIRST_PX / size_px) if size_px > _LARGE_PX else 1.0
+    return math.sqrt(_FIRST_PX / size_px) if size_px > _SMALL_PX else 1.0
 
 
 def images_for_features(args: Args, env: EnvConfig) -> int:
