@@ -225,6 +225,8 @@ class PretrainConfig:
     """canvases in a batch"""
     learning_rate: float = 4e-3
     """peak of the one-cycle schedule (AdamW)"""
+    average_passes: int = 0
+    """so many last passes go on at a quarter of that rate, and the mean of their weights is kept, which errs less on new images"""
     weight_decay: float = 0.01
     """weight decay of AdamW"""
     sharp_coef: float = 0.2
@@ -256,6 +258,10 @@ class PretrainConfig:
             raise ConfigError(
                 "Expected passes, val_canvases and test_canvases of at least 1 and 1 <= batch_size <= num_canvases; got "
                 f"{self.passes}, {self.val_canvases}, {self.test_canvases}, {self.batch_size}, {self.num_canvases}."
+            )
+        if not 0 <= self.average_passes < self.passes:
+            raise ConfigError(
+                f"Expected average_passes of at least 0 and less than passes; got {self.average_passes} of {self.passes}."
             )
         if not 0 < self.first_scale <= 1:
             raise ConfigError(f"Expected first_scale above 0 and at most 1; got {self.first_scale}.")

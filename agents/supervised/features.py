@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, update_bn
 from tqdm import tqdm
 
 from agents.config import PretrainConfig
@@ -31,6 +32,7 @@ from hsal_env.storage.files import write_text
 from hsal_env.storage.weights import load_weights, save_weights
 
 _MEASURED = 500  # images
+_NORMALISED = 100  # batches that the statistics of batch norm are taken from, for averaged weights
 _CHECKED_EVERY = 50  # updates; an accelerator is waited for at each check
 
 
@@ -50,6 +52,8 @@ class Images:
 
 class Pretraining:
     """One training of an activation model, whose output is refused to other processes while this object lives.
+
+    With ``average_passes`` the weights of the last passes are averaged (Izmailov et al., 2018), and batch norm measures anew.
 
     After every pass the model file is written, and beside it FILE.resume.pt, with which ``resume`` goes on. The latter is
     removed at the end, when FILE.json with arguments and accuracies is written. Then the model file also says where the objects
@@ -91,12 +95,13 @@ class Pretraining:
             self.net = Pretrainer(model.requires_grad_(True), task.classes).to(self.device).train()
             self._random = torch.get_rng_state()
         self.steps = config.num_canvases // config.batch_size
-        total = config.passes * self.steps
+        scheduled = (config.passes - config.average_passes) * self.steps
+        self.average = AveragedModel(self.net) if config.average_passes else None
         self.optimiser = torch.optim.AdamW(
             self.net.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimiser, config.learning_rate, total_steps=total, pct_start=0.15
+            self.optimiser, config.learning_rate, total_steps=scheduled, pct_start=0.15
         )
         self.passes, self.seconds = 0, 0.0
         if resume and self._resume_path.is_file():
@@ -126,6 +131,8 @@ class Pretraining:
                 }
                 bar.write(f"pass {self.passes}: loss {loss:.4f}, validation {val}, {self.seconds:.0f} s")
                 self._save()
+        if self.average is not None:
+            self._take_average(self.average)
         displacement = self._centre()
         results = {
             "test": {
@@ -143,6 +150,20 @@ class Pretraining:
         tqdm.write(f"test: {results['test']}")
         write_text(config.output.with_suffix(".json"), json.dumps(results, indent=2) + "\n")
         self._resume_path.unlink(missing_ok=True)
+
+    def _take_average(self, average: AveragedModel) -> None:
+        """Go on with the averaged weights, and with statistics of batch norm that fit them."""
+        self.net.load_state_dict(average.module.state_dict())
+        supply = batches(self.images.training, self.config.batch_size, _NORMALISED, self.config.seed)
+        with self._own_random(self._random):
+            update_bn((self._shown(canvases) for canvases, _ in supply), self.net)
+
+    def _shown(self, canvases: np.ndarray) -> torch.Tensor:
+        """Training images as the network sees them in this pass."""
+        images = to_images(canvases, self.net.model.in_channels).to(self.device)
+        if self.config.warp_px:
+            images = warped(images, self.config.warp_px)
+        return shrunk(images, self._scale(self.passes))
 
     def _centre(self) -> tuple[float, float]:
         """Measure where the objects of the cells are, and write it into the model file; returns how far off they were, in px."""
@@ -162,17 +183,14 @@ class Pretraining:
         for step in range(1, self.steps + 1):
             canvases, label_counts = next(supply)
             counts = torch.from_numpy(label_counts).float()
-            images = to_images(canvases, net.model.in_channels).to(self.device)
-            if config.warp_px:
-                images = warped(images, config.warp_px)
-            images = shrunk(images, self._scale(self.passes))
+            images = self._shown(canvases)
             with torch.autocast(self.device, dtype=torch.bfloat16, enabled=has_matrix_unit(self.device)):
                 loss = net.loss(images, counts, config.objective, config.sharp_coef)
             self.optimiser.zero_grad()
             loss.backward()
             grad_norm = nn.utils.clip_grad_norm_(net.parameters(), 1.0)
             self.optimiser.step()
-            self.schedule.step()
+            self._step_schedule()
             bar.update()
             finite = finite & loss.detach().isfinite() & grad_norm.isfinite()
             if (step % _CHECKED_EVERY == 0 or step == self.steps) and not finite:
@@ -182,6 +200,15 @@ class Pretraining:
                     f"{config.learning_rate:g} (--learning-rate)."
                 )
         return loss.item()
+
+    def _step_schedule(self) -> None:
+        """The learning rate of the next update; in the averaged passes a constant, and these weights join the average."""
+        if self.passes < self.config.passes - self.config.average_passes:
+            self.schedule.step()
+        elif self.average is not None:
+            self.average.update_parameters(self.net)
+            for group in self.optimiser.param_groups:
+                group["lr"] = self.config.learning_rate / 4
 
     def _scale(self, done: int) -> float:
         """Size at which the images of a pass are shown and measured, ``done`` passes after the first."""
@@ -200,6 +227,7 @@ class Pretraining:
             "passes": self.passes,
             "seconds": self.seconds,
             "random": self._random,
+            "average": self.average and self.average.state_dict(),
         }
         save_weights(self._resume_path, state)
 
@@ -215,6 +243,8 @@ class Pretraining:
             self.net.load_state_dict(state["net"])
             self.optimiser.load_state_dict(state["optimiser"])
             self.schedule.load_state_dict(state["schedule"])
+            if self.average is not None:
+                self.average.load_state_dict(state["average"])
             self.passes, self.seconds, self._random = int(state["passes"]), float(state["seconds"]), state["random"]
             torch.Generator().set_state(self._random)  # fails now, if at all
         except CheckpointError:
