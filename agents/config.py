@@ -226,7 +226,7 @@ class PretrainConfig:
     learning_rate: float = 4e-3
     """peak of the one-cycle schedule (AdamW)"""
     average_passes: int = 0
-    """so many last passes go on at a quarter of that rate, and the mean of their weights is kept, which errs less on new images"""
+    """so many last passes go on at a quarter of that rate, and the mean of their weights is kept: it errs less on new images"""
     weight_decay: float = 0.01
     """weight decay of AdamW"""
     sharp_coef: float = 0.2

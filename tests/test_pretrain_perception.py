@@ -114,6 +114,7 @@ def test_pretraining_goes_on_from_weights(mnist_root: str, tmp_path: Path, monke
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
+        ("--average-passes 18", "Expected average_passes of at least 0 and less than passes; got 18 of 18"),
         ("--first-scale 0", "Expected first_scale above 0 and at most 1; got 0.0"),
         ("--first-scale 1.5", "Expected first_scale above 0 and at most 1; got 1.5"),
         ("--passes 0", "Expected passes, val_canvases and test_canvases of at least 1"),
@@ -177,17 +178,41 @@ def test_what_is_learned_from_is_laid_out_otherwise_than_the_environments_canvas
     assert (ours.boxes != theirs.boxes).any(axis=(1, 2)).all()
 
 
-def test_an_interrupted_pretraining_goes_on_as_if_it_had_not_been(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_weights_of_the_last_passes_are_averaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    module, output = script(PRETRAIN), tmp_path / "model.pt"
+    step, met, rates = torch.optim.AdamW.step, [], []
+
+    def stepped(optimiser: torch.optim.AdamW, *others: object) -> None:
+        rates.append(optimiser.param_groups[0]["lr"])
+        step(optimiser, *others)
+        met.append(optimiser.param_groups[0]["params"][0].detach().clone())  # of the first convolution
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", stepped)
+    few = {"passes": 3, "num_canvases": 32, "batch_size": 16, "val_canvases": 1, "test_canvases": 1}
+    module.main(
+        module.Args(output=output, objects="house-numbers", average_passes=2, learning_rate=1e-3, warp_px=0.0, **few)
+    )
+    weights = torch.load(output, weights_only=True)["weights"]
+    torch.testing.assert_close(weights["layers.0.weight"], torch.stack(met[2:]).mean(dim=0))
+    assert len(met) == 6
+    assert rates[3:] == [2.5e-4] * 3  # the first update after the schedule takes its last rate
+    assert weights["layers.1.num_batches_tracked"] == 100  # batch norm measures anew
+
+
+@pytest.mark.parametrize("average_passes", [0, 2])
+def test_an_interrupted_pretraining_goes_on_as_if_it_had_not_been(
+    average_passes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     module = script(PRETRAIN)
     few = {"passes": 3, "num_canvases": 32, "batch_size": 16, "val_canvases": 1, "test_canvases": 1}
-    flags = {"objects": "house-numbers", **few}
+    flags = {"objects": "house-numbers", "average_passes": average_passes, **few}
     module.main(module.Args(output=tmp_path / "whole.pt", **flags))
     save, saved = features.Pretraining._save, []
 
     def interrupted(self: features.Pretraining) -> None:
         save(self)
         saved.append(self.passes)
-        if saved == [1]:
+        if len(saved) == (average_passes or 1):  # amid the averaged ones
             raise KeyboardInterrupt
 
     monkeypatch.setattr(features.Pretraining, "_save", interrupted)
