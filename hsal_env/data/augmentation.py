@@ -17,7 +17,7 @@ from hsal_env.data.canvases import CanvasBatch, CanvasSource
 from hsal_env.data.draws import source_of
 from hsal_env.errors import DataError
 
-Augment = Literal["none", "upright", "turned"]
+Augment = Literal["none", "upright", "mirrored", "turned"]
 
 _STREAM = 300  # a second key beside the seed, so that variations have random numbers of their own
 
@@ -27,13 +27,14 @@ class Variation:
     """How far images are varied. Every number is drawn uniformly, zoom and contrast on a logarithmic scale.
 
     Attributes:
-        zoom: size of the content over its size in the image. Above 1, what is at the edge is lost.
+        zoom: size of the content over its size in the image. Above 1, what is at the edge is lost. It is less where a turned
+            image would not fit: what lies in the ellipse that touches the four sides stays in the image.
         stretch: largest logarithm of width over height, where the image has 0.
         shift: largest way of the content along each axis, as a share of the image, beside the room that ``zoom`` makes.
-        turn_deg: largest angle.
+        turn_deg: largest angle; 180 for any.
         shear: largest way of a row against the one as far above as the image is wide, as a share of that way.
         bend: largest standard deviation of the smooth random displacements, as a share of the image.
-        mirrored: whether half of the images are mirrored, and all are turned by a multiple of 180 degrees (square images: of 90).
+        mirrored: whether half of the images are mirrored.
         blur_px: largest standard deviation of the Gaussian that half of the images are blurred by.
         saturation: least and greatest factor.
         contrast: least and greatest factor.
@@ -62,7 +63,11 @@ class Variation:
     beside: float = 0.0
 
 
-VARIATIONS: dict[Augment, Variation] = {"upright": Variation(), "turned": Variation(mirrored=True, turn_deg=20.0)}
+VARIATIONS: dict[Augment, Variation] = {
+    "upright": Variation(),
+    "mirrored": Variation(mirrored=True, turn_deg=15.0),
+    "turned": Variation(mirrored=True, turn_deg=180.0),
+}
 """Of images of your own."""
 
 NUMBERS = Variation(

@@ -32,10 +32,8 @@ def varied(
     """
     v = variation
     pixels = torch.from_numpy(image.reshape(*image.shape[:2], -1)).permute(2, 0, 1)[None].float() / 255
-    matrix, shift = _place(v, random)
+    matrix, shift = _place(v, image.shape[1] / image.shape[0], random)
     if v.mirrored:
-        quarters = 1 if image.shape[0] == image.shape[1] else 2
-        matrix = _turned(quarters * 90.0 * random.integers(4 // quarters)) @ matrix
         matrix = matrix * np.array([[random.choice([-1.0, 1.0])], [1.0]])
     half = np.array(image.shape[1::-1]) / 2
     matrix = matrix * half / half[:, None]  # angles are measured in px
@@ -80,13 +78,20 @@ def _squeezed(image: np.ndarray, width: int) -> np.ndarray:
     return narrow.round_().byte()[0].permute(1, 2, 0).numpy().reshape(image.shape[0], width, *image.shape[2:])
 
 
-def _place(v: Variation, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A ``[2, 2]`` and t ``[2]``, of (column, row)."""
+def _place(v: Variation, ratio: float, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """A ``[2, 2]`` and t ``[2]``, of (column, row); ``ratio`` is width over height."""
     zoom, stretch = math.exp(random.uniform(*np.log(v.zoom))), math.exp(random.uniform(-v.stretch, v.stretch) / 2)
     shear = np.array([[1.0, random.uniform(-v.shear, v.shear)], [0.0, 1.0]])
-    turn = _turned(random.uniform(-v.turn_deg, v.turn_deg))
+    angle_deg = random.uniform(-v.turn_deg, v.turn_deg)
+    turn, zoom = _turned(angle_deg), zoom * _fitting(angle_deg, ratio)
     room = max(1 / zoom - 1, 0.0) + 2 * v.shift
     return np.diag([stretch, 1 / stretch]) @ shear @ turn / zoom, random.uniform(-room, room, 2)
+
+
+def _fitting(angle_deg: float, ratio: float) -> float:
+    """The greatest zoom at which the ellipse with axes 1 and ``ratio`` stays in its frame when it is turned."""
+    cos, sin = math.cos(math.radians(angle_deg)), math.sin(math.radians(angle_deg))
+    return 1 / max(math.hypot(cos, sin * ratio), math.hypot(cos, sin / ratio))
 
 
 def _turned(angle_deg: float) -> np.ndarray:
