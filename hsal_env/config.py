@@ -49,7 +49,7 @@ class EnvConfig(MetaStepRules, CanvasLook):
         extra: whether SVHN's part ``extra`` is added to its training split (D4).
         augment: of SVHN and of your own images. ``"none"``: the images as they are. Otherwise the training split holds ever new
             variations of its images, so that a few teach as many would (:mod:`hsal_env.data.augmentation`). ``"upright"``: turned
-            a little. ``"turned"``, of your own images only: also mirrored and turned upside down, for things that may lie
+            a little. Of your own images only: ``"mirrored"``, also mirrored; ``"turned"``, by any angle, for things that may lie
             anyhow. The other splits are never varied.
         images: your own images: uint8 ``[N, h_px, w_px]`` or ``[N, h_px, w_px, 3]``, or a folder as :mod:`hsal_env.data.custom`
             describes it, or :class:`hsal_env.data.custom.LabelledImages`.

@@ -82,26 +82,40 @@ def test_what_is_in_the_image_stays_in_it():
         assert left + width <= 60
 
 
-def test_mirrored_images_are_among_the_eight_of_a_square_and_the_four_of_a_rectangle():
-    for shape, wanted in (((9, 9), 8), ((9, 15), 4)):
-        image = np.random.default_rng(2).integers(0, 256, shape).astype(np.uint8)
-        turns = [np.rot90(side, k) for side in (image, image[:, ::-1]) for k in range(4)]
-        turns = [turn for turn in turns if turn.shape == image.shape]
-        met = set()
-        for seed in range(120):
-            found, _ = varied(image, NO_BOXES, dataclasses.replace(STILL, mirrored=True), np.random.default_rng(seed))
-            met |= {k for k, turn in enumerate(turns) if np.abs(found.astype(int) - turn).max() <= 1}
-        assert len(met) == wanted
+def test_half_of_the_images_are_mirrored():
+    image = np.random.default_rng(2).integers(0, 256, (9, 15)).astype(np.uint8)
+    met = [0, 0]
+    for seed in range(120):
+        found, _ = varied(image, NO_BOXES, dataclasses.replace(STILL, mirrored=True), np.random.default_rng(seed))
+        for side, wanted in enumerate((image, image[:, ::-1])):
+            met[side] += np.abs(found.astype(int) - wanted).max() <= 1
+    # half of the images are blurred a little, and then like neither
+    assert min(met) > 15
+
+
+def test_an_image_that_is_turned_by_any_angle_stays_in_its_frame():
+    """What lies in the ellipse that touches the four sides: here boxes at the ends of its axes."""
+    ends = np.array([[48, 2, 4, 4], [48, 194, 4, 4], [2, 98, 4, 4], [94, 98, 4, 4]])
+    turned = dataclasses.replace(STILL, turn_deg=180.0, zoom=(0.9, 1.0))
+    angles = []
+    for seed in range(60):
+        _, boxes = varied(np.zeros((100, 200), np.uint8), ends, turned, np.random.default_rng(seed))
+        centres = boxes[:, :2] + boxes[:, 2:] / 2
+        assert (boxes[:, 2:] >= 3).all()  # whole, or nearly
+        across = centres[1] - centres[0]
+        angles.append(np.degrees(np.arctan2(*across)))
+    assert np.histogram(angles, bins=6, range=(-180, 180))[0].min() >= 3
 
 
 def test_a_turn_is_measured_in_px_and_not_in_sides():
-    """A square in a wide image stays a square when it is turned by 45 degrees: its box grows by the root of 2."""
+    """A square in a wide image stays a square. At 45 degrees its box grows by the root of 2, in an image shrunk to fit."""
     turned = dataclasses.replace(STILL, zoom=(0.999, 1.0), turn_deg=45.0)
     box = np.array([[40, 140, 20, 20]])
     found = [varied(np.zeros((100, 300), np.uint8), box, turned, np.random.default_rng(s))[1][0] for s in range(60)]
     heights, widths = np.array(found)[:, 2], np.array(found)[:, 3]
     assert np.abs(heights - widths).max() <= 1
-    assert 27 <= heights.max() <= 30
+    assert heights.max() <= 22
+    assert 12 <= heights.min() <= 14  # 20 sqrt(2) / sqrt(0.5 + 0.5 * 3**2) = 12.6, rounded outwards
 
 
 def test_colours_by_hand():

@@ -139,7 +139,7 @@ def test_what_the_folder_holds_is_told_and_how_it_will_be_varied(folder: Path):
     module = script(OWN)
     env = module.read(module.Args(folder=folder))
     lines = module.told(env).splitlines()
-    assert lines[0] == "40 images of 48x64 px in colour, varied: turned"
+    assert lines[0] == "40 images of 48x64 px in colour, varied: mirrored"
     assert [line.split(" images")[0] for line in lines[1:]] == ["train: 32", "val: 4", "test: 4"]
     assert all(" dim, " in line and line.endswith(" white") for line in lines[1:])
 
@@ -158,7 +158,7 @@ def test_signs_are_not_mirrored(tmp_path: Path):
     module = script(OWN)
     for i in range(10):
         Image.fromarray(np.full((32, 32), 20 * i, np.uint8)).save(tmp_path / f"{i}.png")
-    for label, augment in (("6", "upright"), ("b", "upright"), ("cup", "turned")):
+    for label, augment in (("6", "upright"), ("b", "upright"), ("cup", "mirrored")):
         (tmp_path / "labels.csv").write_text("\n".join(["file,labels", *(f"{i}.png,{label}" for i in range(10))]))
         assert module.read(module.Args(folder=tmp_path)).augment == augment
         assert module.read(module.Args(folder=tmp_path, augment="none")).augment == "none"

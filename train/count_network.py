@@ -49,7 +49,7 @@ class Args:
     fit: FitMode = "letterbox"
     """how they are brought to that size"""
     augment: Augment = "none"
-    """how training photographs are varied: not at all, turned a little (upright), or also mirrored and upside down (turned)"""
+    """how training photographs are varied: not at all, turned a little (upright), also mirrored, or turned by any angle"""
     extra: bool = False
     """learn from SVHN's part extra, too"""
     hidden: int = 512

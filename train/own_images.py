@@ -69,8 +69,8 @@ class Args:
     fit: FitMode = "letterbox"
     """how they are brought to that size: whole (letterbox), filling (crop), or without their proportions (stretch)"""
     augment: Augment | Literal["auto"] = "auto"
-    """how the training images are varied: not at all, turned a little (upright), also mirrored, or turned by any angle, for what is
-    seen from above; auto: mirrored, but upright if the classes are single letters or digits"""
+    """how the training images are varied: not at all, turned a little (upright), also mirrored, or turned by any angle (for
+    what is seen from above); auto: mirrored, but upright if the classes are single letters or digits"""
     architecture: Architecture = "compact"
     """activation model: compact, or resnet18 and resnet34, torchvision's"""
     init: str | None = None

@@ -94,7 +94,7 @@ class Args(PretrainConfig):
     fit: FitMode = "letterbox"
     """how they are brought to that size"""
     augment: Augment = "none"
-    """how photographs are varied: not at all, turned a little (upright), or also mirrored and upside down (turned)"""
+    """how photographs are varied: not at all, turned a little (upright), also mirrored, or turned by any angle"""
     data_root: str | None = None
     """folder of MNIST or SVHN; default: $HSAL_DATA, else the cache folder"""
     resume: bool = False

@@ -32,11 +32,12 @@ def varied(
     """
     v = variation
     pixels = torch.from_numpy(image.reshape(*image.shape[:2], -1)).permute(2, 0, 1)[None].float() / 255
-    matrix, shift = _place(v, image.shape[1] / image.shape[0], random)
+    matrix, way = _place(v, image.shape[1] / image.shape[0], random)
     if v.mirrored:
         matrix = matrix * np.array([[random.choice([-1.0, 1.0])], [1.0]])
     half = np.array(image.shape[1::-1]) / 2
     matrix = matrix * half / half[:, None]  # angles are measured in px
+    shift = matrix @ way
     pixels = _moved(pixels, matrix, shift, random.uniform(0, v.bend), random)
     if random.random() < 0.5:
         pixels = _blurred(pixels, random.uniform(0.3, max(v.blur_px, 0.3)))
@@ -79,12 +80,12 @@ def _squeezed(image: np.ndarray, width: int) -> np.ndarray:
 
 
 def _place(v: Variation, ratio: float, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A ``[2, 2]`` and t ``[2]``, of (column, row); ``ratio`` is width over height."""
+    """A ``[2, 2]``, of (column, row) in px, and the way ``[2]`` of the content in half images; ``ratio`` is width over height."""
     zoom, stretch = math.exp(random.uniform(*np.log(v.zoom))), math.exp(random.uniform(-v.stretch, v.stretch) / 2)
     shear = np.array([[1.0, random.uniform(-v.shear, v.shear)], [0.0, 1.0]])
     angle_deg = random.uniform(-v.turn_deg, v.turn_deg)
-    turn, zoom = _turned(angle_deg), zoom * _fitting(angle_deg, ratio)
-    room = max(1 / zoom - 1, 0.0) + 2 * v.shift
+    turn = _turned(angle_deg) / _fitting(angle_deg, ratio)
+    room = max(1 - zoom, 0.0) + 2 * v.shift * zoom
     return np.diag([stretch, 1 / stretch]) @ shear @ turn / zoom, random.uniform(-room, room, 2)
 
 
