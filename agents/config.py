@@ -32,7 +32,7 @@ _COEFFICIENTS = (*_POSITIVE, *_WEIGHTS, *_LOCATION_WEIGHTS)
 class AgentConfig:
     """Hyper-parameters of :class:`agents.actor_critic.ActorCritic`.
 
-    Defaults are the paper's. C1 to C6 are our readings of it, see docs/decisions.md.
+    Defaults are the paper's. C1 to C7 are our readings of it, see docs/decisions.md.
 
     Attributes:
         meta_hidden: size of the meta-controller's encoding and recurrent state (C6).
@@ -119,12 +119,12 @@ class LearnerConfig:
         learning_rate: peak of Adam's learning rate.
         meta_lr_scale: the meta-controller's learning rate, as a share of that of all other weights. It holds for an agent whose
             part ``meta_controller`` has one.
-        location_lr_scale: the learning rate of the location head, likewise. It holds for an agent whose part
+        location_lr_scale: the location head's learning rate, likewise. It holds for an agent whose part
             ``controller.location`` is one.
         warmup: share of all updates during which the learning rate rises linearly. After that it falls as a cosine to 0.
-        ent_coef: weight of the entropy bonus of labels.
-        location_ent_coef: weight of the entropy bonus of locations at the first update. None: ``ent_coef``.
-        last_location_ent_coef: the same at the last update. Between the two it changes linearly. None: ``location_ent_coef``.
+        ent_coef: weight of the entropy bonus.
+        location_ent_coef: its weight for locations, at the first update. None: ``ent_coef``, as for labels.
+        last_location_ent_coef: the same at the last update. In between it changes linearly. None: it does not change.
         vf_coef: weight of the value loss, which the estimator ``"sampled"`` and PPO have.
         stop_coef: weight of the stop loss.
         location_coef: weight of the loss of glimpse locations.

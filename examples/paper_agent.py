@@ -15,7 +15,7 @@ The environment does what is not learned. It makes the activation volume V and S
 glimpses, update and rewards (``hsal_env/functional.py``, ``hsal_env/dynamics.py``). What is learned is here: two networks, one
 loss, a loop.
 
-Agent and loss are those of ``train/ppo_or_reinforce.py --preset faithful``, as a test checks. C1 to C6 and L1 to L7 number our
+Agent and loss are those of ``train/ppo_or_reinforce.py --preset faithful``, as a test checks. C1 to C7 and L1 to L7 number our
 readings of what the paper leaves open (``docs/decisions.md``).
 
 Shapes: B images, M meta-steps, k glimpses, H x W cells of the maps, D channels of V, K Gaussians, C classes; label C is stop.

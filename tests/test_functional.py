@@ -205,8 +205,8 @@ def test_the_gradient_of_priority_is_moderate_however_far_the_object(cells_away)
 
     assert torch.autograd.gradcheck(place, raw.requires_grad_())
     single = raw.detach().float().requires_grad_()
-    for given in (raw, single):
-        place(given).sum().backward()
+    for start in (raw, single):
+        place(start).sum().backward()
     assert 0.01 < raw.grad.abs().max() < 100
     torch.testing.assert_close(single.grad.double(), raw.grad, rtol=1e-3, atol=1e-4)
 

@@ -118,7 +118,16 @@ def test_a_wrong_flag_is_a_clear_error(command: Command, flags: str, said: list[
 
 
 @pytest.mark.parametrize(
-    "flags", ["--learning-rate -1", "--location-lr-scale 0", "--last-location-ent-coef -1", "--seed -1", "--log-every 0", "--val-episodes 0", "--test-episodes 0"]
+    "flags",
+    [
+        "--learning-rate -1",
+        "--location-lr-scale 0",
+        "--last-location-ent-coef -1",
+        "--seed -1",
+        "--log-every 0",
+        "--val-episodes 0",
+        "--test-episodes 0",
+    ],
 )
 def test_a_number_out_of_range_is_an_error_before_any_learning(
     command: Command, monkeypatch: pytest.MonkeyPatch, flags: str

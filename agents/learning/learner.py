@@ -126,17 +126,17 @@ def all_finite(agent: Agent) -> bool:
 
 
 def parameter_groups(agent: Agent, config: LearnerConfig) -> list[dict[str, Any]]:
-    """The agent's weights in groups, each with its share of the learning rate: the meta-controller's, the location head's, others'.
+    """The agent's weights in groups, each with a share of the learning rate: meta-controller, location head, all others.
 
     The meta-controller's gradient comes through the mask alone. At first it is a hundredth of the controller's, and mostly
     noise; but Adam divides it by its own size, and takes steps as long as the controller's. Then masks wander to the edges of
     the map before the labels can teach them anything.
 
-    The location head has no group of its own if its share is 1.
+    The location head's gradient comes from its own reward alone. With a share of 1 it is among the others.
     """
     shares = {"meta_controller.": config.meta_lr_scale, "controller.location.": config.location_lr_scale, "": 1.0}
     if config.location_lr_scale == 1:
-        del shares["controller.location."]  # as in checkpoints that know of no such share
+        del shares["controller.location."]  # so that checkpoints without such a share can be resumed
     groups: dict[str, dict[str, Any]] = {part: {"params": [], "lr_scale": share} for part, share in shares.items()}
     for name, weight in agent.named_parameters():
         part = next(part for part in groups if name.startswith(part))
