@@ -289,7 +289,10 @@ def main(args: Args) -> dict[str, float]:
     agent = Agent(env, args.priority_gain)
     head = list(agent.controller.location.parameters())
     others = [weight for weight in agent.parameters() if all(weight is not own for own in head)]
-    groups = [{"params": others}, {"params": head, "lr": args.learning_rate * args.location_lr_scale}]
+    groups: list[dict[str, Any]] = [
+        {"params": others},
+        {"params": head, "lr": args.learning_rate * args.location_lr_scale},
+    ]
     optimiser = torch.optim.Adam(groups, lr=args.learning_rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, learning_rate_factor)
     bar = tqdm(batches, unit="update")
