@@ -86,6 +86,7 @@ class ActorCritic(nn.Module):
             world.channels,
             config.controller_hidden,
             config.location_hidden,
+            config.priority_gain,
             config.detach_location_head,
             config.location_prior,
             config.location_policy,

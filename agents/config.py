@@ -23,14 +23,16 @@ _SIZES = ("meta_hidden", "controller_hidden", "location_hidden")
 MOST_HIDDEN = 8_192  # a recurrent state of this size has 400 million weights
 _COUNTS = ("batch_size", "passes", "update_epochs", "num_minibatches")
 _WEIGHTS = ("ent_coef", "vf_coef", "stop_coef", "location_coef", "upper_coef", "upper_vf_coef", "upper_ent_coef")
-_COEFFICIENTS = ("learning_rate", "meta_lr_scale", "clip_coef", "max_grad_norm", *_WEIGHTS)
+_LOCATION_WEIGHTS = ("location_ent_coef", "last_location_ent_coef")  # None: as another one
+_POSITIVE = ("learning_rate", "meta_lr_scale", "location_lr_scale", "clip_coef", "max_grad_norm")
+_COEFFICIENTS = (*_POSITIVE, *_WEIGHTS, *_LOCATION_WEIGHTS)
 
 
 @dataclass(frozen=True)
 class AgentConfig:
     """Hyper-parameters of :class:`agents.actor_critic.ActorCritic`.
 
-    Defaults are the paper's. C1 to C6 are our readings of it, see docs/decisions.md.
+    Defaults are the paper's. C1 to C7 are our readings of it, see docs/decisions.md.
 
     Attributes:
         meta_hidden: size of the meta-controller's encoding and recurrent state (C6).
@@ -38,6 +40,8 @@ class AgentConfig:
         location_hidden: hidden units of the location head (C3), and of the head that scores the cells of drawn attention.
         controller_state: ``"reset"``: the controller's state is set to zero at every meta-step. ``"carry"``: it is kept
             through the episode (C1).
+        priority_gain: the weights with which the controller's encoder reads P start this many times as large (C7). 1: torch's
+            usual weights.
         detach_location_head: the location head and the value head send no gradient into the controller's state (C4).
         location_prior: first value of the learned weight w in the location scores ``MLP(h) + w P``. P gets no gradient from
             them. 0: the scores are ``MLP(h)``, as printed.
@@ -58,6 +62,7 @@ class AgentConfig:
     controller_hidden: int = 512
     location_hidden: int = 64
     controller_state: Literal["reset", "carry"] = "reset"
+    priority_gain: float = 1.0
     detach_location_head: bool = True
     location_prior: float = 0.0
     attention_init: Literal["default", "grid"] = "default"
@@ -72,10 +77,11 @@ class AgentConfig:
             if getattr(self, name) < 1:
                 raise ConfigError(f"Expected {name} of at least 1; got {getattr(self, name)}.")
         check_at_most(self, **dict.fromkeys(_SIZES, MOST_HIDDEN))
-        for name in ("location_prior", "saliency_prior"):
+        priors = ("priority_gain", "location_prior", "saliency_prior")
+        for name in priors:
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"Expected {name} of at least 0; got {getattr(self, name)}.")
-        check_at_most(self, location_prior=MOST_COEFFICIENT, saliency_prior=MOST_COEFFICIENT)
+        check_at_most(self, **dict.fromkeys(priors, MOST_COEFFICIENT))
 
 
 def grid_side(components: int, setting: str = "attention_init='grid'", other: str = "attention_init='default'") -> int:
@@ -113,8 +119,12 @@ class LearnerConfig:
         learning_rate: peak of Adam's learning rate.
         meta_lr_scale: the meta-controller's learning rate, as a share of that of all other weights. It holds for an agent whose
             part ``meta_controller`` has one.
+        location_lr_scale: the location head's learning rate, likewise. It holds for an agent whose part
+            ``controller.location`` is one.
         warmup: share of all updates during which the learning rate rises linearly. After that it falls as a cosine to 0.
         ent_coef: weight of the entropy bonus.
+        location_ent_coef: its weight for locations, at the first update. None: ``ent_coef``, as for labels.
+        last_location_ent_coef: the same at the last update. In between it changes linearly. None: it does not change.
         vf_coef: weight of the value loss, which the estimator ``"sampled"`` and PPO have.
         stop_coef: weight of the stop loss.
         location_coef: weight of the loss of glimpse locations.
@@ -138,8 +148,11 @@ class LearnerConfig:
     passes: int = 10
     learning_rate: float = 1e-3
     meta_lr_scale: float = 1.0
+    location_lr_scale: float = 1.0
     warmup: float = 0.05
     ent_coef: float = 0.0
+    location_ent_coef: float | None = None
+    last_location_ent_coef: float | None = None
     vf_coef: float = 0.5
     stop_coef: float = 1.0
     location_coef: float = 1.0
@@ -168,12 +181,13 @@ class LearnerConfig:
         for name in ("gamma", "gae_lambda", "warmup", "upper_gamma", "upper_gae_lambda"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"Expected {name} in [0, 1]; got {getattr(self, name)}.")
-        for name in ("learning_rate", "meta_lr_scale", "clip_coef", "max_grad_norm"):
+        for name in _POSITIVE:
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"Expected {name} above 0; got {getattr(self, name)}.")
-        for name in _WEIGHTS:
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ConfigError(f"Expected {name} of at least 0; got {getattr(self, name)}.")
+        for name in (*_WEIGHTS, *_LOCATION_WEIGHTS):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise ConfigError(f"Expected {name} of at least 0; got {value}.")
         check_at_most(self, **dict.fromkeys(_COEFFICIENTS, MOST_COEFFICIENT))
         if self.algorithm == "multiset-loss" and self.gamma:
             raise ConfigError(f"algorithm='multiset-loss' has no discount; expected gamma=0, got {self.gamma}.")

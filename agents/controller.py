@@ -22,6 +22,7 @@ class Controller(EncodedGRU):
         channels: D.
         hidden: size of encoding and state.
         location_hidden: hidden units of the location head.
+        priority_gain: the encoder's weights of P start this many times as large.
         detach: the location head and the value head read the detached state (C4 in docs/decisions.md).
         location_prior: first value of w. 0: the term with P is left out.
         location_policy: ``"learned"``, ``"greedy"`` (always the peak of P) or ``"uniform"``.
@@ -34,11 +35,14 @@ class Controller(EncodedGRU):
         channels: int,
         hidden: int,
         location_hidden: int,
+        priority_gain: float,
         detach: bool,
         location_prior: float,
         location_policy: LocationPolicy,
     ) -> None:
         super().__init__(cells + labels + cells + channels, hidden)
+        with torch.no_grad():
+            self.encode.weight[:, :cells].mul_(priority_gain)
         self.cells, self.labels = cells, labels
         self.detach, self.location_policy = detach, location_policy
         self.location = nn.Sequential(nn.Linear(hidden, location_hidden), nn.ReLU(), nn.Linear(location_hidden, cells))

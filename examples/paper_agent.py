@@ -15,7 +15,7 @@ The environment does what is not learned. It makes the activation volume V and S
 glimpses, update and rewards (``hsal_env/functional.py``, ``hsal_env/dynamics.py``). What is learned is here: two networks, one
 loss, a loop.
 
-Agent and loss are those of ``train/ppo_or_reinforce.py --preset faithful``, as a test checks. C1 to C6 and L1 to L7 number our
+Agent and loss are those of ``train/ppo_or_reinforce.py --preset faithful``, as a test checks. C1 to C7 and L1 to L7 number our
 readings of what the paper leaves open (``docs/decisions.md``).
 
 Shapes: B images, M meta-steps, k glimpses, H x W cells of the maps, D channels of V, K Gaussians, C classes; label C is stop.
@@ -62,14 +62,22 @@ class Args:
     """of weights, order of images and samples"""
     batch_size: int = 256
     """images in a roll-out, one gradient step each"""
-    passes: int = 8
+    passes: int = 4
     """passes over the training images"""
-    learning_rate: float = 5e-4
+    learning_rate: float = 2e-3
     """Adam's, at its peak"""
+    location_lr_scale: float = 3.0
+    """the location head's learning rate is this many times as high (L7)"""
+    priority_gain: float = 24.0
+    """the encoder's weights of P start this many times as large (C7): beside g_0, P would hardly show in h"""
     vf_coef: float = 0.5
     """weight of the value loss"""
-    ent_coef: float = 0.03
-    """weight of the entropy bonus, which the paper does not have (L7): it keeps the agent from always saying stop"""
+    ent_coef: float = 0.2
+    """weight of the labels' entropy bonus, which the paper does not have (L7): it keeps the agent from always saying stop"""
+    location_ent_coef: float = 0.05
+    """weight of the locations' entropy bonus at the first update"""
+    last_location_ent_coef: float = 0.01
+    """the same at the last update, linear in between"""
     max_grad_norm: float = 1.0
     """clip the gradient to this norm"""
 
@@ -110,10 +118,12 @@ class Controller(nn.Module):
     the labels' part of the loss alone, and so does the meta-controller, which the gradient reaches through P_t and g_0.
     """
 
-    def __init__(self, cells: int, labels: int, channels: int, glimpses: int, hidden: int = 512) -> None:
+    def __init__(self, cells: int, labels: int, channels: int, glimpses: int, gain: float, hidden: int = 512) -> None:
         super().__init__()
         self.cells, self.labels, self.glimpses = cells, labels, glimpses
         self.encode = nn.Linear(cells + labels + cells + channels, hidden)
+        with torch.no_grad():
+            self.encode.weight[:, :cells] *= gain  # the columns that read P (C7)
         self.gru = nn.GRUCell(hidden, hidden)
         self.location = nn.Sequential(nn.Linear(hidden, 64), nn.ReLU(), nn.Linear(64, cells))
         self.label = nn.Linear(hidden, labels)
@@ -132,12 +142,12 @@ class Controller(nn.Module):
 class Agent(nn.Module):
     """Both levels, in the sizes that an environment asks for."""
 
-    def __init__(self, env: HSALVectorEnv) -> None:
+    def __init__(self, env: HSALVectorEnv, priority_gain: float) -> None:
         super().__init__()
         self.rules, examples = env.simulation.rules, env.simulation.examples
         cells, labels = math.prod(examples.map_size), env.simulation.config.classes + 1
         self.meta_controller = MetaController(cells, labels, self.rules.components)
-        self.controller = Controller(cells, labels, examples.channels, self.rules.glimpses)
+        self.controller = Controller(cells, labels, examples.channels, self.rules.glimpses, priority_gain)
 
 
 # --- act: an episode of B images, without gradient ----------------------------------------------------------------------
@@ -214,14 +224,17 @@ def evaluate(agent: Agent, trajectory: Trajectory) -> Evaluation:
 # --- learn: REINFORCE with a baseline (section 4.2) ---------------------------------------------------------------------
 
 
-def reinforce(trajectory: Trajectory, evaluation: Evaluation, vf_coef: float, ent_coef: float) -> Tensor:
+def reinforce(
+    trajectory: Trajectory, evaluation: Evaluation, vf_coef: float, ent_coef: float, location_ent_coef: float
+) -> Tensor:
     """The loss: a weighted sum of four terms, each a sum over an episode and the mean over images (the paper's 1/B sum_b).
 
     - policy ``sum_{t,i} log p_{t,i} (V(s_{t,i}) - R_{t,i})``, the paper's L (L1). Each action is credited with its own reward
       (L2): a location with P_t there (L3), a label with +1 if it is in the multiset of those that remain, else -1.
     - stop ``-log p_{m+1,k+1}(stop)``. At meta-step m + 1, when all m objects are named, it replaces the label's reward (L4).
     - value ``sum_{t,i} (V(s_{t,i}) - R_{t,i})**2``.
-    - entropy ``sum_{t,i} H(p_{t,i})``, over the decisions of the policy term. Its sign is minus: entropy is to be high.
+    - entropy ``sum_{t,i} H(p_{t,i})``, over the decisions of the policy term, labels and locations with a weight each. Its
+      sign is minus: entropy is to be high.
     """
     live = trajectory.live[:, None].expand_as(trajectory.rewards)  # [M, k + 1, B]
     rewarded = live.clone()
@@ -230,8 +243,9 @@ def reinforce(trajectory: Trajectory, evaluation: Evaluation, vf_coef: float, en
     policy = (evaluation.log_probs * error.detach())[rewarded].sum()
     stop = -evaluation.stop_log_probs[trajectory.final].sum()
     value = error[live].square().sum()
-    entropy = evaluation.entropies[rewarded].sum()
-    return (policy + stop + vf_coef * value - ent_coef * entropy) / live.shape[-1]
+    of_locations, of_label = evaluation.entropies.where(rewarded, 0.0).split([live.shape[1] - 1, 1], dim=1)
+    entropy = ent_coef * of_label.sum() + location_ent_coef * of_locations.sum()
+    return (policy + stop + vf_coef * value - entropy) / live.shape[-1]
 
 
 # --- train, then test ---------------------------------------------------------------------------------------------------
@@ -272,13 +286,21 @@ def main(args: Args) -> dict[str, float]:
         cosine = math.cos(math.pi * max(0.0, update - rise) / (len(batches) - rise))
         return min((update + 1) / (rise + 1), (1 + cosine) / 2)
 
-    agent = Agent(env)
-    optimiser = torch.optim.Adam(agent.parameters(), lr=args.learning_rate)
+    agent = Agent(env, args.priority_gain)
+    head = list(agent.controller.location.parameters())
+    others = [weight for weight in agent.parameters() if all(weight is not own for own in head)]
+    groups: list[dict[str, Any]] = [
+        {"params": others},
+        {"params": head, "lr": args.learning_rate * args.location_lr_scale},
+    ]
+    optimiser = torch.optim.Adam(groups, lr=args.learning_rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, learning_rate_factor)
     bar = tqdm(batches, unit="update")
-    for indices in bar:
+    falling = np.linspace(args.location_ent_coef, args.last_location_ent_coef, len(batches)).tolist()
+    for indices, location_ent_coef in zip(bar, falling, strict=True):
         trajectory = act(agent, env, indices)
-        loss = reinforce(trajectory, evaluate(agent, trajectory), args.vf_coef, args.ent_coef)
+        evaluation = evaluate(agent, trajectory)
+        loss = reinforce(trajectory, evaluation, args.vf_coef, args.ent_coef, location_ent_coef)
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)

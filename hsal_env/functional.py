@@ -35,12 +35,12 @@ def sum_of_squares(volume: Tensor) -> Tensor:
     return volume.square().sum(dim=1)
 
 
-def normalise(maps: Tensor, least: float = 0.0) -> Tensor:
+def normalise(maps: Tensor, least: float | Tensor = 0.0) -> Tensor:
     """Map each lane linearly to minimum 0 and maximum 1 (Appendix A); a constant map becomes zeros (S2).
 
     Args:
         maps: ``[B, H, W]``.
-        least: a map whose range is at most this counts as constant.
+        least: a map whose range is at most this counts as constant; one number, or one of each lane ``[B, 1, 1]``.
 
     Example:
         >>> normalise(torch.tensor([[[2.0, 3.0, 6.0]], [[5.0, 5.0, 5.0]]]))
@@ -212,14 +212,20 @@ def _placed(centres: Tensor, map_size: tuple[int, int], coordinates: Literal["pa
 def priority(mask: Tensor, saliency: Tensor) -> Tensor:
     """Priority map ``P = M * S`` (elementwise), normalised to [0, 1] at each step (Appendix A, S2). ``[B, H, W]``.
 
-    A product whose range is at most 1e-6 counts as constant: such differences mean nothing in float32, and
-    the gradient of the normalisation, 1 / range, would overflow.
+    P does not depend on the scale of M: a mask beside all objects, where the product is tiny, still tells which one is nearest. A
+    product counts as constant if its range is at most 1e-6 of its maximum, since such differences are rounding in float32; or at
+    most 1e-15, since the factors of M end at 1e-17 (:func:`attention_mask`). So the gradient of the normalisation, at most
+    S / range, stays below 1e15; the Gaussians multiply it by about M, which brings it back to the size of P.
 
     Example:
         >>> priority(torch.tensor([[[1.0, 0.5, 0.0]]]), torch.tensor([[[0.5, 1.0, 1.0]]]))
         tensor([[[1., 1., 0.]]])
+        >>> priority(torch.tensor([[[1e-9, 5e-10, 0.0]]]), torch.tensor([[[0.5, 1.0, 1.0]]]))  # the same, but for the scale
+        tensor([[[1., 1., 0.]]])
     """
-    return normalise(mask * saliency, least=1e-6)
+    product = mask * saliency
+    rounding = 1e-6 * product.amax(dim=(1, 2), keepdim=True)
+    return normalise(product, least=rounding.clamp(min=1e-15))
 
 
 def initial_glimpse(mask: Tensor, volume: Tensor) -> Tensor:

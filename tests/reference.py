@@ -65,11 +65,11 @@ def mask(components, map_size, scale="paper"):
 
 
 def priority(mask_map, saliency):
-    """P = M * S, normalised to [0, 1]. Not in the paper: a range of at most 1e-6 counts as none."""
+    """P = M * S, normalised to [0, 1]. Not in the paper: a range of at most 1e-6 of the maximum, or 1e-15, counts as none."""
     product = np.zeros(saliency.shape)
     for i, j in np.ndindex(*saliency.shape):
         product[i, j] = mask_map[i, j] * saliency[i, j]
-    return normalise(product, least=1e-6)
+    return normalise(product, least=max(1e-6 * product.max(), 1e-15))
 
 
 def initial_glimpse(mask_map, volume):

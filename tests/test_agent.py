@@ -275,6 +275,12 @@ def test_grid_weights_are_four_times_the_default_ones():
     assert default.bias.all()
 
 
+def test_the_encoders_weights_of_priority_alone_have_a_gain():
+    usual, gained = (small_agent(priority_gain=gain).state_dict() for gain in (1.0, 8.0))
+    usual["controller.encode.weight"][:, :CELLS] *= 8
+    assert all(torch.equal(gained[name], usual[name]) for name in usual)
+
+
 @pytest.mark.parametrize("components", [2, 5, 8, 15])
 def test_a_grid_needs_a_square_number(components: int):
     world = World(Rules(components=components), (7, 7), CHANNELS, CLASSES)
@@ -768,6 +774,8 @@ def test_a_relative_module_is_a_clear_error():
         ("attention_init", "ring", "attention_init to be one of default, grid; got 'ring'"),
         ("attention_policy", "random", "attention_policy to be one of learned, drawn, winner-take-all; got 'random'"),
         ("location_policy", "sampled", "location_policy to be one of learned, greedy, uniform; got 'sampled'"),
+        ("priority_gain", -1.0, "priority_gain of at least 0; got -1.0"),
+        ("priority_gain", math.nan, "priority_gain of at least 0; got nan"),
         ("location_prior", -0.5, "location_prior of at least 0; got -0.5"),
         ("location_prior", math.nan, "location_prior of at least 0; got nan"),
         ("location_prior", math.inf, "location_prior of at least 0; got inf"),

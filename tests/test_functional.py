@@ -170,13 +170,45 @@ def test_priority_by_hand():
     torch.testing.assert_close(F.priority(mask, saliency), torch.tensor([[[1.0, 0.5, 0.0]]]))
 
 
-@pytest.mark.parametrize(("height", "normalised"), [(0.0, 0.0), (9e-7, 0.0), (2e-6, 1.0)])
+@pytest.mark.parametrize(("height", "normalised"), [(0.0, 0.0), (9e-16, 0.0), (2e-15, 1.0), (9e-7, 1.0)])
 def test_priority_of_hardly_anything_is_zeros_with_zero_gradient(height, normalised):
     mask = torch.full((1, 1, 2), height, requires_grad=True)
     priority = F.priority(mask, torch.tensor([[[0.0, 1.0]]]))
     assert priority.tolist() == [[[0.0, normalised]]]
     priority.sum().backward()
     assert mask.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-6])
+@pytest.mark.parametrize(("difference", "normalised"), [(5e-7, 0.0), (2e-6, 1.0)])
+def test_priority_of_a_product_that_differs_by_rounding_is_zeros(difference, normalised, scale):
+    mask = scale * torch.tensor([[[1.0, 1.0 + difference]]], dtype=torch.float64)
+    assert F.priority(mask, torch.ones_like(mask)).tolist() == [[[0.0, normalised]]]
+
+
+def test_priority_does_not_depend_on_the_scale_of_the_mask():
+    mask, saliency = random(5, 3, 4).sigmoid().float(), random(5, 3, 4, seed=1).sigmoid().float()
+    for exponent in (1, 10, 40):  # a power of two rounds nothing
+        assert torch.equal(F.priority(mask * 2.0**-exponent, saliency), F.priority(mask, saliency))
+
+
+@pytest.mark.parametrize("cells_away", [0, 2, 4])
+def test_the_gradient_of_priority_is_moderate_however_far_the_object(cells_away):
+    """In float32 it is that of float64, which finite differences confirm."""
+    saliency = torch.zeros(1, 7, 7, dtype=torch.float64)
+    saliency[0, 2:4, 1] = torch.tensor([0.5, 1.0])
+    raw = torch.zeros(1, 4, dtype=torch.float64)  # between the two rows
+    raw[:, 3] = torch.tensor((2 + cells_away) / 7).logit()
+
+    def place(raw):
+        return F.priority(F.attention_mask(F.mixture(raw, (7, 7)), (7, 7)), saliency.to(raw.dtype))
+
+    assert torch.autograd.gradcheck(place, raw.requires_grad_())
+    single = raw.detach().float().requires_grad_()
+    for start in (raw, single):
+        place(start).sum().backward()
+    assert 0.01 < raw.grad.abs().max() < 100
+    torch.testing.assert_close(single.grad.double(), raw.grad, rtol=1e-3, atol=1e-4)
 
 
 def test_glimpses_by_hand():

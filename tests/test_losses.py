@@ -321,7 +321,7 @@ def test_before_the_first_step_ppo_is_sampled_reinforce():
     gradient = policy_gradient(ppo, logits)
     assert gradient.abs().max() > 0.01
     torch.testing.assert_close(gradient, policy_gradient(reinforce, logits))
-    for name in ("stop", "value", "entropy"):
+    for name in ("stop", "value", "entropy", "location_entropy"):
         torch.testing.assert_close(ppo[name], reinforce[name])
 
 
@@ -416,7 +416,8 @@ def test_terms_by_hand():
     assert terms["stop"].item() == pytest.approx(LN3)
     squares = (0.25 + 0.25) + (0.25 + 0.25), (0.25 + 0.25 + 0.0) + (0.25 + 2.25 + 0.25)  # the final labels earn 0
     assert terms["value"].item() == pytest.approx(sum(squares) / 2)
-    assert terms["entropy"].item() == pytest.approx(-LN3 * ((2 + 1) + (3 + 2)) / 2)
+    assert terms["entropy"].item() == pytest.approx(-LN3 * (1 + 2) / 2)
+    assert terms["location_entropy"].item() == pytest.approx(-LN3 * (2 + 3) / 2)
     exact = losses.expected_reward(trajectory, evaluation)
     assert exact["location"].item() == pytest.approx(-(2 / 3 + 3 / 3) / 2)
     assert exact["label"].item() == pytest.approx(-(1 / 3 + 2 / 3) / 2)
@@ -426,7 +427,8 @@ def test_the_entropy_of_a_certain_choice_is_zero_and_of_a_coin_is_ln_2():
     certain, coin = torch.tensor([80.0, 0.0, 0.0]), torch.tensor([0.0, 0.0, -80.0])
     trajectory, evaluation = one_episode(torch.stack([certain, coin]), torch.stack([coin, certain]))
     terms = losses.expected_reward(trajectory, evaluation)
-    assert terms["entropy"].item() == pytest.approx(-2 * LN2)  # the location at 2, the label at 1; not the final label
+    assert terms["entropy"].item() == pytest.approx(-LN2)  # the label at 1; not the final label, at 2
+    assert terms["location_entropy"].item() == pytest.approx(-LN2)  # the location at 2
 
 
 @pytest.mark.parametrize("name", WITH_VALUE)
@@ -540,10 +542,10 @@ def test_a_learner_minimises_the_objective_it_is_told_to(name: str):
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_term_has_a_weight(name: str):
-    weights = LearnerConfig(location_coef=2.0, stop_coef=3.0, vf_coef=4.0, ent_coef=5.0)
+    weights = LearnerConfig(location_coef=2.0, stop_coef=3.0, vf_coef=4.0, ent_coef=5.0, location_ent_coef=6.0)
     agent = ActorCritic(World(Rules(), (2, 3), 3, 10), AgentConfig(meta_hidden=2, controller_hidden=2))
     objective = Objective(agent, weights)
-    known = {"label": 1.0, "location": 2.0, "stop": 3.0, "value": 4.0, "entropy": 5.0}
+    known = {"label": 1.0, "location": 2.0, "stop": 3.0, "value": 4.0, "entropy": 5.0, "location_entropy": 6.0}
     terms = OBJECTIVES[name](*two_lanes())
     assert {term: objective._weight(term) for term in terms} == {term: known[term] for term in terms}
     without_value = set(known) - {"value"}
@@ -551,6 +553,23 @@ def test_every_term_has_a_weight(name: str):
     assert set(terms) == expected.get(name, without_value)
     with pytest.raises(KeyError):
         objective._weight("unheard of")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "weights"),
+    [
+        ({"ent_coef": 0.5}, (0.5, 0.5, 0.5)),
+        ({"ent_coef": 0.5, "location_ent_coef": 0.0}, (0.0, 0.0, 0.0)),
+        ({"ent_coef": 0.5, "last_location_ent_coef": 0.25}, (0.5, 0.4375, 0.25)),
+        ({"location_ent_coef": 1.0, "last_location_ent_coef": 0.0}, (1.0, 0.75, 0.0)),
+        ({"location_ent_coef": 1.0, "last_location_ent_coef": 3.0}, (1.0, 1.5, 3.0)),
+    ],
+)
+def test_the_weight_of_the_locations_entropy_changes_linearly(chosen: dict[str, float], weights: tuple[float, ...]):
+    agent = ActorCritic(World(Rules(), (2, 3), 3, 10), AgentConfig(meta_hidden=2, controller_hidden=2))
+    objective = Objective(agent, LearnerConfig(**chosen))
+    assert tuple(objective._weight("location_entropy", progress) for progress in (0.0, 0.25, 1.0)) == weights
+    assert objective._weight("entropy", 1.0) == chosen.get("ent_coef", 0.0)
 
 
 # --- cross-entropy ----------------------------------------------------------------------------------------------------

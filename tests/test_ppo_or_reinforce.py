@@ -98,6 +98,7 @@ def test_an_agent_of_synthetic_house_numbers_says_so(command: "Command", capsys:
         ("--algorithm multiset-loss --estimator log", ["use estimator='sampled'"]),
         ("--location-policy north", ["--location-policy", "'north'", "learned", "greedy", "uniform"]),
         ("--attention-policy none", ["--attention-policy", "'none'", "learned", "winner-take-all"]),
+        ("--priority-gain -1", ["Expected priority_gain of at least 0; got -1.0"]),
         ("--location-prior -1", ["Expected location_prior of at least 0; got -1.0"]),
         ("--glimpses -1", ["Expected glimpses of at least 0 and components of at least 1; got -1 and"]),
         ("--components 5", ["error: attention_init='grid' needs a square number of components; got 5"]),
@@ -117,7 +118,16 @@ def test_a_wrong_flag_is_a_clear_error(command: Command, flags: str, said: list[
 
 
 @pytest.mark.parametrize(
-    "flags", ["--learning-rate -1", "--seed -1", "--log-every 0", "--val-episodes 0", "--test-episodes 0"]
+    "flags",
+    [
+        "--learning-rate -1",
+        "--location-lr-scale 0",
+        "--last-location-ent-coef -1",
+        "--seed -1",
+        "--log-every 0",
+        "--val-episodes 0",
+        "--test-episodes 0",
+    ],
 )
 def test_a_number_out_of_range_is_an_error_before_any_learning(
     command: Command, monkeypatch: pytest.MonkeyPatch, flags: str
@@ -138,7 +148,7 @@ def test_the_faithful_preset_is_the_papers_settings():
     args = parsed("--preset", "faithful")
     default = script(TRAIN).Args()
     assert args.env == default.env
-    assert args.agent == dataclasses.replace(default.agent, bfloat16=True)
+    assert args.agent == dataclasses.replace(default.agent, priority_gain=24.0, bfloat16=True)
     assert args.learner.estimator == "sampled"
     assert (args.env.update, args.agent.controller_hidden, args.agent.detach_location_head) == ("paper", 512, True)
 

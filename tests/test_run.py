@@ -244,16 +244,33 @@ def test_the_learning_rate_rises_in_a_line_and_falls_as_a_cosine():
     assert rates == pytest.approx(rising + falling)
 
 
-def test_the_meta_controller_has_its_share_of_the_learning_rate():
+@pytest.mark.parametrize(("location", "groups"), [(3.0, 3), (1.0, 2)])
+def test_meta_controller_and_location_head_have_their_shares_of_the_learning_rate(location: float, groups: int):
     """Adam's first step is as long as the rate, whatever the size of the gradient."""
     env = make_env(ENV, 16)
-    agent = build(env)
+    agent = build(env, dataclasses.replace(AGENT, location_prior=1.0))
     before = {name: weight.detach().clone() for name, weight in agent.named_parameters()}
-    config = dataclasses.replace(LEARNER, learning_rate=0.01, meta_lr_scale=0.25, warmup=0.0)
-    Learner(agent, config, 10).update(env, np.arange(16))
-    steps = {name: (weight - before[name]).abs().max().item() for name, weight in agent.named_parameters()}
-    for name, step in steps.items():
-        assert step == pytest.approx(0.0025 if name.startswith("meta_controller.") else 0.01, rel=0.02), name
+    config = dataclasses.replace(
+        LEARNER, learning_rate=0.01, meta_lr_scale=0.25, location_lr_scale=location, warmup=0.0
+    )
+    learner = Learner(agent, config, 10)
+    learner.update(env, np.arange(16))
+    shares = {"meta_controller.": 0.0025, "controller.location.": 0.01 * location, "": 0.01}
+    for name, weight in agent.named_parameters():
+        rate = next(rate for part, rate in shares.items() if name.startswith(part))
+        assert (weight - before[name]).abs().max().item() == pytest.approx(rate, rel=0.02), name
+    assert len(learner.optimiser.param_groups) == groups  # a checkpoint without a share of the head's has two
+
+
+def test_the_first_update_has_the_first_weight_of_the_locations_entropy_and_the_last_the_last():
+    env = make_env(ENV, 16)
+    config = dataclasses.replace(LEARNER, location_ent_coef=1.0, last_location_ent_coef=0.0)
+    learner, seen = Learner(build(env), config, 5), []
+    weigh = learner.objective._weight
+    learner.objective._weight = lambda *given: seen.append((given[0], weigh(*given))) or weigh(*given)
+    for _ in range(5):
+        learner.update(env, np.arange(16))
+    assert [weight for term, weight in seen if term == "location_entropy"] == [1.0, 0.75, 0.5, 0.25, 0.0]
 
 
 def test_ppo_sees_every_lane_once_an_epoch():
@@ -356,8 +373,12 @@ def test_learner_settings_outside_their_range_are_named(fields: dict, message: s
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("learning_rate", -1.0), ("learning_rate", float("nan")), ("max_grad_norm", -1.0), ("clip_coef", -0.1)],
-)
+    [
+        ("learning_rate", -1.0), ("learning_rate", float("nan")), ("max_grad_norm", -1.0), ("clip_coef", -0.1),
+        ("location_lr_scale", 0.0), ("location_ent_coef", -0.1), ("last_location_ent_coef", float("nan")),
+        ("last_location_ent_coef", 1e31),
+    ],
+)  # fmt: skip
 def test_rates_and_norms_outside_their_range_are_named(field: str, value: float):
     with pytest.raises(ConfigError, match=field):
         LearnerConfig(**{field: value})
@@ -426,17 +447,18 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, updates: int) -> None:
 def test_a_resumed_run_equals_an_uninterrupted_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variant: str, minutes: float, saved_at: int
 ):
-    whole = start(tmp_path / "whole", **VARIANTS[variant])
+    learner = {**VARIANTS[variant], "location_lr_scale": 2.0, "location_ent_coef": 0.3, "last_location_ent_coef": 0.1}
+    whole = start(tmp_path / "whole", **learner)
     whole.train(minutes)
     expected = whole.test(24)
 
     folder = tmp_path / "parts"
     with monkeypatch.context() as patch:
         interrupt_after(patch, 7)
-        run = start(folder, **VARIANTS[variant])
+        run = start(folder, **learner)
         with pytest.raises(KeyboardInterrupt):
             run.train(minutes)
-    resumed = start(folder, resume=True, **VARIANTS[variant])
+    resumed = start(folder, resume=True, **learner)
     assert resumed.learner.step == saved_at
     assert not same(weights(resumed), weights(whole))
     resumed.train(minutes)

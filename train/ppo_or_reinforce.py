@@ -118,8 +118,15 @@ _FEW = {"val_episodes": 200, "test_episodes": 200, "log_every": 2}
 PRESETS: dict[str, Defaults] = {
     "best": {**_BEST, "learner": {"passes": 4}},
     "faithful": {
-        "agent": {"bfloat16": True},
-        "learner": {"passes": 8, "ent_coef": 0.03, "learning_rate": 5e-4},
+        "agent": {"priority_gain": 24.0, "bfloat16": True},
+        "learner": {
+            "passes": 4,
+            "learning_rate": 2e-3,
+            "location_lr_scale": 3.0,
+            "ent_coef": 0.2,
+            "location_ent_coef": 0.05,
+            "last_location_ent_coef": 0.01,
+        },
     },
     "tiny": {
         "args": _FEW,

@@ -67,8 +67,13 @@ class Objective(nn.Module):
         super().__init__()
         self.agent, self.config = agent, config
 
-    def forward(self, part: Part) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss, and its terms before weighting, without gradient."""
+    def forward(self, part: Part, progress: float = 0.0) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, and its terms before weighting, without gradient.
+
+        Args:
+            part: the decisions to learn from.
+            progress: from 0 at the first update to 1 at the last one.
+        """
         with weights_cast_once(part.advantage.device):
             evaluation = self.agent.evaluate(part.trajectory)
         terms = self._terms(part.trajectory, evaluation, part.advantage)
@@ -81,7 +86,7 @@ class Objective(nn.Module):
             clip_coef = self.config.clip_coef if self.config.algorithm == "ppo" else None
             terms |= losses.upper_level(part.trajectory, evaluation.attention, *part.upper, clip_coef)
         terms = {name: part.share * term for name, term in terms.items()}
-        loss = torch.stack([self._weight(name) * term for name, term in terms.items()]).sum()
+        loss = torch.stack([self._weight(name, progress) * term for name, term in terms.items()]).sum()
         return loss, {name: term.detach() for name, term in terms.items()}
 
     def _terms(self, trajectory: Trajectory, evaluation: Evaluation, advantage: Tensor) -> dict[str, Tensor]:
@@ -98,14 +103,17 @@ class Objective(nn.Module):
             return losses.expected_success(trajectory, evaluation)
         return losses.reinforce(trajectory, evaluation, advantage)
 
-    def _weight(self, term: str) -> float:
+    def _weight(self, term: str, progress: float = 0.0) -> float:
         config = self.config
+        first = config.ent_coef if config.location_ent_coef is None else config.location_ent_coef
+        last = first if config.last_location_ent_coef is None else config.last_location_ent_coef
         return {
             "label": 1.0,
             "location": config.location_coef,
             "stop": config.stop_coef,
             "value": config.vf_coef,
             "entropy": config.ent_coef,
+            "location_entropy": first + (last - first) * progress,
             "upper": config.upper_coef,
             "upper_value": config.upper_vf_coef,
             "upper_entropy": config.upper_ent_coef,
@@ -117,17 +125,23 @@ def all_finite(agent: Agent) -> bool:
     return all(bool(tensor.isfinite().all()) for tensor in agent.state_dict().values())
 
 
-def parameter_groups(agent: Agent, meta_lr_scale: float) -> list[dict[str, Any]]:
-    """The agent's weights in two groups: the meta-controller's, and all others.
+def parameter_groups(agent: Agent, config: LearnerConfig) -> list[dict[str, Any]]:
+    """The agent's weights in groups, each with a share of the learning rate: meta-controller, location head, all others.
 
     The meta-controller's gradient comes through the mask alone. At first it is a hundredth of the controller's, and mostly
     noise; but Adam divides it by its own size, and takes steps as long as the controller's. Then masks wander to the edges of
     the map before the labels can teach them anything.
+
+    The location head's gradient comes from its own reward alone. With a share of 1 it is among the others.
     """
-    weights: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    shares = {"meta_controller.": config.meta_lr_scale, "controller.location.": config.location_lr_scale, "": 1.0}
+    if config.location_lr_scale == 1:
+        del shares["controller.location."]  # so that checkpoints without such a share can be resumed
+    groups: dict[str, dict[str, Any]] = {part: {"params": [], "lr_scale": share} for part, share in shares.items()}
     for name, weight in agent.named_parameters():
-        weights[name.startswith("meta_controller.")].append(weight)
-    return [{"params": weights[True], "lr_scale": meta_lr_scale}, {"params": weights[False], "lr_scale": 1.0}]
+        part = next(part for part in groups if name.startswith(part))
+        groups[part]["params"].append(weight)
+    return list(groups.values())
 
 
 class Learner:
@@ -140,7 +154,7 @@ class Learner:
     Args:
         agent: the agent that learns.
         config: settings of its learning.
-        num_updates: length of the learning-rate schedule.
+        num_updates: length of the schedules of the learning rate and the entropy bonus of locations.
         seed: seed of samples and shuffles.
         processes: the processes that share the batch.
 
@@ -155,7 +169,7 @@ class Learner:
         self.processes = processes
         self.lanes = self.processes.lanes(config.batch_size)
         self.objective = self.processes.parallel(Objective(agent, config))
-        self.optimiser = torch.optim.Adam(parameter_groups(agent, config.meta_lr_scale), lr=config.learning_rate)
+        self.optimiser = torch.optim.Adam(parameter_groups(agent, config), lr=config.learning_rate)
         self.step = 0
 
     def restore(self, optimiser: dict[str, Any], step: int) -> None:
@@ -208,7 +222,7 @@ class Learner:
         terms: dict[str, Tensor] = {}
         grad_norm = torch.zeros((), device=device)
         for part in self._minibatches(rollout, shuffling):
-            loss, terms = self.objective(part)
+            loss, terms = self.objective(part, self.step / max(1, self.num_updates - 1))
             self.optimiser.zero_grad()
             loss.backward()
             grad_norm = torch.nn.utils.clip_grad_norm_(self.agent.parameters(), config.max_grad_norm)

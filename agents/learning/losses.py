@@ -177,22 +177,20 @@ def _location_reward(evaluation: Evaluation) -> Tensor:
 
 
 def _common(trajectory: Trajectory, evaluation: Evaluation, advantage: Tensor | None = None) -> dict[str, Tensor]:
-    """Stop and (negative) entropy terms; and a value term for objectives that read an advantage.
+    """Stop and (negative) entropy terms, of labels and of locations; and a value term for objectives that read an advantage.
 
     The value regresses to A + V: the reward itself if gamma = 0.
     """
-    rewarded = torch.cat(
-        [trajectory.live[:, None].expand_as(trajectory.locations), _named(trajectory)[:, None]], dim=1
-    )  # [M, k + 1, B]
-    entropies = torch.cat(
-        [_entropy(evaluation.location_log_probs), _entropy(evaluation.label_log_probs)[:, None]], dim=1
-    )
     terms = {"stop": _stop(trajectory, evaluation)}
     if advantage is not None:
         error = evaluation.values - (advantage + trajectory.values)
         # the last label has a value too: with gamma > 0, earlier decisions read it
         terms["value"] = _per_episode(error.square(), trajectory.live[:, None])
-    return terms | {"entropy": _per_episode(-entropies, rewarded)}
+    return {
+        **terms,
+        "entropy": _per_episode(-_entropy(evaluation.label_log_probs), _named(trajectory)),
+        "location_entropy": _per_episode(-_entropy(evaluation.location_log_probs), trajectory.live[:, None]),
+    }
 
 
 def _stop(trajectory: Trajectory, evaluation: Evaluation) -> Tensor:
