@@ -50,7 +50,7 @@ class EnvConfig(MetaStepRules, CanvasLook):
         augment: of SVHN and of your own images. ``"none"``: the images as they are. Otherwise the training split holds ever new
             variations of its images, so that a few teach as many would (:mod:`hsal_env.data.augmentation`). ``"upright"``: turned
             a little. Of your own images only: ``"mirrored"``, also mirrored; ``"turned"``, by any angle, for things that may lie
-            anyhow. The other splits are never varied.
+            anyhow. Of SVHN only: ``"beside"``, a quarter of the numbers beside another one. The other splits are never varied.
         images: your own images: uint8 ``[N, h_px, w_px]`` or ``[N, h_px, w_px, 3]``, or a folder as :mod:`hsal_env.data.custom`
             describes it, or :class:`hsal_env.data.custom.LabelledImages`.
         labels: the labels of ``images`` that are an array: for each image a list of whole numbers from 0 on, or of class names.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hsal_env.config import EnvConfig
-from hsal_env.data.augmentation import NUMBERS, VARIATIONS, Variation, Varied
+from hsal_env.data.augmentation import NUMBERS, NUMBERS_BESIDE, VARIATIONS, Variation, Varied
 from hsal_env.data.canvases import CanvasBatch
 from hsal_env.data.custom import CustomCanvases, LabelledImages
 from hsal_env.data.variation import beside, varied
@@ -174,7 +174,7 @@ def test_about_so_many_images_stand_beside_another():
     assert counts[2] / 400 == pytest.approx(0.1 + 0.9 * 0.5 * 0.9, abs=0.07)
 
 
-@pytest.mark.parametrize("variation", [*VARIATIONS.values(), NUMBERS, None])
+@pytest.mark.parametrize("variation", [*VARIATIONS.values(), NUMBERS_BESIDE, None])
 def test_an_index_decides_its_canvas(images, variation):
     supply = Varied(images, variation, seed=3)
     batch = supply.compose(range(25))
@@ -231,7 +231,7 @@ def test_an_environment_draws_variations_of_few_images():
     ("arguments", "got"),
     [
         ({"source": "mnist", "augment": "upright"}, "augment"),
-        ({"source": "svhn", "augment": "turned"}, "one of none, upright"),
+        ({"source": "svhn", "augment": "turned"}, "one of none, upright, beside with"),
         ({"source": "svhn", "augment": "sideways"}, "augment"),
     ],
 )

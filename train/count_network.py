@@ -49,7 +49,8 @@ class Args:
     fit: FitMode = "letterbox"
     """how they are brought to that size"""
     augment: Augment = "none"
-    """how training photographs are varied: not at all, turned a little (upright), also mirrored, or turned by any angle"""
+    """how training photographs are varied: not at all, turned a little (upright), also mirrored, turned by any angle, or
+    (svhn) some beside another one"""
     extra: bool = False
     """learn from SVHN's part extra, too"""
     hidden: int = 512

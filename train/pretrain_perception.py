@@ -94,7 +94,8 @@ class Args(PretrainConfig):
     fit: FitMode = "letterbox"
     """how they are brought to that size"""
     augment: Augment = "none"
-    """how photographs are varied: not at all, turned a little (upright), also mirrored, or turned by any angle"""
+    """how photographs are varied: not at all, turned a little (upright), also mirrored, turned by any angle, or
+    (svhn) some beside another one"""
     data_root: str | None = None
     """folder of MNIST or SVHN; default: $HSAL_DATA, else the cache folder"""
     resume: bool = False

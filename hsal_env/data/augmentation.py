@@ -8,7 +8,7 @@ labels stay true although nobody knows where its objects are.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -17,7 +17,7 @@ from hsal_env.data.canvases import CanvasBatch, CanvasSource
 from hsal_env.data.draws import source_of
 from hsal_env.errors import DataError
 
-Augment = Literal["none", "upright", "mirrored", "turned"]
+Augment = Literal["none", "upright", "mirrored", "turned", "beside"]
 
 _STREAM = 300  # a second key beside the seed, so that variations have random numbers of their own
 
@@ -80,9 +80,11 @@ NUMBERS = Variation(
     hue_deg=180.0,
     negative=0.3,
     noise=0.04,
-    beside=0.25,
 )
 """Of numbers that a margin surrounds and whose colours say nothing, as in SVHN."""
+
+NUMBERS_BESIDE = replace(NUMBERS, beside=0.25)
+"""More digits than SVHN has in an image: features learn from them to tell neighbours apart, but an agent to expect too many."""
 
 
 class FiniteSource(CanvasSource, Protocol):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Literal, Protocol, cast
 
-from hsal_env.data.augmentation import NUMBERS, VARIATIONS, Augment, Variation
+from hsal_env.data.augmentation import NUMBERS, NUMBERS_BESIDE, VARIATIONS, Augment, Variation
 from hsal_env.data.canvases import CanvasConfig, Canvases, CanvasLook, CanvasSource, Task
 from hsal_env.data.custom import CustomCanvases, CustomSplit, LabelledImages
 from hsal_env.data.fitting import FitMode
@@ -158,7 +158,7 @@ SOURCES: dict[str, Source] = {
         ),
         colour=True,
         finite=True,
-        variations={"upright": NUMBERS},
+        variations={"upright": NUMBERS, "beside": NUMBERS_BESIDE},
     ),
     "custom": Source(
         check=_check_custom,
