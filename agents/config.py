@@ -245,6 +245,8 @@ class PretrainConfig:
     """weight decay of AdamW"""
     sharp_coef: float = 0.2
     """weight of the penalty on cells whose saliency is neither 0 nor 1 (count only)"""
+    scale: float = 1.0
+    """each batch is shown at a size of its own: larger or smaller by at most this factor, so that nothing is cut off"""
     first_scale: float = 1.0
     """size of the images in the first half of the passes, as a share of theirs: small images teach the coarse sooner"""
     warp_px: float = 3.0
@@ -277,6 +279,8 @@ class PretrainConfig:
             raise ConfigError(
                 f"Expected average_passes of at least 0 and less than passes; got {self.average_passes} of {self.passes}."
             )
+        if not 1 <= self.scale <= 4:
+            raise ConfigError(f"Expected scale of 1 to 4; got {self.scale}.")
         if not 0 < self.first_scale <= 1:
             raise ConfigError(f"Expected first_scale above 0 and at most 1; got {self.first_scale}.")
         if self.seed < 0 or self.learning_rate <= 0 or self.weight_decay < 0:

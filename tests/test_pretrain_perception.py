@@ -73,6 +73,22 @@ def test_the_first_half_of_the_passes_may_show_smaller_images(tmp_path: Path, mo
     assert measured == [0.68, 1.0, 1.0, 1.0]  # after each pass, and the test
 
 
+def test_each_batch_may_be_shown_at_a_size_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    module, shown = script(PRETRAIN), []
+    loss = features.Pretrainer.loss
+
+    def told(net, images, *others):
+        shown.append(images.shape[2])
+        return loss(net, images, *others)
+
+    monkeypatch.setattr(features.Pretrainer, "loss", told)
+    few = {"passes": 2, "num_canvases": 10, "batch_size": 1, "val_canvases": 1, "test_canvases": 1}
+    module.main(module.Args(output=tmp_path / "model.pt", objects="house-numbers", scale=1.5, **few))
+    assert len({*shown}) > 10
+    assert 66 <= min(shown) < 85
+    assert 120 < max(shown) <= 150
+
+
 def test_pretraining_that_diverges_leaves_the_output_as_it_was(tmp_path: Path):
     module, output = script(PRETRAIN), tmp_path / "model.pt"
     output.write_bytes(b"good")
@@ -115,6 +131,7 @@ def test_pretraining_goes_on_from_weights(mnist_root: str, tmp_path: Path, monke
     ("flags", "said"),
     [
         ("--average-passes 18", "Expected average_passes of at least 0 and less than passes; got 18 of 18"),
+        ("--scale 0.5", "Expected scale of 1 to 4; got 0.5"),
         ("--first-scale 0", "Expected first_scale above 0 and at most 1; got 0.0"),
         ("--first-scale 1.5", "Expected first_scale above 0 and at most 1; got 1.5"),
         ("--passes 0", "Expected passes, val_canvases and test_canvases of at least 1"),

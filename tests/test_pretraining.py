@@ -119,10 +119,10 @@ def test_a_warp_is_smooth_and_of_each_image_its_own():
     assert (bent[0] - bent[1]).abs().mean() > 0.2
 
 
-def test_smaller_images_by_hand():
+def test_resized_images_by_hand():
     image = torch.tensor([[[[0.0, 4.0, 8.0, 8.0], [0.0, 4.0, 8.0, 8.0]]]])
-    assert pretraining.shrunk(image, 1.0) is image
-    halved = pretraining.shrunk(image, 0.5)[0, 0, 0]
+    assert pretraining.resized(image, 1.0) is image
+    halved = pretraining.resized(image, 0.5)[0, 0, 0]
     # triangles of 2 px to each side about the middle of two: weights 1, 3, 3, 1, cut off at the edge
     assert halved.tolist() == pytest.approx([(3 * 0 + 3 * 4 + 8) / 7, (4 + 3 * 8 + 3 * 8) / 7])
 

@@ -20,7 +20,7 @@ from agents.config import PretrainConfig
 from agents.learning.distributed import ALONE
 from agents.learning.provenance import versions
 from agents.supervised.centring import centre, displacement_px
-from agents.supervised.pretraining import Pretrainer, Supply, accuracy, batches, shrunk, warped
+from agents.supervised.pretraining import Pretrainer, Supply, accuracy, batches, resized, warped
 from hsal_env.errors import CheckpointError, ConfigError, DivergenceError
 from hsal_env.isolation import own_defaults
 from hsal_env.perception.examples import to_images
@@ -163,7 +163,8 @@ class Pretraining:
         images = to_images(canvases, self.net.model.in_channels).to(self.device)
         if self.config.warp_px:
             images = warped(images, self.config.warp_px)
-        return shrunk(images, self._scale(self.passes))
+        factor = self.config.scale ** float(2 * torch.rand(()) - 1) if self.config.scale > 1 else 1.0
+        return resized(images, factor * self._scale(self.passes))
 
     def _centre(self) -> tuple[float, float]:
         """Measure where the objects of the cells are, and write it into the model file; returns how far off they were, in px."""

@@ -123,7 +123,7 @@ def warped(images: Tensor, warp_px: float) -> Tensor:
     return grid_sample(images, (still + bend.permute(0, 2, 3, 1)).to(images.device), align_corners=False)
 
 
-def shrunk(images: Tensor, scale: float) -> Tensor:
+def resized(images: Tensor, scale: float) -> Tensor:
     """Images ``[B, C, h_px, w_px]`` with sides of ``scale`` times as many px, rounded."""
     if scale == 1:
         return images
@@ -187,7 +187,7 @@ def endless(config: EnvConfig, seed: int) -> CanvasSource:
 def accuracy(
     net: Pretrainer, config: EnvConfig, count: int = 10_000, objective: Objective = "count", scale: float = 1.0
 ) -> dict[str, float]:
-    """Accuracy on held-out canvases, at most ``count`` of them and :func:`shrunk`; each value is a share of the canvases.
+    """Accuracy on held-out canvases, at most ``count`` of them and :func:`resized`; each value is a share of the canvases.
 
     Returns:
         Of the objective ``count``: ``counts``, the canvases whose rounded expected counts are right; and ``peaks``, those
@@ -202,7 +202,7 @@ def accuracy(
     for start in range(0, count, 64):
         batch = config.canvases.compose(range(start, min(start + 64, count)))
         true = torch.from_numpy(label_counts(batch.labels, net.classes)).to(device)
-        images = shrunk(to_images(batch.images, net.model.in_channels).to(device), scale)
+        images = resized(to_images(batch.images, net.model.in_channels).to(device), scale)
         if objective == "classify":
             right[0] += int((true.gather(1, net.pooled(images).argmax(dim=1, keepdim=True)) > 0).sum())
             continue
