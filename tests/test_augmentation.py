@@ -156,6 +156,13 @@ def test_two_images_beside_each_other_by_hand():
     assert boxes.tolist() == [[1, 0, 3, 4], [2, 4, 5, 4], [0, 9, 9, 2]]
 
 
+def test_a_box_beside_another_image_stays_with_its_label():
+    unknown = [-1, -1, -1, -1]
+    _, labels, boxes = beside(canvas(10, [4, 5], [unknown, [2, 6, 5, 6]]), 0, canvas(200, [7], [unknown]))
+    assert labels.tolist() == [4, 5, 7]
+    assert boxes.tolist() == [unknown, [2, 4, 5, 4], unknown]
+
+
 def test_images_stay_single_where_two_do_not_fit_or_one_is_empty():
     full, one, none = canvas(1, [1, 2, 3], []), canvas(2, [0], []), canvas(3, [], [])
     for first, second in ((full, one), (one, none), (none, one)):

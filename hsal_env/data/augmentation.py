@@ -116,9 +116,9 @@ class Varied:
     @property
     def content(self) -> tuple[str | np.ndarray, ...]:
         """That of the images, the variation, the key, and the code that varies."""
-        from hsal_env.data.variation import beside, varied  # torch: not before --help
+        from hsal_env.data.variation import varied  # torch: not before --help
 
-        return (*self._images.content, repr(self.variation), self._key, *source_of(Varied, varied, beside))
+        return (*self._images.content, repr(self.variation), self._key, *source_of(Varied, varied))
 
     def compose(self, indices: Sequence[int] | np.ndarray) -> CanvasBatch:
         """The canvases of the given non-negative indices.

@@ -63,11 +63,12 @@ def beside(batch: CanvasBatch, lane: int, other: CanvasBatch) -> CanvasBatch:
     halves = [_squeezed(image, split), _squeezed(other.images[0], width - split)]
     both = np.concatenate([labels[:count], other.labels[0, :more]])
     joined = np.full_like(boxes, -1)
-    for these, start, part, first in ((boxes, 0, split, 0), (other.boxes[0], count, width - split, split)):
-        known = these[these[:, 0] >= 0]
-        left = np.floor(known[:, 1] * part / width)
-        right = np.ceil((known[:, 1] + known[:, 3]) * part / width)
-        joined[start : start + len(known)] = np.stack([known[:, 0], first + left, known[:, 2], right - left], axis=1)
+    parts = ((boxes[:count], 0, split, 0), (other.boxes[0, :more], count, width - split, split))
+    for these, start, part, first in parts:
+        left = np.floor(these[:, 1] * part / width)
+        right = np.ceil((these[:, 1] + these[:, 3]) * part / width)
+        moved = np.stack([these[:, 0], first + left, these[:, 2], right - left], axis=1)
+        joined[start : start + len(these)] = np.where(these[:, :1] < 0, -1, moved)
     padded = np.concatenate([both, np.full(len(labels) - len(both), -1)])
     return CanvasBatch(np.concatenate(halves, axis=1), padded, joined)
 
