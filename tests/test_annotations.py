@@ -850,9 +850,9 @@ def test_reading_looks_at_no_image(tmp_path):
 @pytest.mark.parametrize(
     ("name", "sizes", "shape", "classes", "most", "labels"),
     [
-        ("dice", (279, 31, 86), (240, 320, 3), ("One", "Two", "Three", "Four", "Five", "Six"), 5, None),
+        ("dice", (279, 31, 86), (160, 224, 3), ("One", "Two", "Three", "Four", "Five", "Six"), 5, None),
         ("handwritten_amounts", (972, 108, 128), (64, 160, 3), tuple("0123456789"), 7, 4898 + 562),
-        ("blood_cells", (205, 87, 72), (240, 320, 3), ("Platelets", "RBC", "WBC"), 30, None),
+        ("blood_cells", (205, 87, 72), (160, 224, 3), ("Platelets", "RBC", "WBC"), 30, None),
     ],
 )
 @pytest.mark.slow

@@ -74,8 +74,8 @@ def test_features_learn_from_more_images_where_they_are_small():
         env = SimpleNamespace(image_shape=(*image_px, 3))
         return module.images_for_features(module.Args(Path("x"), **given), env)
 
-    assert (images(160, 224), images(64, 160)) == (94_866, 96_000)  # 3.4e9 / 35840
-    assert images(240, 320) == 60_283  # half of 76800 px, half of 36000
+    assert (images(160, 224), images(64, 160)) == (33_482, 96_000)  # 1.2e9 / 35840
+    assert images(192, 256) == 28_184  # half of 49152 px, half of 36000
     assert images(1000, 1000) == 24_000
     assert images(64, 160, feature_images=7) == 7
 
@@ -84,6 +84,16 @@ def test_features_begin_with_smaller_images_where_they_are_large():
     module = script(OWN)
     scales = [module.first_scale(SimpleNamespace(image_shape=(*px, 3))) for px in ((160, 224), (200, 200), (240, 320))]
     assert scales == [1.0, 1.0, pytest.approx((36_000 / 76_800) ** 0.5)]
+
+
+def test_features_see_photographs_nearer_and_farther_but_no_characters(folder: Path):
+    module = script(OWN)
+
+    def scale(augment: str, **given: float) -> float:
+        return module.scale(module.Args(folder, **given), SimpleNamespace(augment=augment))
+
+    assert [scale(augment) for augment in ("none", "upright", "mirrored", "turned")] == [1.0, 1.0, 1.4, 1.4]
+    assert scale("upright", feature_scale=1.2) == 1.2
 
 
 def test_the_format_of_the_labels_may_be_said_in_one_word():

@@ -48,8 +48,10 @@ _FEW_IMAGES, _FEW_OBJECTS = 100, 20  # of the training share; below that a warni
 _PLENTY_TEST = 1_000_000
 _LARGE_PX = 80_000  # rows times columns; images of more are brought to the size that suits them
 _SMALL_PX, _FIRST_PX = 40_000, 36_000  # features of images of more than the former begin with images of the latter
-_FEATURES_PX = 3_400_000_000  # that the features learn from, so that they take about as long whatever the size
+_FEATURES_PX = 1_200_000_000  # that the features learn from, so that they take about as long whatever the size
 _LEAST_IMAGES, _MOST_IMAGES = 24_000, 96_000
+_LEAST_REFLECTED_PX = 32
+_SCALE = 1.4  # that batches of photographs are shown larger or smaller by, at most
 
 
 @dataclass(frozen=True)
@@ -81,11 +83,14 @@ class Args:
     output_stride: int | None = None
     """px from one cell of the map to the next; finer for many small objects"""
     feature_images: int | None = None
-    """varied images that the features learn from; default: as many as hold 3.4 billion px, but 24,000 to 96,000"""
+    """varied images that the features learn from; default: as many as hold 1.2 billion px, but 24,000 to 96,000"""
     feature_passes: int = 8
     """passes that they are counted in; the features are measured and saved after each"""
     feature_learning_rate: float = 2e-3
     """peak of the schedule of the features"""
+    feature_scale: float | Literal["auto"] = "auto"
+    """each batch of theirs is shown larger or smaller by up to this factor; auto: 1.4, but 1 where images are only turned a
+    little (upright), as characters fill their line"""
     agent_images: int = 10_000
     """varied images that the agent learns from"""
     agent_passes: int = 4
@@ -203,6 +208,13 @@ def first_scale(env: EnvConfig) -> float:
     return math.sqrt(_FIRST_PX / size_px) if size_px > _SMALL_PX else 1.0
 
 
+def scale(args: Args, env: EnvConfig) -> float:
+    """How much larger or smaller the features see a batch: photographs of other people may be taken from nearer or farther."""
+    if args.feature_scale == "auto":
+        return 1.0 if env.augment in ("none", "upright") else _SCALE
+    return args.feature_scale
+
+
 def images_for_features(args: Args, env: EnvConfig) -> int:
     """How many varied images the features learn from."""
     suited = _FEATURES_PX / math.prod(env.image_shape[:2]) * 2 / (1 + first_scale(env) ** 2)
@@ -222,7 +234,9 @@ def learn_features(args: Args, env: EnvConfig) -> None:
         architecture=args.architecture,
         output_stride=args.output_stride,
         deeper=1 if ours and args.deeper is None else args.deeper,
+        scale=scale(args, env),
         first_scale=first_scale(env),
+        padding="reflect" if min(env.image_shape[:2]) > _LEAST_REFLECTED_PX else None,
         init="compact-house-numbers" if ours else args.init,
         passes=args.feature_passes,
         num_canvases=max(batch_size, images_for_features(args, env) // args.feature_passes),

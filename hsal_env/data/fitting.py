@@ -14,7 +14,7 @@ from hsal_env.errors import ConfigError, DataError
 
 FitMode = Literal["letterbox", "crop", "stretch"]
 
-_AREA_PX = 76_800  # of an image by default: 300 cells of 16 px
+_AREA_PX = 35_840  # of an image by default: 140 cells of 16 px
 _SIDE_PX = 16  # sides are multiples of it by default, since cells of most activation models are 8 or 16 px wide
 
 
@@ -146,7 +146,7 @@ def suited_px(sizes: np.ndarray, area_px: int = _AREA_PX) -> tuple[int, int]:
 
     Example:
         >>> suited_px(np.array([[480, 640]])), suited_px(np.array([[50, 170], [40, 170], [60, 180]]))
-        ((240, 320), (64, 176))
+        ((160, 224), (64, 176))
     """
     heights, widths = np.asarray(sizes, np.float64).T
     median, ratio = float(np.median(heights * widths)), float(np.median(heights / widths))
