@@ -45,9 +45,14 @@ def test_perception_can_be_pretrained(mnist_root: str, tmp_path: Path, objects: 
     for looks in results["test"].values():
         assert set(looks) == set(module.LOOKS[objects])
         assert all(
-            set(part) == ({"label"} if flags.get("objective") else {"counts", "peaks"}) for part in looks.values()
+            set(part) == ({"label"} if flags.get("objective") else {"counts", "peaks", "count_error"})
+            for part in looks.values()
         )
-        assert all(0 <= share <= 1 for part in looks.values() for share in part.values())
+        assert all(
+            0 <= value <= (1 if name != "count_error" else 10)
+            for part in looks.values()
+            for name, value in part.items()
+        )
     assert results["args"]["objects"] == objects
     assert results["images_per_second"] > 0
     assert mnist_root not in output.with_suffix(".json").read_text()
@@ -279,7 +284,7 @@ def test_pretraining_on_images_of_your_own(tmp_path: Path):
     flags = {"images": folder, "augment": "turned", "init": "compact-house-numbers"}
     module.main(module.Args(output=output, **flags, **few))
     results = json.loads(output.with_suffix(".json").read_text())
-    assert set(results["test"]["custom"]["plain"]) == {"counts", "peaks"}
+    assert set(results["test"]["custom"]["plain"]) == {"counts", "peaks", "count_error"}
     assert results["args"]["images"] == "mine"
     assert load_model(output, ARCHITECTURES).in_channels == 3
     with pytest.raises(ConfigError, match="--objects or --images, not both"):

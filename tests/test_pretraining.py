@@ -155,8 +155,13 @@ def test_accuracy_by_hand():
     canvases = SimpleNamespace(compose=lambda chosen: SimpleNamespace(images=images[chosen], labels=labels[chosen]))
     canvases = SimpleNamespace(canvases=canvases, size=5)
     net = Scripted(answers)
-    assert pretraining.accuracy(net, canvases) == {"counts": 0.4, "peaks": 0.4}
-    assert pretraining.accuracy(net, canvases, 2) == {"counts": 1.0, "peaks": 0.5}
+    errors = [0.1, 0.0, 0.6 + 0.1, 0.6, 2.0]  # of all classes, by image
+    assert pretraining.accuracy(net, canvases) == {
+        "counts": 0.4,
+        "peaks": 0.4,
+        "count_error": round(sum(errors) / 50, 4),
+    }
+    assert pretraining.accuracy(net, canvases, 2) == {"counts": 1.0, "peaks": 0.5, "count_error": 0.005}
     assert net.training
 
 

@@ -78,8 +78,8 @@ LEARNER_COLUMNS = (
     "row", "what", "images", "seeds", "steps", "mean return", "random", "stop at once", "0-1", "macro-F1", "train min", "command",
 )  # fmt: skip
 OWN_COLUMNS = (
-    "row", "what", "tested on", "seeds", "0-1", "macro-F1", "count error", "pointing", "mask in box", "a guess",
-    "without attention", "train min", "command",
+    "row", "what", "tested on", "seeds", "0-1", "macro-F1", "count error", "guessed", "pointing", "mask in box",
+    "a guess", "without attention", "train min", "command",
 )  # fmt: skip
 _LEARNER_CURVES = {  # row: (label, colour, decisions of the native process in a step of the view)
     "mnist-multiset": ("our trainer, expected success (log)", "#0072B2", 1.0),
@@ -179,6 +179,7 @@ def own_cells(name: str, runs: list[dict[str, Any]]) -> dict[str, str]:
         "0-1": of("test", "exact_match"),
         "macro-F1": of("test", "macro_f1"),
         "count error": of("test", "count_error"),
+        "guessed": spread([run["blind_guess"]["mean_counts"]["count_error"]["mean"] for run in runs]),
         "pointing": of("test", "pointing"),
         "mask in box": of("test", "mask_in_box"),
         "a guess": of("blind_guess", "exact_match"),

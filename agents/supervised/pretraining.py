@@ -187,29 +187,31 @@ def endless(config: EnvConfig, seed: int) -> CanvasSource:
 def accuracy(
     net: Pretrainer, config: EnvConfig, count: int = 10_000, objective: Objective = "count", scale: float = 1.0
 ) -> dict[str, float]:
-    """Accuracy on held-out canvases, at most ``count`` of them and :func:`resized`; each value is a share of the canvases.
+    """Accuracy on held-out canvases, at most ``count`` of them and :func:`resized`.
 
     Returns:
-        Of the objective ``count``: ``counts``, the canvases whose rounded expected counts are right; and ``peaks``, those
-        whose cells of more than half the highest saliency, each with the best class of its classifier, give the right
-        multiset. Of the objective ``classify``: ``label``, the canvases that hold the label with the best score.
+        Of the objective ``count``: ``counts``, the share of canvases whose rounded expected counts are right; ``peaks``, that of
+        those whose cells of more than half the highest saliency, each with the best class of its classifier, give the right
+        multiset; and ``count_error``, the mean of ``|lambda_c - n_c|`` over canvases and classes. Of the objective
+        ``classify``: ``label``, the share of canvases that hold the label with the best score.
     """
     net.eval()
     device = net.classifier.weight.device
     count = min(count, config.size)
-    names = ("label",) if objective == "classify" else ("counts", "peaks")
-    right = np.zeros(len(names))
+    names = ("label",) if objective == "classify" else ("counts", "peaks", "count_error")
+    sums = np.zeros(len(names))
     for start in range(0, count, 64):
         batch = config.canvases.compose(range(start, min(start + 64, count)))
         true = torch.from_numpy(label_counts(batch.labels, net.classes)).to(device)
         images = resized(to_images(batch.images, net.model.in_channels).to(device), scale)
         if objective == "classify":
-            right[0] += int((true.gather(1, net.pooled(images).argmax(dim=1, keepdim=True)) > 0).sum())
+            sums[0] += int((true.gather(1, net.pooled(images).argmax(dim=1, keepdim=True)) > 0).sum())
             continue
         saliency, log_probs = net(images)
         named = one_hot(log_probs.argmax(dim=-1), net.classes)
         peaks = (named * (F.normalise(saliency) > 0.5)[..., None]).sum(dim=(1, 2))
-        for which, found in enumerate((expected_counts(saliency, log_probs).round(), peaks)):
-            right[which] += int((found == true).all(dim=1).sum())
+        expected = expected_counts(saliency, log_probs)
+        right = [int((found == true).all(dim=1).sum()) for found in (expected.round(), peaks)]
+        sums += [*right, float((expected - true).abs().mean(dim=1).sum())]
     net.train()
-    return dict(zip(names, (right / count).round(4).tolist(), strict=True))
+    return dict(zip(names, (sums / count).round(4).tolist(), strict=True))
