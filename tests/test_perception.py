@@ -287,7 +287,7 @@ def test_a_deeper_finer_map_holds_the_coarse_one(stride, tmp_path):
 
 
 @pytest.mark.parametrize("stride", [16, 8, 4])
-def test_a_cell_can_tell_where_it_is_only_from_zeros_about_the_image(stride):
+def test_on_a_flat_image_a_cell_can_tell_where_it_is_only_from_zeros_about_it(stride):
     torch.manual_seed(0)
     flat = torch.full((1, 3, 112, 160), 0.5)
     for padding, alike in (("zeros", False), ("reflect", True)):

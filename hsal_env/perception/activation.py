@@ -173,7 +173,8 @@ class CompactResNet(ActivationModel):
             which the cell sees; :mod:`agents.supervised.centring` measures it.
         padding: what the convolutions see beyond the edge of the image. With ``"zeros"`` a cell can tell where it is, so a
             training on labels alone may let the cells at an edge stand for objects that are elsewhere, as it did on
-            photographs of blood cells. With ``"reflect"`` they see the image mirrored, and its sides have more than 16 px.
+            photographs of blood cells. With ``"reflect"`` they see the image mirrored, which tells less; its sides must have more
+            than 16 px.
 
     Raises:
         ConfigError: an argument has another value.
