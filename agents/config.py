@@ -13,7 +13,7 @@ from typing import Any, Literal
 from agents.supervised import Objective
 from hsal_env.errors import ConfigError
 from hsal_env.fields import MOST_COEFFICIENT, MOST_COUNTED, check_at_most, check_fields
-from hsal_env.perception import Architecture, Padding
+from hsal_env.perception import Architecture
 
 AttentionPolicy = Literal["learned", "drawn", "winner-take-all"]
 LocationPolicy = Literal["learned", "greedy", "uniform"]
@@ -226,9 +226,6 @@ class PretrainConfig:
     deeper: int | None = None
     """more residual blocks after each of the last two stages of compact, which change nothing at first; default: as init has it,
     else 0"""
-    padding: Padding | None = None
-    """what the convolutions of compact see beyond the edge of an image: zeros, by which a cell can tell where it is, or the image
-    mirrored (reflect); default: as init has it, else zeros"""
     init: str | None = None
     """bundled model or model file to start from, or scratch (random weights); default: the published weights of the
     architecture, or scratch where there are none"""

@@ -13,7 +13,7 @@ from commands import PRETRAIN, script
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
-from agents.supervised.centring import centre, displacement_px
+from agents.supervised.centring import centre, displacement_px, map_variation
 from hsal_env.errors import ConfigError
 from hsal_env.perception.activation import CompactResNet, completed
 from hsal_env.perception.grid import Grid
@@ -54,6 +54,17 @@ def test_the_displacement_is_found_without_boxes(down: int, across: int):
     found = displacement_px(model, squares())
     assert found == pytest.approx((STRIDE * down, STRIDE * across), abs=1e-5)
     assert displacement_px(model, squares(), batch_size=7) == pytest.approx(found, abs=1e-9)
+
+
+def test_a_map_that_shows_nothing_is_known_by_its_variation():
+    def of(*maps: list[list[float]]) -> float:
+        model = completed(Beside(0, 0))
+        return map_variation(model, torch.tensor(maps)[:, None].repeat_interleave(4, 2).repeat_interleave(4, 3), 1)
+
+    same, other = [[1.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 1.0]]
+    assert of(same, same, same) == 0
+    assert of(same, other) == pytest.approx(0.5)  # the mean has 1/2 in two cells: 4 * 1/4 of 2
+    assert of(*[[[0.0, 0.0], [0.0, 0.0]]] * 2) == 0
 
 
 def test_after_centring_cells_are_where_objects_are():
@@ -107,10 +118,16 @@ def test_a_place_that_is_none_is_refused(wrong: object):
         CompactResNet(first_px=wrong)
 
 
-def test_a_training_measures_where_its_cells_are(tmp_path: Path):
+def test_a_training_measures_where_its_cells_are_and_warns_if_they_show_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     module = script(PRETRAIN)
+    monkeypatch.setattr("agents.supervised.features._LEAST_VARIATION", 1.1)
     few = {"num_canvases": 64, "batch_size": 32, "passes": 1, "val_canvases": 32, "test_canvases": 32}
-    module.main(module.Args(output=tmp_path / "m.pt", init="compact-house-numbers", objects="house-numbers", **few))
-    row, col = json.loads((tmp_path / "m.json").read_text())["displacement_px"]
+    with pytest.warns(UserWarning, match="hardly depends on the image"):
+        module.main(module.Args(output=tmp_path / "m.pt", init="compact-house-numbers", objects="house-numbers", **few))
+    results = json.loads((tmp_path / "m.json").read_text())
+    assert 0.1 < results["map_variation"] < 1
+    row, col = results["displacement_px"]
     assert (row, col) != (0, 0)
     assert load_model(tmp_path / "m.pt", ARCHITECTURES).first_px == pytest.approx((0.5 - row, 0.5 - col))

@@ -222,7 +222,7 @@ def test_what_a_model_is_trained_from():
 
     scratch = initial_model("compact", in_channels=3, output_stride=None)
     assert scratch.arguments == {
-        "in_channels": 3, "output_stride": 16, "lower_level": False, "deeper": 0, "first_px": (0.5, 0.5), "padding": "zeros",
+        "in_channels": 3, "output_stride": 16, "lower_level": False, "deeper": 0, "first_px": (0.5, 0.5),
     }  # fmt: skip
     finer = initial_model("compact", "compact-ten", output_stride=4)
     bundled = activation_model("compact-ten").state_dict()
@@ -284,22 +284,6 @@ def test_a_deeper_finer_map_holds_the_coarse_one(stride, tmp_path):
     images, step = torch.rand(2, 1, 112, 96), 16 // stride
     with torch.no_grad():
         torch.testing.assert_close(fine(images)[:, :, ::step, ::step], model.eval()(images), rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("stride", [16, 8, 4])
-def test_on_a_flat_image_a_cell_can_tell_where_it_is_only_from_zeros_about_it(stride):
-    torch.manual_seed(0)
-    flat = torch.full((1, 3, 112, 160), 0.5)
-    for padding, alike in (("zeros", False), ("reflect", True)):
-        model = CompactResNet(3, output_stride=stride, deeper=1, padding=padding).eval()
-        with torch.no_grad():
-            volume = model(flat)
-        assert torch.allclose(volume, volume[:, :, :1, :1].expand_as(volume), atol=1e-5) == alike
-
-
-def test_an_unknown_padding_is_refused():
-    with pytest.raises(ConfigError, match="padding to be one of zeros, reflect; got 'wrap'"):
-        CompactResNet(padding="wrap")
 
 
 @pytest.mark.parametrize("deeper", [-1, 9])

@@ -50,8 +50,8 @@ _LARGE_PX = 80_000  # rows times columns; images of more are brought to the size
 _SMALL_PX, _FIRST_PX = 40_000, 36_000  # features of images of more than the former begin with images of the latter
 _FEATURES_PX = 1_200_000_000  # that the features learn from, so that they take about as long whatever the size
 _LEAST_IMAGES, _MOST_IMAGES = 24_000, 96_000
-_LEAST_REFLECTED_PX = 32
-_SCALE = 1.4  # that batches of photographs are shown larger or smaller by, at most
+_PHOTOGRAPH_STRIDE_PX = 8
+_SCALE = 1.5  # that batches of photographs are shown larger or smaller by, at most
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,8 @@ class Args:
     deeper: int | None = None
     """more residual blocks of compact, so that a cell sees more of a large object; default: 1, or as init has it"""
     output_stride: int | None = None
-    """px from one cell of the map to the next; finer for many small objects"""
+    """px from one cell of the map to the next: 16, 8 or 4, and finer for smaller objects; default: 8 for compact, but 16 where
+    images are only turned a little (upright), or as init has it"""
     feature_images: int | None = None
     """varied images that the features learn from; default: as many as hold 1.2 billion px, but 24,000 to 96,000"""
     feature_passes: int = 8
@@ -89,7 +90,7 @@ class Args:
     feature_learning_rate: float = 2e-3
     """peak of the schedule of the features"""
     feature_scale: float | Literal["auto"] = "auto"
-    """each batch of theirs is shown larger or smaller by up to this factor; auto: 1.4, but 1 where images are only turned a
+    """each batch of theirs is shown larger or smaller by up to this factor; auto: 1.5, but 1 where images are only turned a
     little (upright), as characters fill their line"""
     agent_images: int = 10_000
     """varied images that the agent learns from"""
@@ -208,10 +209,15 @@ def first_scale(env: EnvConfig) -> float:
     return math.sqrt(_FIRST_PX / size_px) if size_px > _SMALL_PX else 1.0
 
 
+def are_photographs(env: EnvConfig) -> bool:
+    """Whether they are of things that may be mirrored. Others are of characters, which fill their line."""
+    return env.augment not in ("none", "upright")
+
+
 def scale(args: Args, env: EnvConfig) -> float:
     """How much larger or smaller the features see a batch: photographs of other people may be taken from nearer or farther."""
     if args.feature_scale == "auto":
-        return 1.0 if env.augment in ("none", "upright") else _SCALE
+        return _SCALE if are_photographs(env) else 1.0
     return args.feature_scale
 
 
@@ -232,11 +238,10 @@ def learn_features(args: Args, env: EnvConfig) -> None:
     config = PretrainConfig(
         output=output,
         architecture=args.architecture,
-        output_stride=args.output_stride,
+        output_stride=args.output_stride or (_PHOTOGRAPH_STRIDE_PX if ours and are_photographs(env) else None),
         deeper=1 if ours and args.deeper is None else args.deeper,
         scale=scale(args, env),
         first_scale=first_scale(env),
-        padding="reflect" if min(env.image_shape[:2]) > _LEAST_REFLECTED_PX else None,
         init="compact-house-numbers" if ours else args.init,
         passes=args.feature_passes,
         num_canvases=max(batch_size, images_for_features(args, env) // args.feature_passes),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from tqdm import tqdm
 from agents.config import PretrainConfig
 from agents.learning.distributed import ALONE
 from agents.learning.provenance import versions
-from agents.supervised.centring import centre, displacement_px
+from agents.supervised.centring import centre, displacement_px, map_variation
 from agents.supervised.pretraining import Pretrainer, Supply, accuracy, batches, resized, warped
 from hsal_env.errors import CheckpointError, ConfigError, DivergenceError
 from hsal_env.isolation import own_defaults
@@ -33,6 +34,7 @@ from hsal_env.storage.weights import load_weights, save_weights
 
 _MEASURED = 500  # images
 _NORMALISED = 100  # batches that the statistics of batch norm are taken from, for averaged weights
+_LEAST_VARIATION = 0.1  # of the maps; below that they hardly depend on the image
 _CHECKED_EVERY = 50  # updates; an accelerator is waited for at each check
 
 
@@ -91,7 +93,6 @@ class Pretraining:
                 in_channels=None if kept else channels,
                 output_stride=config.output_stride,
                 deeper=config.deeper,
-                padding=config.padding,
             )
             self.net = Pretrainer(model.requires_grad_(True), task.classes).to(self.device).train()
             self._random = torch.get_rng_state()
@@ -134,13 +135,13 @@ class Pretraining:
                 self._save()
         if self.average is not None:
             self._take_average(self.average)
-        displacement = self._centre()
+        measured = self._centre()
         results = {
             "test": {
                 source: {look: self._accuracy(supply, config.test_canvases) for look, supply in looks.items()}
                 for source, looks in self.images.held_out["test"].items()
             },
-            "displacement_px": displacement,
+            **measured,
             "seconds": self.seconds,
             "images_per_second": total * config.batch_size / self.seconds,
             "device": self.device,
@@ -167,15 +168,26 @@ class Pretraining:
         factor = self.config.scale ** float(2 * torch.rand(()) - 1) if self.config.scale > 1 else 1.0
         return resized(images, factor * self._scale(self.passes))
 
-    def _centre(self) -> tuple[float, float]:
-        """Measure where the objects of the cells are, and write it into the model file; returns how far off they were, in px."""
+    def _centre(self) -> dict[str, Any]:
+        """Measure where the objects of the cells are, and write it into the model file; returns how far off they were, in px.
+
+        Also measured is how much the maps depend on the image, with a warning where they hardly do.
+        """
         model, plain = self.net.model.eval(), dataclasses.replace(self.images.training[0].config, augment="none")
         canvases = plain.canvases.compose(np.arange(min(_MEASURED, plain.size)))
         images = to_images(canvases.images, model.in_channels).to(self.device)
         found = displacement_px(model, images)
         centre(model, found, (images.shape[2], images.shape[3]))
         save_model(self.config.output, self.config.architecture, model)
-        return found
+        variation = map_variation(model, images)
+        if variation < _LEAST_VARIATION:
+            warnings.warn(
+                f"The saliency map of {self.config.output} hardly depends on the image (map_variation {variation:.2g}): about "
+                "the same cells are high whatever it shows, so an agent finds nothing by it. Images that hold about as many "
+                "objects each teach this. More images, or some with few objects or none, teach more.",
+                stacklevel=2,
+            )
+        return {"displacement_px": found, "map_variation": variation}
 
     def _pass(self, supply: Iterator[tuple[np.ndarray, np.ndarray]], bar: tqdm[Any]) -> float:
         """The updates of one pass; returns the last loss."""

@@ -9,7 +9,7 @@ file beside each says how. ``docs/perception.md`` lists them, and the models wit
 from __future__ import annotations
 
 import math
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,6 @@ from torch.nn.functional import pad, pixel_unshuffle
 
 from hsal_env.errors import ConfigError
 from hsal_env.isolation import own_defaults
-from hsal_env.perception import Padding
 
 
 class ActivationModel(nn.Module):
@@ -114,28 +113,19 @@ class ResidualBlock(nn.Module):
             fine as the one that the weights were trained on.
         shortcut: whether there is the 1x1 shortcut, with batch norm. Without it, the block changes nothing at first but what
             is negative: its last batch norm begins at 0.
-        padding: what the 3x3 convolutions see beyond the edge, ``"zeros"`` or ``"reflect"``.
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        channels: int,
-        stride: int = 2,
-        dilation: int = 1,
-        shortcut: bool = True,
-        padding: Padding = "zeros",
+        self, in_channels: int, channels: int, stride: int = 2, dilation: int = 1, shortcut: bool = True
     ) -> None:
         super().__init__()
         # without the halving, the input of the second convolution is twice as fine as the weights expect
         after = dilation if stride == 2 or not shortcut else 2 * dilation
         self.body = nn.Sequential(
-            nn.Conv2d(
-                in_channels, channels, 3, stride, padding=dilation, dilation=dilation, bias=False, padding_mode=padding
-            ),
+            nn.Conv2d(in_channels, channels, 3, stride, padding=dilation, dilation=dilation, bias=False),
             nn.BatchNorm2d(channels),
             nn.ReLU(),
-            nn.Conv2d(channels, channels, 3, padding=after, dilation=after, bias=False, padding_mode=padding),
+            nn.Conv2d(channels, channels, 3, padding=after, dilation=after, bias=False),
             nn.BatchNorm2d(channels),
         )
         if shortcut:
@@ -171,10 +161,6 @@ class CompactResNet(ActivationModel):
             them can be trained on with them. Each widens what a cell sees, by 32 px and 64 px.
         first_px: (row, col) on the image where an object of cell (0, 0) is. By default the centre of its first pixel, about
             which the cell sees; :mod:`agents.supervised.centring` measures it.
-        padding: what the convolutions see beyond the edge of the image. With ``"zeros"`` a cell can tell where it is, so a
-            training on labels alone may let the cells at an edge stand for objects that are elsewhere, as it did on
-            photographs of blood cells. With ``"reflect"`` they see the image mirrored, which tells less; its sides must have more
-            than 16 px.
 
     Raises:
         ConfigError: an argument has another value.
@@ -189,7 +175,6 @@ class CompactResNet(ActivationModel):
         lower_level: bool = False,
         deeper: int = 0,
         first_px: tuple[float, float] = FIRST_PX,
-        padding: Padding = "zeros",
     ) -> None:
         super().__init__()
         if in_channels not in (1, 3) or output_stride not in (16, 8, 4) or (lower_level and output_stride != 16):
@@ -200,37 +185,28 @@ class CompactResNet(ActivationModel):
         self.first_px = checked_first_px(first_px)
         if not 0 <= deeper <= _MOST_DEEPER:
             raise ConfigError(f"Expected deeper in 0..{_MOST_DEEPER}; got {deeper}.")
-        if padding not in get_args(Padding):
-            raise ConfigError(f"Expected padding to be one of {', '.join(get_args(Padding))}; got {padding!r}.")
         self.arguments = {
             "in_channels": in_channels,
             "output_stride": output_stride,
             "lower_level": lower_level,
             "deeper": deeper,
             "first_px": self.first_px,
-            "padding": padding,
         }
         self.in_channels, self.stride_px, self.lower_level = in_channels, output_stride, lower_level
         self.saliency_channels = 128
         self.channels = self.saliency_channels + 4 * 96 * lower_level
         self.layers = nn.Sequential(
-            nn.Conv2d(in_channels, 24, 3, stride=2, padding=1, bias=False, padding_mode=padding),
+            nn.Conv2d(in_channels, 24, 3, stride=2, padding=1, bias=False),
             nn.BatchNorm2d(24),
             nn.ReLU(),
-            ResidualBlock(24, 48, padding=padding),
-            ResidualBlock(48, 96, stride=1 if output_stride == 4 else 2, padding=padding),
-            ResidualBlock(
-                96,
-                128,
-                stride=2 if output_stride == 16 else 1,
-                dilation=2 if output_stride == 4 else 1,
-                padding=padding,
-            ),
+            ResidualBlock(24, 48),
+            ResidualBlock(48, 96, stride=1 if output_stride == 4 else 2),
+            ResidualBlock(96, 128, stride=2 if output_stride == 16 else 1, dilation=2 if output_stride == 4 else 1),
         )
         self.receptive_field_px = 87 + 96 * deeper
         dilation = {16: (1, 1), 8: (1, 2), 4: (2, 4)}[output_stride]
         self.more = nn.ModuleList(
-            nn.Sequential(*(ResidualBlock(c, c, 1, d, shortcut=False, padding=padding) for _ in range(deeper)))
+            nn.Sequential(*(ResidualBlock(c, c, 1, d, shortcut=False) for _ in range(deeper)))
             for c, d in zip((96, 128), dilation, strict=True)
         )
         # convolutions in NCHW order are several times slower on a CPU
