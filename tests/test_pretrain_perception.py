@@ -18,6 +18,8 @@ from hsal_env.perception.model_file import load_model
 from hsal_env.perception.registry import ARCHITECTURES, WEIGHTS_FOLDER
 from train import pretrain_perception
 
+pytestmark = pytest.mark.filterwarnings("ignore:The saliency map of")  # trainings as short as these show nothing
+
 
 @pytest.mark.parametrize(
     ("objects", "flags", "map_px"),
