@@ -96,6 +96,17 @@ def test_features_see_photographs_nearer_and_farther_but_no_characters(folder: P
     assert scale("upright", feature_scale=1.2) == 1.2
 
 
+def test_photographs_have_finer_cells_unless_other_weights_or_flags_say_how_fine(folder: Path):
+    module = script(OWN)
+
+    def stride(augment: str, **given: object) -> int | None:
+        return module.output_stride(module.Args(folder, **given), SimpleNamespace(augment=augment))
+
+    assert [stride(augment) for augment in ("none", "upright", "mirrored", "turned")] == [None, None, 8, 8]
+    assert [stride("mirrored", init="compact"), stride("mirrored", architecture="resnet18")] == [None, None]
+    assert [stride("mirrored", output_stride=16), stride("upright", output_stride=4)] == [16, 4]
+
+
 def test_the_format_of_the_labels_may_be_said_in_one_word():
     module = script(OWN)
     assert tyro.cli(module.Args, args=["FOLDER", "--format", "voc"]) == module.Args(Path("FOLDER"), images_format="voc")

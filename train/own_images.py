@@ -214,6 +214,18 @@ def are_photographs(env: EnvConfig) -> bool:
     return env.augment not in ("none", "upright")
 
 
+def starts_from_ours(args: Args) -> bool:
+    """Whether the features start from a network that the package chooses."""
+    return args.architecture == "compact" and args.init is None
+
+
+def output_stride(args: Args, env: EnvConfig) -> int | None:
+    """Px from cell to cell; None: as the first weights have it."""
+    if args.output_stride is None and starts_from_ours(args) and are_photographs(env):
+        return _PHOTOGRAPH_STRIDE_PX
+    return args.output_stride
+
+
 def scale(args: Args, env: EnvConfig) -> float:
     """How much larger or smaller the features see a batch: photographs of other people may be taken from nearer or farther."""
     if args.feature_scale == "auto":
@@ -233,12 +245,12 @@ def learn_features(args: Args, env: EnvConfig) -> None:
     from agents.supervised.features import Images, Pretraining
     from agents.supervised.pretraining import Supply
 
-    ours = args.architecture == "compact" and args.init is None
+    ours = starts_from_ours(args)
     batch_size = 16  # a few thousand updates teach more than a few hundred of larger batches
     config = PretrainConfig(
         output=output,
         architecture=args.architecture,
-        output_stride=args.output_stride or (_PHOTOGRAPH_STRIDE_PX if ours and are_photographs(env) else None),
+        output_stride=output_stride(args, env),
         deeper=1 if ours and args.deeper is None else args.deeper,
         scale=scale(args, env),
         first_scale=first_scale(env),
