@@ -3,12 +3,17 @@
 import ast
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pages import PAGES, ROOT, blocks, links
+from PIL import Image
+
+from agents import BUNDLED_FOLDER
 
 README = ROOT / "README.md"
 ELSEWHERE = ROOT / "docs" / "agents.md"  # its block needs the example package: tests/test_examples.py
@@ -20,11 +25,23 @@ PYTHON_BLOCKS = [
 ]
 
 
+@pytest.fixture
+def own_folder(tmp_path: Path) -> Path:
+    """Where a page's blocks run: with a run of the reader's own and a photograph, for which a bundled agent and noise stand."""
+    (tmp_path / "runs" / "dice").mkdir(parents=True)
+    shutil.copy(BUNDLED_FOLDER / "svhn.pt", tmp_path / "runs" / "dice" / "checkpoint.pt")
+    noise = np.random.default_rng(0).integers(0, 256, (120, 90, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "photo.jpg")
+    return tmp_path
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("block", PYTHON_BLOCKS)
-def test_python_blocks_run(block: str, mnist_root: str, tmp_path: Path):
+def test_python_blocks_run(block: str, mnist_root: str, own_folder: Path):
     environment = {**os.environ, "HSAL_DATA": mnist_root, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", block], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", block], env=environment, cwd=own_folder, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 
