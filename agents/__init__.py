@@ -46,7 +46,7 @@ def load(name: str | Path, *, trust: Trust = False, **switches: Any) -> Loaded:
     Example:
         >>> trained = load("mnist-multiset")
         >>> trained.env.components, trained.agent.initial(4).meta_state.shape
-        (49, torch.Size([4, 128]))
+        (25, torch.Size([4, 128]))
     """
     from agents import checkpoint  # torch: not before it is needed
 

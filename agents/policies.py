@@ -10,7 +10,10 @@ from agents.protocol import Agent
 
 
 def mnist_multiset() -> Agent:
-    """The bundled agent ``mnist-multiset``. Its masks have 49 Gaussians, and its features are ``compact``."""
+    """The bundled agent ``mnist-multiset``.
+
+    Its masks have 25 Gaussians, its features are ``compact``, and it learned with ``update="peak"``.
+    """
     return load("mnist-multiset").agent
 
 

@@ -56,7 +56,7 @@ def record(
 
     Example:
         >>> import agents
-        >>> config = EnvConfig(source="digits", split="test", components=49)  # no download
+        >>> config = EnvConfig(source="digits", split="test", components=25, update="peak")  # no download
         >>> trace = record(agents.load("mnist-multiset").agent, config, index=0)
         >>> trace.image.shape, trace.map_size, trace.terminated
         ((100, 100), (7, 7), True)

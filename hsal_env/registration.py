@@ -34,17 +34,17 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
 }
 """Keyword arguments of each id. These and all others can be changed in ``gymnasium.make``."""
 
-_POLICY: dict[str, Any] = {"policy": "agents.policies:mnist_multiset"}
+_POLICY: dict[str, Any] = {"policy": "agents.policies:mnist_multiset", "update": "peak"}
 VIEW_ENVIRONMENTS: dict[str, dict[str, Any]] = {
     f"HSAL-MNISTMultiset{mode.title()}-v0": {**ENVIRONMENTS["HSAL-MNISTMultiset-v0"], "action_mode": mode, **kwargs}
     for mode, kwargs in (
         ("flat", {}),
         ("option", _POLICY),
-        ("controller", {"components": 49, **_POLICY}),
+        ("controller", {"components": 25, **_POLICY}),
         ("macro", {}),
     )
 }
-"""One task in the views of :mod:`hsal_env.views`. Where a view needs a given policy, it is the bundled agent of 49 Gaussians."""
+"""One task in the views of :mod:`hsal_env.views`. Where a view needs a given policy, it is the bundled agent, with its update."""
 
 
 def plain_id(env_id: Any) -> Any:

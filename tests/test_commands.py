@@ -60,7 +60,11 @@ def test_help_is_given_before_anything_slow_is_imported(helped: dict, path: Path
             "--source digits --components 5",
             "error: attention_init='grid' needs a square number of components; got 5.",
         ),
-        (TRAIN, "--preset huge", "error: Unknown preset 'huge'. Expected one of best, faithful, tiny.\n"),
+        (
+            TRAIN,
+            "--preset huge",
+            "error: Unknown preset 'huge'. Expected one of best, deterministic, faithful, tiny.\n",
+        ),
         (TRAIN, "--output-dir runs --resume", "error: Nothing to resume: no runs/checkpoint.pt."),
         (
             EVALUATE,
@@ -81,7 +85,7 @@ def test_an_error_is_one_line(command: Command, capsys: pytest.CaptureFixture, n
 def test_an_error_is_all_that_is_said_and_a_status(tmp_path: Path):
     done = run(TRAIN, "--preset", "huge", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "error: Unknown preset 'huge'. Expected one of best, faithful, tiny.\n"
+    assert done.stderr == "error: Unknown preset 'huge'. Expected one of best, deterministic, faithful, tiny.\n"
 
 
 def commands_of(page: Path) -> list[str]:

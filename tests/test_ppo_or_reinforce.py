@@ -153,7 +153,7 @@ def test_the_faithful_preset_is_the_papers_settings():
     assert (args.env.update, args.agent.controller_hidden, args.agent.detach_location_head) == ("paper", 512, True)
 
 
-@pytest.mark.parametrize("preset", ["best", "faithful", "tiny"])
+@pytest.mark.parametrize("preset", ["best", "deterministic", "faithful", "tiny"])
 def test_flags_outrank_presets_and_presets_outrank_ids(preset: str):
     args = parsed("--preset", preset, "--env-id", "HSAL-DigitsSet-v0", "--update", "none", "--passes", "3")
     assert (args.preset, args.env_id) == (preset, "HSAL-DigitsSet-v0")
@@ -175,8 +175,17 @@ def test_training_is_under_the_teacher_protocol_on_the_training_split():
 
 def test_the_default_preset_is_best():
     assert parsed() == parsed("--preset", "best")
+    assert (parsed().agent.attention_policy, parsed().env.update) == ("drawn", "peak")
     tiny = parsed("--preset", "tiny")
     assert (tiny.agent, tiny.env.components) == (parsed().agent, parsed().env.components)  # the same, learning less
+
+
+def test_the_deterministic_preset_differs_from_the_best_in_attention_alone():
+    best, deterministic = parsed(), parsed("--preset", "deterministic")
+    assert (deterministic.agent.attention_policy, deterministic.env.update) == ("learned", "paper")
+    assert deterministic.learner == best.learner
+    assert dataclasses.replace(deterministic.agent, attention_policy="drawn", attention_init="default") == best.agent
+    assert dataclasses.replace(deterministic.env, components=25, update="peak") == best.env
 
 
 def test_the_best_presets_estimator_gives_way_to_other_algorithms():

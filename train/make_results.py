@@ -49,6 +49,8 @@ SALIENCY = "saliency-"
 PAPER = {
     "mnist-multiset": TABLE_1["multiset", "reinforce"],
     "mnist-set": TABLE_1["set", "reinforce"],
+    "mnist-multiset-deterministic": TABLE_1["multiset", "reinforce"],
+    "mnist-set-deterministic": TABLE_1["set", "reinforce"],
     "mnist-multiset-cross-entropy": TABLE_1["multiset", "cross-entropy"],
     "mnist-set-cross-entropy": TABLE_1["set", "cross-entropy"],
     "mnist-multiset-faithful": TABLE_1["multiset", "reinforce"],
@@ -62,23 +64,24 @@ PAPER = {
     "svhn-multiset-faithful": TABLE_1["svhn", "reinforce"],
 }
 COLUMNS = (
-    "row", "what", "images", "seeds", "0-1", "macro-F1", "paper 0-1", "paper F1", "0-1 by objects", "glimpses / uniform",
+    "row", "what", "images", "seeds", "0-1", "macro-F1", "paper 0-1", "paper F1", "0-1 by objects", "pointing", "focus",
+    "several", "glimpses / uniform",
     "train min", "features min", "CPU min", "memory GiB", "command",
 )  # fmt: skip
 FINER_COLUMNS = (
     "row", "map", "0-1", "macro-F1", "pretraining min", "kB per image", "features min", "train min", "memory GiB",
 )  # fmt: skip
 SALIENCY_COLUMNS = ("saliency", "0-1", "macro-F1", "found", "found, high", "spurious, high", "AUC")
-IN_README = ("row", "what", "seeds", "0-1", "macro-F1", "paper 0-1", "paper F1", "train min")
+IN_README = ("row", "what", "seeds", "0-1", "macro-F1", "paper 0-1", "paper F1", "focus", "several", "train min")
 README_ROWS = (
-    "mnist-multiset", "mnist-set", "mnist-multiset-cross-entropy", "mnist-multiset-faithful", "house-numbers", "svhn",
-    "dice", "sb3-hsal",
+    "mnist-multiset", "mnist-set", "mnist-multiset-deterministic", "mnist-multiset-faithful", "mnist-multiset-cross-entropy",
+    "house-numbers", "svhn", "dice", "sb3-hsal",
 )  # fmt: skip
 LEARNER_COLUMNS = (
     "row", "what", "images", "seeds", "steps", "mean return", "random", "stop at once", "0-1", "macro-F1", "train min", "command",
 )  # fmt: skip
 OWN_COLUMNS = (
-    "row", "what", "tested on", "seeds", "0-1", "macro-F1", "count error", "guessed", "pointing", "mask in box",
+    "row", "what", "tested on", "seeds", "0-1", "macro-F1", "count error", "guessed", "pointing", "focus", "mask in box",
     "a guess", "without attention", "train min", "command",
 )  # fmt: skip
 _LEARNER_CURVES = {  # row: (label, colour, decisions of the native process in a step of the view)
@@ -91,7 +94,7 @@ _LEARNER_CURVES = {  # row: (label, colour, decisions of the native process in a
     "sb3-sac": ("SAC, option", "#000000", 4.0),
 }
 _CURVES = {  # row: (label, colour of Okabe and Ito)
-    "mnist-multiset": ("expected success (log)", "#0072B2"),
+    "mnist-multiset": ("drawn attention, expected success (log)", "#0072B2"),
     "mnist-multiset-faithful": ("REINFORCE (sampled) as printed", "#009E73"),
     "mnist-multiset-cross-entropy": ("cross-entropy", "#D55E00"),
 }
@@ -123,6 +126,7 @@ def cells(name: str, runs: list[dict[str, Any]]) -> dict[str, str]:
         "paper 0-1": exact,
         "paper F1": f1,
         "0-1 by objects": " / ".join(f"{np.mean([t['by_count'][n]['exact_match'] for t in tests]):.3f}" for n in sizes),
+        **{name: of_tests(tests, name) for name in ("pointing", "focus", "several")},
         "glimpses / uniform": f"{np.mean(ratios):.1f}" if ratios else "",
         "train min": mean(runs, "train_seconds", 60),
         "features min": mean(runs, "feature_seconds", 60),
@@ -130,6 +134,12 @@ def cells(name: str, runs: list[dict[str, Any]]) -> dict[str, str]:
         "memory GiB": mean(runs, "max_memory_mib", 1024),
         "command": f"`python {shlex.join(row.command(row.seeds[0]))}`",
     }
+
+
+def of_tests(tests: list[dict[str, Any]], key: str) -> str:
+    """A measure of where the agent looked, which older runs lack."""
+    values = [test[key] for test in tests if test.get(key) is not None]
+    return spread(values) if values else ""
 
 
 def mean(runs: list[dict[str, Any]], key: str, unit: float) -> str:
@@ -180,7 +190,7 @@ def own_cells(name: str, runs: list[dict[str, Any]]) -> dict[str, str]:
         "macro-F1": of("test", "macro_f1"),
         "count error": of("test", "count_error"),
         "guessed": spread([run["blind_guess"]["mean_counts"]["count_error"]["mean"] for run in runs]),
-        "pointing": of("test", "pointing"),
+        **{name: of("test", name) for name in ("pointing", "focus", "several")},
         "mask in box": of("test", "mask_in_box"),
         "a guess": of("blind_guess", "exact_match"),
         "without attention": of("count_network", "exact_match"),
@@ -212,7 +222,7 @@ def saliency_cells(root: Path, found: dict[str, list[dict[str, Any]]]) -> list[d
         return []
     rows = []
     for name, shares in json.loads(path.read_text())["models"].items():
-        runs = found.get("mnist-multiset" if name == "sum-of-squares" else SALIENCY + name, [])
+        runs = found.get("mnist-multiset-deterministic" if name == "sum-of-squares" else SALIENCY + name, [])
         tests = [run["test"] for run in runs]
         rows.append(
             {

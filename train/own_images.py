@@ -39,7 +39,7 @@ from hsal_env.storage.files import as_path
 
 require_agents()
 
-from agents.config import BEST_LEARNER, DRAWN_AGENT, DRAWN_ENV, AgentConfig, LearnerConfig, PretrainConfig
+from agents.config import BEST_AGENT, BEST_ENV, BEST_LEARNER, AgentConfig, LearnerConfig, PretrainConfig
 
 if TYPE_CHECKING:
     from agents.learning.run import RunConfig
@@ -293,7 +293,7 @@ def run_config(args: Args, env: EnvConfig) -> RunConfig:
         folder=args.output_dir,
         env=with_features(args, env),
         agent_name="hsal",
-        agent=AgentConfig(**DRAWN_AGENT),
+        agent=AgentConfig(**BEST_AGENT),
         learner=LearnerConfig(**BEST_LEARNER, batch_size=128, passes=args.agent_passes),
         seed=args.seed,
         device=args.device,
@@ -312,7 +312,7 @@ def with_features(args: Args, env: EnvConfig) -> EnvConfig:
         env,
         activation=str(args.output_dir / "features.pt"),
         features="store",
-        **DRAWN_ENV,
+        **BEST_ENV,
         num_examples=args.agent_images,
         protocol="teacher",
         include_image=False,

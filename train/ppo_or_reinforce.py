@@ -3,7 +3,7 @@
     python train/ppo_or_reinforce.py                               # MNIST Multiset
     python train/ppo_or_reinforce.py --algorithm ppo --seed 1
     python train/ppo_or_reinforce.py --preset faithful             # the agent and its learning as printed
-    python train/ppo_or_reinforce.py --attention-policy drawn --update peak  # the upper level is a policy, too
+    python train/ppo_or_reinforce.py --preset deterministic        # attention is a network's output, and learns through the label
     python train/ppo_or_reinforce.py --source digits               # no network needed
     python train/ppo_or_reinforce.py --env-id HSAL-Custom-v0 --images FOLDER --activation package.module:Name
     python train/ppo_or_reinforce.py --resume --output-dir runs/x  # go on where it stopped
@@ -39,9 +39,10 @@ require_agents()
 
 from agents.config import (
     BEST_AGENT,
-    BEST_COMPONENTS,
+    BEST_ENV,
     BEST_LEARNER,
-    DRAWN_COMPONENTS,
+    DETERMINISTIC_AGENT,
+    DETERMINISTIC_ENV,
     AgentConfig,
     LearnerConfig,
 )
@@ -82,7 +83,7 @@ class Args:
     """Train an agent and test it on held-out canvases."""
 
     preset: str = "best"
-    """best, faithful or tiny: sets the defaults of the other flags"""
+    """best, deterministic, faithful or tiny: sets the defaults of the other flags"""
     env_id: str = "HSAL-MNISTMultiset-v0"
     """the environment, whose arguments the flags below override"""
     agent_name: Annotated[str, tyro.conf.arg(name="agent")] = "hsal"
@@ -110,13 +111,10 @@ class Args:
 
 Defaults = dict[str, dict[str, Any]]  # of the dataclasses above: args, env, agent, learner
 
-_BEST: Defaults = {
-    "env": {"components": BEST_COMPONENTS},
-    "agent": BEST_AGENT,
-}
 _FEW = {"val_episodes": 200, "test_episodes": 200, "log_every": 2}
 PRESETS: dict[str, Defaults] = {
-    "best": {**_BEST, "learner": {"passes": 4}},
+    "best": {"env": BEST_ENV, "agent": BEST_AGENT, "learner": {"passes": 4}},
+    "deterministic": {"env": DETERMINISTIC_ENV, "agent": DETERMINISTIC_AGENT, "learner": {"passes": 4}},
     "faithful": {
         "agent": {"priority_gain": 24.0, "bfloat16": True},
         "learner": {
@@ -130,8 +128,8 @@ PRESETS: dict[str, Defaults] = {
     },
     "tiny": {
         "args": _FEW,
-        "env": {**_BEST["env"], "num_examples": 512},
-        "agent": _BEST["agent"],
+        "env": {**BEST_ENV, "num_examples": 512},
+        "agent": BEST_AGENT,
         "learner": {"batch_size": 64, "passes": 2},
     },
 }
@@ -154,16 +152,14 @@ def parse(argv: list[str]) -> Args:
     first.add_argument("--preset", default="best")
     first.add_argument("--env-id", "--env_id", default="HSAL-MNISTMultiset-v0", type=plain_id)
     first.add_argument("--algorithm", default="reinforce")
-    first.add_argument("--attention-policy", "--attention_policy", default="learned")
     early, _ = first.parse_known_args(argv)
     for what, value, known in (("preset", early.preset, PRESETS), ("env id", early.env_id, ENVIRONMENTS)):
         if value not in known:
             raise ConfigError(f"Unknown {what} {value!r}. Expected one of {', '.join(known)}.")
     preset = PRESETS[early.preset]
     suited = {} if early.preset == "faithful" else ALGORITHM_DEFAULTS.get(early.algorithm, {})
-    drawn = {"components": DRAWN_COMPONENTS} if early.attention_policy == "drawn" else {}
     default = Args(
-        env=TrainEnv(**{**ENVIRONMENTS[early.env_id], **preset.get("env", {}), **drawn, "split": "train"}),
+        env=TrainEnv(**{**ENVIRONMENTS[early.env_id], **preset.get("env", {}), "split": "train"}),
         agent=AgentConfig(**preset.get("agent", {})),
         learner=LearnerConfig(**{"algorithm": early.algorithm, **preset["learner"], **suited}),
         **preset.get("args", {}),

@@ -96,19 +96,27 @@ MODELS = {
 """Activation models that the package does not hold, and the flags of pretrain_perception.py that train them."""
 
 
+_DETERMINISTIC = "--preset deterministic"
 _TEN = "--env-id HSAL-MNISTMultiset10-v0"
 _SET = "--env-id HSAL-MNISTSet-v0"
-_CROWDED = f"{_TEN} --min-size-px 12 --num-examples 15000"
+_CROWDED = f"{_TEN} {_DETERMINISTIC} --min-size-px 12 --num-examples 15000"
 _HOUSE = "--env-id HSAL-HouseNumbersMultiset-v0"
 _SVHN = "--env-id HSAL-SVHNMultiset-v0"
 _SVHN_PART = f"{_SVHN} --extra --augment upright"
-_DRAWN = "--attention-policy drawn --update peak"
 _TEN_SEEDS = tuple(range(10))
 ROWS = {
-    "mnist-multiset": Row("expected success (log)", "", _TEN_SEEDS),
-    "mnist-set": Row("expected success (log)", _SET, (0, 1, 2)),
-    "mnist-multiset-cross-entropy": Row("cross-entropy, shuffled order", "--algorithm cross-entropy", (0, 1, 2)),
-    "mnist-set-cross-entropy": Row("cross-entropy, shuffled order", f"{_SET} --algorithm cross-entropy"),
+    "mnist-multiset": Row("drawn attention, expected success (log)", "", _TEN_SEEDS),
+    "mnist-set": Row("drawn attention, expected success (log)", _SET, (0, 1, 2)),
+    "mnist-multiset-deterministic": Row("deterministic attention, expected success (log)", _DETERMINISTIC, _TEN_SEEDS),
+    "mnist-set-deterministic": Row(
+        "deterministic attention, expected success (log)", f"{_SET} {_DETERMINISTIC}", (0, 1, 2)
+    ),
+    "mnist-multiset-cross-entropy": Row(
+        "cross-entropy, shuffled order", f"{_DETERMINISTIC} --algorithm cross-entropy", (0, 1, 2)
+    ),
+    "mnist-set-cross-entropy": Row(
+        "cross-entropy, shuffled order", f"{_SET} {_DETERMINISTIC} --algorithm cross-entropy"
+    ),
     "mnist-multiset-faithful": Row("REINFORCE (sampled) as printed, on our features", "--preset faithful"),
     "mnist-set-faithful": Row("REINFORCE (sampled) as printed, on our features", f"{_SET} --preset faithful"),
     "mnist-multiset-faithful-cross-entropy": Row(
@@ -116,9 +124,9 @@ ROWS = {
     ),
     "mnist-multiset-single-features": Row("features of single objects only", "--activation compact-single"),
     "mnist-multiset-ppo": Row("PPO", "--algorithm ppo"),
-    "mnist-multiset-leaky": Row("test digits also in training canvases", "--glyphs paper"),
-    "mnist-multiset-4": Row("always 4 objects", "--min-objects 4"),
-    "mnist-multiset-10": Row("10 objects of 20 px", _TEN),
+    "mnist-multiset-leaky": Row("test digits also in training canvases", f"{_DETERMINISTIC} --glyphs paper"),
+    "mnist-multiset-4": Row("always 4 objects", f"{_DETERMINISTIC} --min-objects 4"),
+    "mnist-multiset-10": Row("10 objects of 20 px", f"{_TEN} {_DETERMINISTIC}"),
     "mnist-multiset-on-5": Row(
         "the agent for 1 to 4 objects, on 5",
         "mnist-multiset --min-objects 5 --max-objects 5 --max-size-px 33",
@@ -132,20 +140,23 @@ ROWS = {
         _EVALUATE,
     ),
     "digits-multiset": Row("scikit-learn's digits", "--source digits", _TEN_SEEDS, source="digits"),
-    "control-uniform-glimpses": Row("glimpses drawn uniformly", "--location-policy uniform"),
+    "digits-multiset-deterministic": Row(
+        "the same, deterministic attention", f"{_DETERMINISTIC} --source digits", _TEN_SEEDS, source="digits"
+    ),
+    "control-uniform-glimpses": Row("glimpses drawn uniformly", f"{_DETERMINISTIC} --location-policy uniform"),
     "control-winner-take-all": Row(
         "masks on the most salient cell, glimpses on the peak of P",
-        "--attention-policy winner-take-all --location-policy greedy",
+        f"{_DETERMINISTIC} --attention-policy winner-take-all --location-policy greedy",
     ),
-    "control-no-update": Row("saliency map never updated", "--update none"),
-    "control-no-glimpses": Row("covert glimpse only, k = 0", "--glimpses 0"),
-    "saliency-itti-koch": Row("saliency by Itti, Koch and Niebur", "--saliency itti-koch"),
-    "saliency-spectral-residual": Row("saliency by Hou and Zhang", "--saliency spectral-residual"),
-    "saliency-centre-prior": Row("saliency high in the middle", "--saliency centre-prior"),
-    "saliency-uniform": Row("saliency alike everywhere, but in a corner", "--saliency uniform"),
-    "saliency-boxes": Row("saliency of the true objects", "--saliency boxes"),
-    "rival-multiset-loss": Row("supervised by the multiset loss", "--algorithm multiset-loss"),
-    "rival-ram": Row("RAM, the package in examples/hsal_ram, installed", "--agent hsal_ram:RAM"),
+    "control-no-update": Row("saliency map never updated", f"{_DETERMINISTIC} --update none"),
+    "control-no-glimpses": Row("covert glimpse only, k = 0", f"{_DETERMINISTIC} --glimpses 0"),
+    "saliency-itti-koch": Row("saliency by Itti, Koch and Niebur", f"{_DETERMINISTIC} --saliency itti-koch"),
+    "saliency-spectral-residual": Row("saliency by Hou and Zhang", f"{_DETERMINISTIC} --saliency spectral-residual"),
+    "saliency-centre-prior": Row("saliency high in the middle", f"{_DETERMINISTIC} --saliency centre-prior"),
+    "saliency-uniform": Row("saliency alike everywhere, but in a corner", f"{_DETERMINISTIC} --saliency uniform"),
+    "saliency-boxes": Row("saliency of the true objects", f"{_DETERMINISTIC} --saliency boxes"),
+    "rival-multiset-loss": Row("supervised by the multiset loss", f"{_DETERMINISTIC} --algorithm multiset-loss"),
+    "rival-ram": Row("RAM, the package in examples/hsal_ram, installed", f"{_DETERMINISTIC} --agent hsal_ram:RAM"),
     "rival-count-network": Row("counts read off V, three layers", script="count_network.py", seeds=(0, 1, 2)),
     "rival-count-columns": Row(
         "counts read off the columns of V, three layers", "--head columns", (0, 1, 2), "count_network.py"
@@ -166,24 +177,33 @@ ROWS = {
         _TEN_SEEDS,
         source="house-numbers",
     ),
+    "house-numbers-deterministic": Row(
+        "the same, deterministic attention",
+        f"{_HOUSE} {_DETERMINISTIC}",
+        _TEN_SEEDS,
+        source="house-numbers",
+    ),
     "house-numbers-cross-entropy": Row(
         "cross-entropy on synthetic house numbers",
-        f"{_HOUSE} --algorithm cross-entropy",
+        f"{_HOUSE} {_DETERMINISTIC} --algorithm cross-entropy",
         (0, 1, 2),
         source="house-numbers",
     ),
     "svhn": Row(
-        "photographs: 2,000 and 6,602 to learn from, 4,421 to test on; drawn attention",
-        f"{_SVHN_PART} {_DRAWN}",
+        "photographs: 2,000 and 6,602 to learn from, 4,421 to test on",
+        _SVHN_PART,
         (0, 1, 2),
         source="svhn",
     ),
     "svhn-cross-entropy": Row(
-        "cross-entropy, the same photographs", f"{_SVHN_PART} --algorithm cross-entropy", (0, 1, 2), source="svhn"
+        "cross-entropy, the same photographs",
+        f"{_SVHN_PART} {_DETERMINISTIC} --algorithm cross-entropy",
+        (0, 1, 2),
+        source="svhn",
     ),
     "svhn-2000": Row(
         "features and agent from the 2,000 alone",
-        f"{_SVHN} --augment upright {_DRAWN}",
+        f"{_SVHN} --augment upright",
         (0, 1, 2),
         source="svhn",
         model="svhn-2000",

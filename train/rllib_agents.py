@@ -30,12 +30,12 @@ from hsal_env.fields import check_at_most
 from hsal_env.storage.claims import claim_folder
 from hsal_env.storage.files import creating_folder, write_text, writing
 
-_POLICY: dict[str, Any] = {"policy": "agents.policies:mnist_multiset"}
+_POLICY: dict[str, Any] = {"policy": "agents.policies:mnist_multiset", "update": "peak"}
 VIEWS: dict[str, dict[str, Any]] = {
     "flat": {},
     "multi-agent": {},
     "option": _POLICY,
-    "controller": {"components": 49, **_POLICY},
+    "controller": {"components": 25, **_POLICY},
     "macro": {},
 }
 """The views to train on, with the arguments that each needs of the environment."""

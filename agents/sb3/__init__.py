@@ -3,7 +3,7 @@
     env = HSALVecEnv("HSAL-MNISTMultiset-v0", num_envs=64, features="store")
     MaskablePPO("MultiInputPolicy", env).learn(100_000)                   # any algorithm of SB3, on the flat view
 
-    env = HSALVecEnv("HSAL-MNISTMultiset-v0", num_envs=64, features="store", action_mode="packed", components=49)
+    env = HSALVecEnv("HSAL-MNISTMultiset-v0", num_envs=64, features="store", action_mode="packed", components=25)
     RecurrentPPO(HSALPolicy, env, gamma=0.0).learn(1_000_000)             # the paper's agent, trained by SB3's own loop
     evaluate_policy(SB3Agent(agents.load("mnist-multiset").agent), env)   # a trained agent under SB3's tools
 

@@ -231,7 +231,7 @@ def save(traces: Sequence[Trace], path: Path | str) -> None:
         >>> import agents
         >>> from agents.tracing import record
         >>> from hsal_env.config import EnvConfig
-        >>> config = EnvConfig(source="digits", split="test", components=49)
+        >>> config = EnvConfig(source="digits", split="test", components=25, update="peak")
         >>> trace = record(agents.load("mnist-multiset").agent, config, index=0)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save([trace], f"{folder}/traces.npz")

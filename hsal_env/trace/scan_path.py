@@ -71,7 +71,7 @@ def measures(traces: Sequence[Trace], rng: np.random.Generator) -> dict[str, dic
         >>> import agents
         >>> from agents.tracing import record
         >>> from hsal_env.config import EnvConfig
-        >>> config = EnvConfig(source="digits", split="test", components=49)
+        >>> config = EnvConfig(source="digits", split="test", components=25, update="peak")
         >>> traces = record(agents.load("mnist-multiset").agent, config, [0, 1, 2])
         >>> found = measures(traces, np.random.default_rng(0))
         >>> found["object_share"]["agent"] > found["object_share"]["uniform"]  # it looks at objects
