@@ -46,7 +46,8 @@ def test_the_other_algorithms_run(command: "Command", tmp_path: Path, algorithm:
     [
         ("agent", {"location_policy": "uniform"}, (0.3, 3)),
         ("agent", {"attention_policy": "winner-take-all", "location_policy": "greedy"}, (4, 49)),
-        ("agent", {"attention_policy": "drawn", "saliency_prior": 7.0}, (4, 49)),
+        ("agent", {"attention_policy": "learned"}, (0, 49)),
+        ("agent", {"saliency_prior": 7.0}, (4, 49)),
         ("env", {"update": "none"}, (0, 49)),
         ("env", {"glimpses": 0}, None),
     ],
@@ -56,7 +57,7 @@ def test_the_controls_run(command: "Command", tmp_path: Path, part: str, changed
     command(TRAIN, [*SMALL, *flags, "--output-dir", "x"])
     metrics = metrics_of(tmp_path / "x")
     assert metrics["config"][part].items() >= changed.items()
-    assert metrics["config"]["env"]["components"] == (25 if changed.get("attention_policy") == "drawn" else 49)
+    assert metrics["config"]["env"]["components"] == 25
     found = metrics["test"]["attn_saliency_ratio"]
     assert found is None if ratio is None else ratio[0] < found < ratio[1]
 
@@ -101,7 +102,11 @@ def test_an_agent_of_synthetic_house_numbers_says_so(command: "Command", capsys:
         ("--priority-gain -1", ["Expected priority_gain of at least 0; got -1.0"]),
         ("--location-prior -1", ["Expected location_prior of at least 0; got -1.0"]),
         ("--glimpses -1", ["Expected glimpses of at least 0 and components of at least 1; got -1 and"]),
-        ("--components 5", ["error: attention_init='grid' needs a square number of components; got 5"]),
+        ("--components 5", ["error: attention_policy='drawn' needs a square number of components; got 5"]),
+        (
+            "--preset deterministic --components 5",
+            ["error: attention_init='grid' needs a square number of components; got 5"],
+        ),
         ("--gamma 0.9", ["immediate credit", "use estimator='sampled'"]),
         ("--gamma 2", ["Expected gamma in [0, 1]; got 2.0"]),
         ("--passes many", ["--passes", "many"]),

@@ -44,11 +44,16 @@ def test_no_two_rows_are_the_same_run():
 
 
 def test_a_control_differs_from_the_default_in_what_it_says_alone():
-    default = parsed().env
-    assert arguments("mnist-multiset", 0).env == default
-    assert arguments("mnist-multiset", 0).agent == arguments("control-no-glimpses", 0).agent == parsed().agent
-    assert arguments("control-no-glimpses", 0).env == dataclasses.replace(default, glimpses=0)
-    assert arguments("mnist-multiset-leaky", 0).env == dataclasses.replace(default, glyphs="paper")
+    default, compared = arguments("mnist-multiset", 0), arguments("mnist-multiset-deterministic", 0)
+    assert (default.env, default.agent) == (parsed().env, parsed().agent)
+    assert arguments("control-no-glimpses", 0).agent == compared.agent
+    assert arguments("control-no-glimpses", 0).env == dataclasses.replace(compared.env, glimpses=0)
+    assert arguments("mnist-multiset-leaky", 0).env == dataclasses.replace(compared.env, glyphs="paper")
+    assert arguments("saliency-boxes", 0).env == dataclasses.replace(default.env, saliency="boxes")
+    winner = dataclasses.replace(default.agent, attention_policy="winner-take-all", location_policy="greedy")
+    assert (
+        arguments("saliency-boxes-winner-take-all", 0).agent == arguments("control-winner-take-all", 0).agent == winner
+    )
 
 
 def test_the_rows_are_listed(command: Command, capsys: pytest.CaptureFixture, started: list):

@@ -19,11 +19,13 @@ OF_OWN = f"{make.OWN_START}a third\n{make.OWN_END}\n"
 OF_LEARNERS = f"{make.LEARNERS_START}another\n{make.LEARNERS_END}\n\nafter\n"
 
 
-def metrics(exact: float, f1: float, ratio: float | None = 12.34, **more: object) -> dict:
-    """What the tables read of a metrics.json."""
+def metrics(exact: float, f1: float, ratio: float | None = 12.34, where: dict | None = None, **more: object) -> dict:
+    """What the tables read of a metrics.json; ``where`` it looked is not in all of them."""
     by_count = {str(n): {"episodes": 5, "exact_match": exact - n / 100, "macro_f1": f1} for n in (1, 2)}
     others = dict.fromkeys(("micro_f1", "overall_precision", "overall_recall", "example_f1"), f1)
-    test = {**others, "exact_match": exact, "macro_f1": f1, "attn_saliency_ratio": ratio, "by_count": by_count}
+    test = {**others, "exact_match": exact, "macro_f1": f1, "attn_saliency_ratio": ratio, "by_count": by_count} | (
+        where or {}
+    )
     config = {"learner": {"batch_size": 50}, "env": {"min_objects": 1, "max_objects": None, "glimpses": 2}}
     return {"source": "mnist", "test": test, "train_seconds": 90.0, "config": config} | more
 
@@ -50,9 +52,11 @@ def root(tmp_path: Path) -> Path:
     """A checkout with five runs of four rows, and one of a row that is not in the list."""
     runs = {
         "rival-count-network/seed-0": metrics(0.7, 0.8, ratio=None),
-        "mnist-multiset/seed-1": metrics(0.94, 0.98, 14.0, train_seconds=150.0, cpu_seconds=60.0),
+        "mnist-multiset/seed-1": metrics(
+            0.94, 0.98, 14.0, {"pointing": 0.96, "focus": 0.7}, train_seconds=150.0, cpu_seconds=60.0
+        ),
         "mnist-multiset/seed-0": metrics(
-            0.90, 0.96, 12.0, feature_seconds=30.0, cpu_seconds=120.0, max_memory_mib=2048
+            0.90, 0.96, 12.0, {"pointing": 0.94}, feature_seconds=30.0, cpu_seconds=120.0, max_memory_mib=2048
         ),
         "mnist-set/seed-7": metrics(0.5, 0.6),
         "mnist-multiset-faithful/seed-0": metrics(0.4, 0.55),
@@ -117,7 +121,7 @@ def test_a_mean_is_given_with_the_sample_deviation(values: list[float], text: st
 def test_a_row_of_several_seeds_by_hand(root: Path):
     assert table(root)[0] == {
         "row": "mnist-multiset",
-        "what": "expected success (log)",
+        "what": "drawn attention, expected success (log)",
         "images": "mnist",
         "seeds": "2",
         "0-1": "0.920 ± 0.028",
@@ -125,6 +129,9 @@ def test_a_row_of_several_seeds_by_hand(root: Path):
         "paper 0-1": "0.935",
         "paper F1": "0.978",
         "0-1 by objects": "0.910 / 0.900",
+        "pointing": "0.950 ± 0.014",
+        "focus": "0.700",  # of the seed that says so
+        "several": "",
         "glimpses / uniform": "13.0",
         "train min": "2.0",
         "features min": "0.5",  # of the seed that says so
@@ -137,7 +144,7 @@ def test_a_row_of_several_seeds_by_hand(root: Path):
 def test_what_a_run_does_not_say_is_left_empty(root: Path):
     rival = table(root)[-1]
     assert {name for name, text in rival.items() if not text} == {
-        "paper 0-1", "paper F1", "glimpses / uniform", "features min", "CPU min", "memory GiB",
+        "paper 0-1", "paper F1", "pointing", "focus", "several", "glimpses / uniform", "features min", "CPU min", "memory GiB",
     }  # fmt: skip
     assert (rival["0-1"], rival["train min"]) == ("0.700", "1.5")
     assert rival["command"] == "python train/count_network.py --seed 0"
@@ -150,6 +157,7 @@ def test_rows_of_finer_maps_and_of_saliency_models_have_tables_of_their_own(root
         "crowded-28x28/seed-0/metrics": metrics(0.7, 0.9, feature_seconds=60.0, config={"env": {"canvas_px": 100}}),
         "crowded-lower-level/seed-0/metrics": metrics(0.6, 0.8, config={"env": {"canvas_px": 100}}),
         "saliency-itti-koch/seed-0/metrics": metrics(0.5, 0.7),
+        "saliency-itti-koch-winner-take-all/seed-0/metrics": metrics(0.3, 0.5),
         "saliency/saliency": {"models": models},
     }.items():
         path = root / "results" / f"{name}.json"
@@ -160,9 +168,9 @@ def test_rows_of_finer_maps_and_of_saliency_models_have_tables_of_their_own(root
     assert "[crowded-28x28](../results/crowded-28x28) | 28x28, 128 channels | 0.700 | 0.900 |" in perception
     assert "[crowded-lower-level](../results/crowded-lower-level) | 7x7, 512 channels |" in perception
     assert "| 201 | 1.0 | 1.5 |" in perception  # kB: 2 bytes x 128 x 784
-    assert "| `sum-of-squares` | 0.920 ± 0.028 | 0.970 ± 0.014 | 0.900 | 0.800 | 0.250 | 0.700 |" in perception
-    assert "| `itti-koch` | 0.500 | 0.700 | 0.900 |" in perception
-    assert "| `boxes` |  |  | 0.900 |" in perception  # no agent has been trained on it
+    assert "| `sum-of-squares` | 0.920 ± 0.028 |  |  | 0.900 | 0.800 | 0.250 | 0.700 |" in perception
+    assert "| `itti-koch` | 0.500 |  | 0.300 | 0.900 |" in perception  # drawn, deterministic, winner-take-all
+    assert "| `boxes` |  |  |  | 0.900 |" in perception  # no agent has been trained on it
     for name in ("crowded-28x28", "saliency-itti-koch"):
         assert name not in made[root / "README.md"]
         assert name in made[root / "results" / "README.md"]
@@ -175,6 +183,8 @@ def test_the_papers_numbers_are_those_of_its_table_1():
     assert {name: (row["paper F1"], row["paper 0-1"]) for name, row in rows.items() if row["paper F1"]} == {
         "mnist-multiset": ("0.978", "0.935"),
         "mnist-set": ("0.990", "0.960"),
+        "mnist-multiset-deterministic": ("0.978", "0.935"),
+        "mnist-set-deterministic": ("0.990", "0.960"),
         "mnist-multiset-cross-entropy": ("0.726", "0.477"),
         "mnist-multiset-resnet34": ("0.978", "0.935"),
         "svhn": ("0.973", "0.947"),
@@ -235,7 +245,13 @@ def test_other_learners_have_a_table_of_their_own(root: Path, monkeypatch: pytes
 def test_photographs_have_a_table_of_their_own(root: Path):
     for seed, exact in enumerate((0.9, 0.94)):
         run = metrics(exact, 0.95, feature_seconds=30.0, features={"seconds": 480.0})
-        run["test"] |= {"count_error": {"mean": 0.05, "by_class": {}}, "pointing": 0.97, "mask_in_box": 0.4}
+        run["test"] |= {
+            "count_error": {"mean": 0.05, "by_class": {}},
+            "pointing": 0.97,
+            "focus": 0.5,
+            "several": 0.1,
+            "mask_in_box": 0.4,
+        }
         guessed = {"exact_match": 0.125, "mean_counts": {"count_error": {"mean": 0.4, "by_class": {}}}}
         run |= {"blind_guess": guessed, "count_network": {"exact_match": 0.75}}
         path = root / "results" / "dice" / f"seed-{seed}" / "metrics.json"
@@ -254,7 +270,12 @@ def test_photographs_have_a_table_of_their_own(root: Path):
         "count error": "0.050 ± 0.000",
         "guessed": "0.400 ± 0.000",
     }
-    by_hand |= {"pointing": "0.970 ± 0.000", "mask in box": "0.400 ± 0.000", "a guess": "0.125 ± 0.000"}
+    by_hand |= {
+        "pointing": "0.970 ± 0.000",
+        "focus": "0.500 ± 0.000",
+        "mask in box": "0.400 ± 0.000",
+        "a guess": "0.125 ± 0.000",
+    }
     by_hand |= {"without attention": "0.750 ± 0.000", "train min": "10.0"}  # 8 for features, 0.5 to encode, 1.5
     assert {name: row[name] for name in by_hand} == by_hand
     assert row["command"] == "`python train/own_images.py DATA/photographs/dice --seed 0`"
@@ -268,7 +289,7 @@ def test_the_readme_shows_its_few_rows_of_both_tables(root: Path):
     assert [row.split("]")[0] for row in rows] == [
         "| [mnist-multiset", "| [mnist-set", "| [mnist-multiset-faithful", "| [sb3-hsal",
     ]  # fmt: skip
-    assert rows[-1].endswith("| 2 | 0.850 ± 0.071 | 0.425 ± 0.035 |  |  | 2.0 |")
+    assert rows[-1].endswith("| 2 | 0.850 ± 0.071 | 0.425 ± 0.035 |  |  |  |  | 2.0 |")
     assert set(make.README_ROWS) <= set(make.ROWS)
 
 
@@ -312,7 +333,7 @@ def test_the_figures_show_every_seed(root: Path, monkeypatch: pytest.MonkeyPatch
         assert len(curves) == 3  # two seeds, and one as printed
         assert curves[0].get_color() == curves[1].get_color() != curves[2].get_color()
         assert [text.get_text() for text in axes.get_legend().get_texts()] == [
-            "expected success (log)", "REINFORCE (sampled) as printed",
+            "drawn attention, expected success (log)", "REINFORCE (sampled) as printed",
         ]  # fmt: skip
         rows = [row for row in (1, 2, 3, 4) if row % 2 or "val/" not in column]
         assert list(curves[0].get_xdata()) == [20 * row * 50 / 1000 for row in rows]

@@ -71,7 +71,12 @@ COLUMNS = (
 FINER_COLUMNS = (
     "row", "map", "0-1", "macro-F1", "pretraining min", "kB per image", "features min", "train min", "memory GiB",
 )  # fmt: skip
-SALIENCY_COLUMNS = ("saliency", "0-1", "macro-F1", "found", "found, high", "spurious, high", "AUC")
+SALIENCY_AGENTS = {  # column: the row on sum-of-squares, and how those on other maps end
+    "drawn": ("mnist-multiset", ""),
+    "deterministic": ("mnist-multiset-deterministic", "-deterministic"),
+    "winner-take-all": ("control-winner-take-all", "-winner-take-all"),
+}
+SALIENCY_COLUMNS = ("saliency", *SALIENCY_AGENTS, "found", "found, high", "spurious, high", "AUC")
 IN_README = ("row", "what", "seeds", "0-1", "macro-F1", "paper 0-1", "paper F1", "focus", "several", "train min")
 README_ROWS = (
     "mnist-multiset", "mnist-set", "mnist-multiset-deterministic", "mnist-multiset-faithful", "mnist-multiset-cross-entropy",
@@ -190,7 +195,8 @@ def own_cells(name: str, runs: list[dict[str, Any]]) -> dict[str, str]:
         "macro-F1": of("test", "macro_f1"),
         "count error": of("test", "count_error"),
         "guessed": spread([run["blind_guess"]["mean_counts"]["count_error"]["mean"] for run in runs]),
-        **{name: of("test", name) for name in ("pointing", "focus", "several")},
+        "pointing": of("test", "pointing"),
+        "focus": of("test", "focus"),
         "mask in box": of("test", "mask_in_box"),
         "a guess": of("blind_guess", "exact_match"),
         "without attention": of("count_network", "exact_match"),
@@ -222,13 +228,17 @@ def saliency_cells(root: Path, found: dict[str, list[dict[str, Any]]]) -> list[d
         return []
     rows = []
     for name, shares in json.loads(path.read_text())["models"].items():
-        runs = found.get("mnist-multiset-deterministic" if name == "sum-of-squares" else SALIENCY + name, [])
-        tests = [run["test"] for run in runs]
+        exact = {
+            column: [
+                run["test"]["exact_match"]
+                for run in found.get(first if name == "sum-of-squares" else SALIENCY + name + ending, [])
+            ]
+            for column, (first, ending) in SALIENCY_AGENTS.items()
+        }
         rows.append(
             {
                 "saliency": f"`{name}`",
-                "0-1": spread([test["exact_match"] for test in tests]) if tests else "",
-                "macro-F1": spread([test["macro_f1"] for test in tests]) if tests else "",
+                **{column: spread(values) if values else "" for column, values in exact.items()},
                 "found": f"{shares['found']:.3f}",
                 "found, high": f"{shares['found_high']:.3f}",
                 "spurious, high": f"{shares['spurious_high']:.3f}",

@@ -103,6 +103,15 @@ _CROWDED = f"{_TEN} {_DETERMINISTIC} --min-size-px 12 --num-examples 15000"
 _HOUSE = "--env-id HSAL-HouseNumbersMultiset-v0"
 _SVHN = "--env-id HSAL-SVHNMultiset-v0"
 _SVHN_PART = f"{_SVHN} --extra --augment upright"
+_WINNER = "--attention-policy winner-take-all --location-policy greedy"
+_SALIENCY = {
+    "boxes": "of the true objects",
+    "itti-koch": "by Itti, Koch and Niebur",
+    "spectral-residual": "by Hou and Zhang",
+    "centre-prior": "high in the middle",
+    "uniform": "alike everywhere, but in a corner",
+}
+"""The saliency models with rows of their own, and what each is."""
 _TEN_SEEDS = tuple(range(10))
 ROWS = {
     "mnist-multiset": Row("drawn attention, expected success (log)", "", _TEN_SEEDS),
@@ -127,34 +136,37 @@ ROWS = {
     "mnist-multiset-leaky": Row("test digits also in training canvases", f"{_DETERMINISTIC} --glyphs paper"),
     "mnist-multiset-4": Row("always 4 objects", f"{_DETERMINISTIC} --min-objects 4"),
     "mnist-multiset-10": Row("10 objects of 20 px", f"{_TEN} {_DETERMINISTIC}"),
-    "mnist-multiset-on-5": Row(
-        "the agent for 1 to 4 objects, on 5",
-        "mnist-multiset --min-objects 5 --max-objects 5 --max-size-px 33",
-        (0,),
-        _EVALUATE,
-    ),
-    "mnist-multiset-on-6": Row(
-        "the agent for 1 to 4 objects, on 6",
-        "mnist-multiset --min-objects 6 --max-objects 6 --max-size-px 33",
-        (0,),
-        _EVALUATE,
-    ),
+    **{
+        f"mnist-multiset-on-{number}": Row(
+            f"the agent for 1 to 4 objects, on {number}",
+            f"mnist-multiset --min-objects {number} --max-objects {number} --max-size-px 33",
+            (0,),
+            _EVALUATE,
+        )
+        for number in (5, 6, 7, 9)
+    },
     "digits-multiset": Row("scikit-learn's digits", "--source digits", _TEN_SEEDS, source="digits"),
     "digits-multiset-deterministic": Row(
         "the same, deterministic attention", f"{_DETERMINISTIC} --source digits", _TEN_SEEDS, source="digits"
     ),
     "control-uniform-glimpses": Row("glimpses drawn uniformly", f"{_DETERMINISTIC} --location-policy uniform"),
-    "control-winner-take-all": Row(
-        "masks on the most salient cell, glimpses on the peak of P",
-        f"{_DETERMINISTIC} --attention-policy winner-take-all --location-policy greedy",
+    "control-winner-take-all": Row("masks on the most salient cell, glimpses on the peak of P", _WINNER, (0, 1, 2)),
+    "control-winner-take-all-paper-update": Row(
+        "the same, the saliency map updated as printed", f"{_DETERMINISTIC} {_WINNER}"
     ),
     "control-no-update": Row("saliency map never updated", f"{_DETERMINISTIC} --update none"),
     "control-no-glimpses": Row("covert glimpse only, k = 0", f"{_DETERMINISTIC} --glimpses 0"),
-    "saliency-itti-koch": Row("saliency by Itti, Koch and Niebur", f"{_DETERMINISTIC} --saliency itti-koch"),
-    "saliency-spectral-residual": Row("saliency by Hou and Zhang", f"{_DETERMINISTIC} --saliency spectral-residual"),
-    "saliency-centre-prior": Row("saliency high in the middle", f"{_DETERMINISTIC} --saliency centre-prior"),
-    "saliency-uniform": Row("saliency alike everywhere, but in a corner", f"{_DETERMINISTIC} --saliency uniform"),
-    "saliency-boxes": Row("saliency of the true objects", f"{_DETERMINISTIC} --saliency boxes"),
+    **{
+        f"saliency-{name}{ending}": Row(
+            f"saliency {what}{', ' if how else ''}{how}", f"{flags} --saliency {name}".strip(), (0, 1, 2)
+        )
+        for name, what in _SALIENCY.items()
+        for ending, how, flags in (
+            ("", "", ""),
+            ("-deterministic", "deterministic attention", _DETERMINISTIC),
+            ("-winner-take-all", "winner-take-all", _WINNER),
+        )
+    },
     "rival-multiset-loss": Row("supervised by the multiset loss", f"{_DETERMINISTIC} --algorithm multiset-loss"),
     "rival-ram": Row("RAM, the package in examples/hsal_ram, installed", f"{_DETERMINISTIC} --agent hsal_ram:RAM"),
     "rival-count-network": Row("counts read off V, three layers", script="count_network.py", seeds=(0, 1, 2)),

@@ -188,7 +188,7 @@ def _label(trace: Trace, volume: np.ndarray) -> _Page:
 
 def _update(trace: Trace, volume: np.ndarray) -> _Page:
     """S of the second meta-step."""
-    words = "The cell looked at is wiped, the others lose\n$M_1$. Then again from 4, with $S_2$."
+    words = "The cell looked at is wiped, the mask lowers\nthe others. Then again from 4, with $S_2$."
     page = _Page(trace, "8   the saliency map $S_2$", words, "1")
     page.map(_saliencies(trace)[1])
     return page
