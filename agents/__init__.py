@@ -23,7 +23,8 @@ def bundled() -> list[str]:
 
     Example:
         >>> bundled()
-        ['house-numbers', 'mnist-multiset', 'mnist-multiset-faithful', 'mnist-set', 'mnist-set-faithful', 'svhn']
+        ['house-numbers', 'mnist-multiset', 'mnist-multiset-deterministic', 'mnist-multiset-faithful', 'mnist-set',
+         'mnist-set-faithful', 'svhn']
     """
     return sorted(path.stem for path in BUNDLED_FOLDER.glob("*.pt"))
 

@@ -153,7 +153,7 @@ def test_our_agents_say_that_they_read_whole_numbers():
     with pytest.raises(ConfigError, match="boxes=False"):
         HSALPolicy(env.observation_space, env.action_space, lambda _: 1e-3)
     agent = agents.load("mnist-multiset").agent
-    seen, _ = single(action_mode="packed", boxes=True, components=49).reset(seed=0)
+    seen, _ = single(action_mode="packed", boxes=True, components=25).reset(seed=0)
     with pytest.raises(ConfigError, match="boxes=False"):
         SB3Agent(agent).predict(seen)
 

@@ -126,7 +126,7 @@ def test_the_callers_defaults_change_no_episode(mode, dtype, device):
     config = {**FORTY_NINE, "action_mode": mode, "saliency": "itti-koch"}
     if mode in ("option", "controller"):
         config["policy"] = "agents.policies:mnist_multiset"
-    config["components"] = 49 if "policy" in config else 5
+    config["components"] = 25 if "policy" in config else 5
 
     def played() -> list:
         return a_few_steps(HSALEnv(**config)) if mode == "option" else play(HSALEnv(**config), seed=0)

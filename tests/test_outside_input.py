@@ -401,7 +401,7 @@ def test_seeds_that_were_tested_on_other_numbers_of_objects_share_a_row(tmp_path
 @pytest.fixture(scope="module")
 def traces_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("traces") / "traces.npz"
-    env = EnvConfig(source="digits", num_examples=4, components=49)
+    env = EnvConfig(source="digits", num_examples=4, components=25, update="peak")
     save_traces(agents.tracing.record(agents.load("mnist-multiset").agent, env, [0]), path)
     return path
 

@@ -407,14 +407,15 @@ def test_a_policy_keeps_the_configuration_it_was_given():
 
 def test_a_bundled_agent_scores_under_sb3_what_it_scores_under_ours():
     agent = agents.load("mnist-multiset").agent
-    config = evaluation_config(EnvConfig(source="digits", components=49), "test", 30)
+    config = evaluation_config(EnvConfig(source="digits", components=25, update="peak"), "test", 30)
     expected = score_agent(agent, config, progress=False)
     env = HSALVecEnv(
         "HSAL-DigitsMultiset-v0",
         8,
         split="test",
         num_examples=30,
-        components=49,
+        components=25,
+        update="peak",
         features="store",
         action_mode="packed",
     )
@@ -427,7 +428,7 @@ def test_a_bundled_agent_scores_under_sb3_what_it_scores_under_ours():
 
 def test_an_agent_predicts_for_a_single_observation():
     agent = agents.load("mnist-multiset").agent
-    env = HSALEnv(**SMALL, components=49, action_mode="packed")
+    env = HSALEnv(**SMALL, components=25, update="peak", action_mode="packed")
     observation, _ = env.reset(seed=0)
     state, ended, shaped = None, False, SB3Agent(agent)
     while not ended:
@@ -439,10 +440,10 @@ def test_an_agent_predicts_for_a_single_observation():
     for mode in ("native", "flat"):
         with pytest.raises(ConfigError, match="action_mode='packed'"):
             shaped.predict(HSALEnv(**SMALL, action_mode=mode).reset(seed=0)[0])
-    larger = HSALEnv(**SMALL, components=49, action_mode="packed", canvas_px=140)
+    larger = HSALEnv(**SMALL, components=25, update="peak", action_mode="packed", canvas_px=140)
     with pytest.raises(ConfigError, match=r"49 cells .* got \(81,\)"):
         shaped.predict(larger.reset(seed=0)[0])
-    longer = lanes_of(2, action_mode="packed", components=49, glimpses=3)
+    longer = lanes_of(2, action_mode="packed", components=25, update="peak", glimpses=3)
     with pytest.raises(ConfigError, match=r"glimpses=2, .* phase 4"):
         playing.score(playing.greedy(shaped, longer), longer, 2)
     with pytest.raises(ConfigError, match=r"Loaded lacks initial, act, world\. .*agents\.load\(NAME\)\.agent"):
@@ -451,7 +452,7 @@ def test_an_agent_predicts_for_a_single_observation():
 
 def test_an_agent_forgets_where_an_episode_starts():
     agent = agents.load("mnist-multiset").agent
-    env = HSALVecEnv(ID, 2, num_examples=16, components=49, action_mode="packed")
+    env = HSALVecEnv(ID, 2, num_examples=16, components=25, update="peak", action_mode="packed")
     seen, shaped = env.reset(), SB3Agent(agent)
     _, state = shaped.predict(seen, None, deterministic=True)
     first, _ = shaped.predict(seen, None, deterministic=True)
@@ -462,7 +463,7 @@ def test_an_agent_forgets_where_an_episode_starts():
 
 def test_an_episode_is_filmed(tmp_path):
     env = VecVideoRecorder(
-        lanes_of(1, action_mode="packed", components=49, render_mode="rgb_array"),
+        lanes_of(1, action_mode="packed", components=25, update="peak", render_mode="rgb_array"),
         str(tmp_path), record_video_trigger=lambda step: step == 0, video_length=6,
     )  # fmt: skip
     evaluate_policy(SB3Agent(agents.load("mnist-multiset").agent), VecMonitor(env), n_eval_episodes=2)

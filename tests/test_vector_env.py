@@ -93,7 +93,7 @@ def test_the_vector_environment_is_its_single_ones_to_the_bit(mode, autoreset, c
     [
         ({"components": 8}, 0.0),
         ({"components": 49}, 1e-5),
-        ({"components": 49, "action_mode": "controller", "policy": "agents.policies:mnist_multiset"}, 1e-5),
+        ({"components": 25, "action_mode": "controller", "policy": "agents.policies:mnist_multiset"}, 1e-5),
     ],
     ids=["8 Gaussians", "49 Gaussians", "a network"],
 )

@@ -155,11 +155,11 @@ def test_winner_take_all_lights_the_most_salient_cell_and_looks_at_the_peak():
 def test_a_bundled_agent_names_what_its_own_masks_show_it():
     """The given controller and the given meta-controller are the two halves of one agent."""
     trained = agents.load("mnist-multiset").agent.requires_grad_(False)
-    config = {"components": 49, "policy": trained, "num_examples": 16}
+    config = {"components": 25, "update": "peak", "policy": trained, "num_examples": 16}
     option, controller = (single(action_mode=mode, **config) for mode in ("option", "controller"))
     right = 0
     for index in range(8):
-        native = Native(trained, components=49)
+        native = Native(trained, components=25, update="peak")
         native.reset(index)
         option.reset(options={"index": index})
         controller.reset(options={"index": index})
@@ -267,7 +267,7 @@ def test_a_policy_that_names_nothing_is_refused_where_it_should():
 def test_an_agent_of_another_world_is_refused(mode, config):
     policy = agents.load("mnist-multiset").agent
     with pytest.raises(ConfigError, match=r"another environment: .*\(2, \(7, 7\), 128, 10\), here"):
-        single(action_mode=mode, policy=policy, components=49, **config)
+        single(action_mode=mode, policy=policy, components=25, update="peak", **config)
 
 
 REFUSALS = {

@@ -277,7 +277,7 @@ def test_a_trace_by_hand():
 def test_the_test_and_the_traces_agree(glimpses: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("agents.evaluation._LANES", 8)
     loaded = agents.load("mnist-multiset")
-    env = EnvConfig(source="digits", components=49, glimpses=glimpses)
+    env = EnvConfig(source="digits", components=25, update="peak", glimpses=glimpses)
     config = dataclasses.replace(evaluation_config(env, "test", 20), features="lazy")
     agent = loaded.agent
     monkeypatch.setattr(agent, "world", agent.world._replace(rules=config.rules))
@@ -296,7 +296,13 @@ def test_without_known_boxes_the_test_says_none():
     loaded = agents.load("mnist-multiset")
     images = np.zeros((3, 100, 100), np.uint8)
     env = EnvConfig(
-        source="custom", images=images, labels=[[1], [2, 2], []], num_classes=10, components=49, max_objects=4
+        source="custom",
+        images=images,
+        labels=[[1], [2, 2], []],
+        num_classes=10,
+        components=25,
+        update="peak",
+        max_objects=4,
     )
     scores = score_agent(
         loaded.agent, evaluation_config(dataclasses.replace(env, features="lazy"), "all", 3), progress=False

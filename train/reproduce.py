@@ -137,12 +137,13 @@ ROWS = {
     "mnist-multiset-4": Row("always 4 objects", f"{_DETERMINISTIC} --min-objects 4"),
     "mnist-multiset-10": Row("10 objects of 20 px", f"{_TEN} {_DETERMINISTIC}"),
     **{
-        f"mnist-multiset-on-{number}": Row(
+        f"{agent}-on-{number}": Row(
             f"the agent for 1 to 4 objects, on {number}",
-            f"mnist-multiset --min-objects {number} --max-objects {number} --max-size-px 33",
+            f"{agent} --min-objects {number} --max-objects {number} --max-size-px 33",
             (0,),
             _EVALUATE,
         )
+        for agent in ("mnist-multiset", "mnist-multiset-deterministic")
         for number in (5, 6, 7, 9)
     },
     "digits-multiset": Row("scikit-learn's digits", "--source digits", _TEN_SEEDS, source="digits"),
