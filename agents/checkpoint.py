@@ -43,6 +43,7 @@ _PARTS = {
     "format": int, "agent": str, "agent_config": dict, "env": dict, "world": dict, "source": str, "perception": str,
     "model": dict,
 }  # fmt: skip
+_OF_VOLUME = ("sum-of-squares", "sum-of-magnitudes")  # saliency models that read the volume alone
 _NAMES = {"activation": str, "saliency": str, "images": str | None}  # of env: an EnvConfig also takes objects
 
 
@@ -168,14 +169,16 @@ def describe(name: str, agent: Agent, config: AgentConfig, env: EnvConfig, sourc
 def perception(env: EnvConfig) -> str:
     """A fingerprint of the activation model. An agent can work only on the features that it was trained on.
 
-    It covers the weights, and the arguments of the architecture that differ from their defaults.
+    It covers the weights, and the arguments of the architecture that differ from their defaults. ``first_px`` changes no volume, so
+    it counts only where the saliency map is made by another model than of the volume, for which it says where the cells are.
     """
     model = activation_model(env.activation)
     defaults = inspect.signature(type(model)).parameters
+    without = {"in_channels", "first_px"} if env.saliency in _OF_VOLUME else {"in_channels"}
     unusual = {
         name: value
         for name, value in model.arguments.items()
-        if name != "in_channels" and name in defaults and value != defaults[name].default
+        if name not in without and name in defaults and value != defaults[name].default
     }
     return fingerprint(model, *([repr(unusual)] if unusual else []))
 

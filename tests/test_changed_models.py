@@ -11,10 +11,12 @@ from agents import checkpoint
 from agents.actor_critic import ActorCritic
 from agents.config import AgentConfig
 from agents.protocol import World
+from agents.supervised.centring import centre
 from hsal_env.config import EnvConfig
 from hsal_env.errors import CheckpointError
-from hsal_env.perception.activation import same_volumes, sample_volume
+from hsal_env.perception.activation import CompactResNet, same_volumes, sample_volume
 from hsal_env.perception.examples import Examples
+from hsal_env.perception.model_file import save_model
 from hsal_env.perception.registry import activation_model
 from hsal_env.storage import array_store
 
@@ -115,6 +117,24 @@ def test_a_checkpoint_without_a_sample_is_loaded(tmp_path: Path):
     del content["sample"]
     checkpoint.save(tmp_path / "c.pt", content)
     checkpoint.load(tmp_path / "c.pt")
+
+
+@pytest.mark.parametrize("saliency", ["sum-of-squares", "itti-koch"])
+def test_where_cells_are_said_to_be_matters_to_maps_of_the_image_alone(tmp_path: Path, saliency: str):
+    path = tmp_path / "model.pt"
+    model = CompactResNet()
+    save_model(path, "compact", model)
+    env = EnvConfig(source="digits", num_examples=4, activation=str(path), saliency=saliency)
+    world = World.of(Examples(env))
+    content = checkpoint.describe("hsal", ActorCritic(world, AgentConfig()), AgentConfig(), env, "digits", world)
+    checkpoint.save(tmp_path / "c.pt", content)
+    centre(model, (3.0, -2.0), (100, 100))
+    save_model(path, "compact", model)
+    if saliency == "sum-of-squares":
+        checkpoint.load(tmp_path / "c.pt")
+    else:
+        with pytest.raises(CheckpointError, match="another activation model than .* bring back the file"):
+            checkpoint.load(tmp_path / "c.pt")
 
 
 def test_volumes_are_the_same_up_to_rounding():
