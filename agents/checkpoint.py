@@ -169,8 +169,8 @@ def describe(name: str, agent: Agent, config: AgentConfig, env: EnvConfig, sourc
 def perception(env: EnvConfig) -> str:
     """A fingerprint of the activation model. An agent can work only on the features that it was trained on.
 
-    It covers the weights, and the arguments of the architecture that differ from their defaults. ``first_px`` changes no volume, so
-    it counts only where the saliency map is made by another model than of the volume, for which it says where the cells are.
+    It covers the weights, and the arguments of the architecture that differ from their defaults. ``first_px`` changes no volume,
+    but says where cells are. So it counts only for saliency maps that are not made of the volume alone.
     """
     model = activation_model(env.activation)
     defaults = inspect.signature(type(model)).parameters

@@ -133,7 +133,7 @@ def test_where_cells_are_said_to_be_matters_to_maps_of_the_image_alone(tmp_path:
     if saliency == "sum-of-squares":
         checkpoint.load(tmp_path / "c.pt")
     else:
-        with pytest.raises(CheckpointError, match="another activation model than .* bring back the file"):
+        with pytest.raises(CheckpointError, match=r"another activation model than .* bring back the file"):
             checkpoint.load(tmp_path / "c.pt")
 
 
