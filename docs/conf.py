@@ -129,6 +129,8 @@ class ResultRows(SphinxDirective):
         "0-1",
         "macro-F1",
         "paper 0-1",
+        "focus",
+        "several",
         "train min",
         "command",
     )
