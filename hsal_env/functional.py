@@ -190,7 +190,7 @@ def lattice(
         ([[2.0, 2.0, 4.0, 4.0]], [[3.5, 4.5, 3.5, 4.5]])
     """
     side = round(components**0.5)
-    along = torch.linspace(-1, 1, side, device=centre.device) if side > 1 else centre.new_zeros(1)
+    along = torch.linspace(-1, 1, side, device=centre.device, dtype=centre.dtype) if side > 1 else centre.new_zeros(1)
     steps = torch.stack([along.repeat_interleave(side), along.repeat(side)])  # [2, K]
     return _placed(centre[..., None] + reach[..., None] * steps, map_size, coordinates)
 

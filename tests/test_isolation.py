@@ -27,7 +27,7 @@ from hsal_env.vector_env import HSALVectorEnv
 
 IDS = [*ENVIRONMENTS, *VIEW_ENVIRONMENTS]
 DEFAULTS = [(torch.float64, "cpu"), (torch.float32, "meta"), (torch.float16, "meta")]
-FORTY_NINE = {**SMALL, "components": 49}
+OF_AGENT = {**SMALL, "components": 25, "update": "peak"}
 
 
 def forget_models() -> None:
@@ -88,9 +88,9 @@ def test_loading_an_agent_moves_no_global_generator(name):
 def test_playing_and_tracing_an_agent_moves_no_global_generator():
     with unmoved():
         agent = agents.load("mnist-multiset", location_policy="uniform").agent  # it draws even when greedy
-        record(agent, EnvConfig(**FORTY_NINE), [0, 1], deterministic=False)
-        a_few_steps(HSALEnv(**FORTY_NINE, action_mode="option", policy=agent))
-        a_few_steps(HSALVectorEnv(2, **FORTY_NINE, action_mode="option", policy=agent))
+        record(agent, EnvConfig(**OF_AGENT), [0, 1], deterministic=False)
+        a_few_steps(HSALEnv(**OF_AGENT, action_mode="option", policy=agent))
+        a_few_steps(HSALVectorEnv(2, **OF_AGENT, action_mode="option", policy=agent))
 
 
 def test_training_leaves_the_generators_of_its_caller(tmp_path):
@@ -123,7 +123,7 @@ def test_a_policy_of_sb3_draws_from_the_generator_that_sb3_seeds_and_from_no_oth
 @pytest.mark.parametrize(("dtype", "device"), DEFAULTS, ids=str)
 @pytest.mark.parametrize("mode", MODES)
 def test_the_callers_defaults_change_no_episode(mode, dtype, device):
-    config = {**FORTY_NINE, "action_mode": mode, "saliency": "itti-koch"}
+    config = {**OF_AGENT, "action_mode": mode, "saliency": "itti-koch"}
     if mode in ("option", "controller"):
         config["policy"] = "agents.policies:mnist_multiset"
     config["components"] = 25 if "policy" in config else 5
@@ -143,8 +143,8 @@ def test_the_callers_defaults_change_no_episode(mode, dtype, device):
 
 @pytest.mark.parametrize(("dtype", "device"), DEFAULTS, ids=str)
 def test_the_callers_defaults_change_no_agent(dtype, device):
-    config = EnvConfig(**FORTY_NINE)
-    packed = HSALVecEnv("HSAL-DigitsMultiset-v0", 2, **FORTY_NINE, action_mode="packed")
+    config = EnvConfig(**OF_AGENT)
+    packed = HSALVecEnv("HSAL-DigitsMultiset-v0", 2, **OF_AGENT, action_mode="packed")
     packed.seed(0)
     seen = packed.reset()
     expected = record(mnist_multiset(), config, [0, 1], deterministic=False)
