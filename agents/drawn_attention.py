@@ -8,7 +8,8 @@ controller has. At meta-step t it draws
 
 The K Gaussians stand on a square lattice about ``c + SHIFT tanh(x_1, x_2)``, and it reaches ``EXTENT sigmoid(x_0)`` from there.
 Both limits are in units of a seventh of the map's shorter side, a cell of the paper's map. Attention reaches the environment as
-the 4K numbers that describe this lattice (:func:`hsal_env.functional.lattice`). The mode is the most probable cell and its means.
+the 4K numbers that describe this lattice (:func:`hsal_env.functional.lattice`). In a test the cell is
+:func:`mode`, with its means.
 """
 
 from __future__ import annotations
@@ -129,7 +130,7 @@ class DrawnAttention(EncodedGRU):
             deterministic: take the most probable cell and the means.
             generator: draws.
         """
-        cell = log_probs.argmax(dim=1) if deterministic else sample(log_probs.detach().exp(), generator)
+        cell = mode(log_probs, saliency) if deterministic else sample(log_probs.detach().exp(), generator)
         mean = self.means(saliency, cell).detach()
         return _about(cell, mean if deterministic else sample_normal(mean, STD, generator))
 
@@ -154,6 +155,23 @@ class DrawnAttention(EncodedGRU):
     def attention(self, drawn: AttentionDraw) -> Tensor:
         """The raw numbers ``[B, 4K]`` of the mask that was drawn."""
         return mask_about(drawn, self.map_size, self.rules)
+
+
+def mode(log_probs: Tensor, saliency: Tensor) -> Tensor:
+    """The cell ``[B]`` that attention is about where nothing is drawn.
+
+    It is the most probable cell. But if cells less than half as salient are together more probable than all others, it is the
+    most probable of these: what is left of a named object may be the most probable cell while the policy most likely looks where
+    there is nothing, on one of many cells.
+
+    Args:
+        log_probs: of the cells ``[B, H W]``.
+        saliency: S_t ``[B, H, W]``.
+    """
+    saliency, likely = saliency.flatten(1), log_probs.argmax(dim=1, keepdim=True)
+    lower = saliency < saliency.gather(1, likely) / 2
+    nowhere = log_probs.exp().masked_fill(~lower, 0).sum(dim=1) > 0.5
+    return torch.where(nowhere, log_probs.masked_fill(~lower, -torch.inf).argmax(dim=1), likely.squeeze(1))
 
 
 def mask_about(drawn: AttentionDraw, map_size: tuple[int, int], rules: Rules) -> Tensor:

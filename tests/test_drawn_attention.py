@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from agents.actor_critic import ActorCritic, AgentState
 from agents.config import AgentConfig
-from agents.drawn_attention import EXTENT, FIRST_EXTENT, STD, AttentionDraw, DrawnAttention
+from agents.drawn_attention import EXTENT, FIRST_EXTENT, STD, AttentionDraw, DrawnAttention, mode
 from agents.evaluation import make_env
 from agents.protocol import World
 from agents.rollout import Rollout, collect
@@ -225,17 +225,32 @@ def test_samples_follow_the_distribution():
     assert not any(part.requires_grad for part in drawn)
 
 
-def test_the_mode_is_the_most_probable_cell_and_its_means_and_draws_nothing(agent: ActorCritic):
+@pytest.mark.parametrize(
+    ("saliency", "probabilities", "cell"),
+    [
+        ([1.0, 0.9, 0.0, 0.0], [0.4, 0.5, 0.05, 0.05], 1),
+        ([0.2, 0.0, 0.0, 0.0], [0.4, 0.1, 0.3, 0.2], 2),  # 0.6 on nothing
+        ([0.2, 0.0, 0.0, 0.0], [0.6, 0.1, 0.2, 0.1], 0),
+        ([0.2, 0.1, 0.0, 0.0], [0.3, 0.25, 0.2, 0.25], 0),  # half as salient is no less than half
+        ([0.2, 0.09, 0.0, 0.0], [0.3, 0.25, 0.2, 0.25], 1),
+        ([0.0, 0.0, 0.0, 0.0], [0.1, 0.2, 0.4, 0.3], 2),
+    ],
+)
+def test_the_cell_of_the_mode_by_hand(saliency: list[float], probabilities: list[float], cell: int):
+    assert mode(torch.tensor([probabilities]).log(), torch.tensor([saliency]).reshape(1, 2, 2)).tolist() == [cell]
+
+
+def test_the_mode_has_the_means_of_its_cell_and_draws_nothing(agent: ActorCritic):
     meta, saliency, generator = agent.meta_controller, torch.rand(20, 7, 7), torch.Generator().manual_seed(0)
     log_probs, _, _ = meta(saliency, torch.full((20,), NO_LABEL), torch.zeros(20, 12))
     before = generator.get_state()
-    mode = meta.draw(log_probs, saliency, True, generator)
+    fixed = meta.draw(log_probs, saliency, True, generator)
     assert torch.equal(generator.get_state(), before)
-    assert torch.equal(mode.cell, log_probs.argmax(1))
-    assert torch.equal(torch.cat([mode.extent[:, None], mode.shift], 1), meta.means(saliency, mode.cell))
+    assert torch.equal(fixed.cell, mode(log_probs, saliency))
+    assert torch.equal(torch.cat([fixed.extent[:, None], fixed.shift], 1), meta.means(saliency, fixed.cell))
     drawn = meta.draw(log_probs, saliency, False, generator)
     assert not torch.equal(generator.get_state(), before)
-    assert not torch.equal(drawn.cell, mode.cell)
+    assert not torch.equal(drawn.cell, fixed.cell)
 
 
 def test_processes_together_draw_what_one_draws():
