@@ -36,6 +36,8 @@ EXTENT, SHIFT = 2.0, 1.0
 """Limits of extent and shift, in sevenths of the map's shorter side."""
 FIRST_EXTENT = -1.0
 """First mean of x_0: the lattice reaches 0.54 cells of a 7x7 map."""
+ELSEWHERE = 0.75
+"""Probability of all cells that are hardly salient, beyond which a test attends to one of them, see :func:`mode`."""
 
 
 class AttentionDraw(NamedTuple):
@@ -160,9 +162,9 @@ class DrawnAttention(EncodedGRU):
 def mode(log_probs: Tensor, saliency: Tensor) -> Tensor:
     """The cell ``[B]`` that attention is about where nothing is drawn.
 
-    It is the most probable cell. But if cells less than half as salient are together more probable than all others, it is the
-    most probable of these: what is left of a named object may be the most probable cell while the policy most likely looks where
-    there is nothing, on one of many cells.
+    It is the most probable cell. But if cells less than half as salient together have a probability above :data:`ELSEWHERE`, it
+    is the most probable of these: what is left of a named object may be the most probable cell while the policy nearly always
+    looks where there is nothing, on one of many cells.
 
     Args:
         log_probs: of the cells ``[B, H W]``.
@@ -170,7 +172,7 @@ def mode(log_probs: Tensor, saliency: Tensor) -> Tensor:
     """
     saliency, likely = saliency.flatten(1), log_probs.argmax(dim=1, keepdim=True)
     lower = saliency < saliency.gather(1, likely) / 2
-    nowhere = log_probs.exp().masked_fill(~lower, 0).sum(dim=1) > 0.5
+    nowhere = log_probs.exp().masked_fill(~lower, 0).sum(dim=1) > ELSEWHERE
     return torch.where(nowhere, log_probs.masked_fill(~lower, -torch.inf).argmax(dim=1), likely.squeeze(1))
 
 
