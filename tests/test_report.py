@@ -636,7 +636,7 @@ def test_a_bundled_agent_is_tested_on_so_many_test_canvases(mnist_root: str, tmp
     assert (
         "These rows have no progress.csv, so they have no curves: mnist-multiset (bundled)." in seen.sections["curves"]
     )
-    assert "env/components49" in seen.sections["configuration"]
+    assert "env/components25" in seen.sections["configuration"]
 
 
 # --- gallery ----------------------------------------------------------------------------------------------------------
