@@ -58,7 +58,7 @@ def test_help_is_given_before_anything_slow_is_imported(helped: dict, path: Path
         (
             TRAIN,
             "--source digits --components 5",
-            "error: attention_init='grid' needs a square number of components; got 5.",
+            "error: attention_policy='drawn' needs a square number of components; got 5.",
         ),
         (
             TRAIN,

@@ -106,7 +106,7 @@ def test_it_is_followed_where_the_caller_trusts_it(stranger, path: Path, part: s
     name = NAMES[part][1]
     loaded = agents.load(path, trust=[name] if listed else True)
     env = EnvConfig.from_kwargs(
-        {"source": "digits", "num_examples": 2, "saliency": loaded.env.saliency, "components": 49}
+        {"source": "digits", "num_examples": 2, "saliency": loaded.env.saliency, "components": 25}
     )
     assert agents.tracing.record(loaded.agent, env, 0).terminated
     assert name.partition(":")[2] in calls()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from agents.actor_critic import ActorCritic, AgentState
 from agents.config import AgentConfig
+from agents.drawn_attention import mode
 from agents.protocol import World
 from hsal_env import dynamics
 from hsal_env.errors import ConfigError
@@ -302,7 +303,8 @@ class HSALPolicy(RecurrentActorCriticPolicy):
             value = self.meta_value(begun.meta_state.detach()).squeeze(1)
             return _Attended(raw, begun, _Choice(zero.long(), zero, zero), value)
         log_probs, value, begun = self.agent.score_cells(saliency, last_label, before)
-        cell = _choose(log_probs, stored_cell, deterministic)
+        fixed = mode(log_probs, saliency) if deterministic and stored_cell is None else stored_cell
+        cell = _choose(log_probs, fixed, deterministic)
         meta = self.agent.drawn_attention()
         return _Attended(meta.attention(meta.most_probable(saliency, cell.chosen)), begun, cell, value)
 
