@@ -243,9 +243,6 @@ class PretrainConfig:
     """weight decay of AdamW"""
     sharp_coef: float = 0.2
     """weight of the penalty on cells whose saliency is neither 0 nor 1 (count only)"""
-    cut_coef: float = 0.0
-    """weight of the difference between the map of an image and that of a part of it (count and compact only): for images that
-    hold about as many objects each, whose edges would be counted otherwise"""
     scale: float = 1.0
     """each batch is shown at a size of its own: larger or smaller by at most this factor, so that nothing is cut off"""
     first_scale: float = 1.0
@@ -282,13 +279,6 @@ class PretrainConfig:
             )
         if not 1 <= self.scale <= 4:
             raise ConfigError(f"Expected scale of 1 to 4; got {self.scale}.")
-        if not 0 <= self.cut_coef <= MOST_COEFFICIENT:
-            raise ConfigError(f"Expected cut_coef of at least 0; got {self.cut_coef}.")
-        if self.cut_coef and (self.objective != "count" or self.architecture != "compact"):
-            raise ConfigError(
-                "cut_coef needs objective='count' and architecture='compact'; got "
-                f"{self.objective!r}, {self.architecture!r}. Leave it at 0."
-            )
         if not 0 < self.first_scale <= 1:
             raise ConfigError(f"Expected first_scale above 0 and at most 1; got {self.first_scale}.")
         if self.seed < 0 or self.learning_rate <= 0 or self.weight_decay < 0:

@@ -139,9 +139,6 @@ def test_pretraining_goes_on_from_weights(mnist_root: str, tmp_path: Path, monke
     [
         ("--average-passes 18", "Expected average_passes of at least 0 and less than passes; got 18 of 18"),
         ("--scale 0.5", "Expected scale of 1 to 4; got 0.5"),
-        ("--cut-coef -1", "Expected cut_coef of at least 0; got -1.0"),
-        ("--cut-coef 0.1 --objective classify", "cut_coef needs objective='count' and architecture='compact'"),
-        ("--cut-coef 0.1 --architecture resnet18", "cut_coef needs objective='count' and architecture='compact'"),
         ("--first-scale 0", "Expected first_scale above 0 and at most 1; got 0.0"),
         ("--first-scale 1.5", "Expected first_scale above 0 and at most 1; got 1.5"),
         ("--passes 0", "Expected passes, val_canvases and test_canvases of at least 1"),

@@ -54,52 +54,6 @@ def test_the_counting_loss_is_a_mean_over_images():
     assert together.item() == pytest.approx((counted((s, p), [1, 0], 0.3) + counted((t, q), [2, 1], 0.3)) / 2)
 
 
-class Means(nn.Module):
-    """One channel: the mean of each cell of 4x4 px, and ``edge`` in the first row of cells, whatever is there."""
-
-    stride_px, saliency_channels = 4, 1
-
-    def __init__(self, edge: float) -> None:
-        super().__init__()
-        self.edge = edge
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        volume = nn.functional.avg_pool2d(images, 4)
-        first = torch.zeros_like(volume)
-        first[:, :, 0] = self.edge
-        return volume + first
-
-
-def test_what_sees_no_edge_finds_in_a_part_of_an_image_what_is_in_the_image():
-    net, images = pretraining.Pretrainer(Means(0.0)), torch.rand(3, 1, 40, 24)
-    for _ in range(20):
-        assert net.cut_difference(images, net(images)[0]).item() < 1e-5
-
-
-@pytest.mark.parametrize("output_stride", [16, 8, 4])
-def test_images_of_any_size_have_parts(output_stride: int):
-    net = pretraining.Pretrainer(CompactResNet(output_stride=output_stride)).eval()
-    for size_px in ((100, 100), (75, 107), (129, 137), (16, 33)):
-        images = torch.rand(2, 1, *size_px)
-        for _ in range(5):
-            assert net.cut_difference(images, net(images)[0]).item() > 0
-
-
-def test_the_edge_is_told_by_a_part_of_the_image_by_hand():
-    net, images = pretraining.Pretrainer(Means(2.0)), torch.zeros(3, 1, 40, 24)
-    saliency = net(images)[0]
-    differences = {round(net.cut_difference(images, saliency).item(), 4) for _ in range(40)}
-    # 7 of 10 rows and 4 of 6 columns: from the first row on they agree, else 4 cells of 2**2 stand against 4 of 0
-    assert differences == {0.0, 16.0}
-
-
-def test_the_loss_has_the_difference_with_its_weight():
-    net, images, counts = pretraining.Pretrainer(Means(2.0)), torch.zeros(3, 1, 40, 24), torch.ones(3, 10)
-    alone = net.loss(images, counts, "count", 0.2).item()
-    losses = {round(net.loss(images, counts, "count", 0.2, 0.5).item() - alone, 3) for _ in range(40)}
-    assert losses == {0.0, 8.0}
-
-
 @pytest.mark.parametrize(("height", "count"), [(0.5, 1), (1.0, 1), (2.0, 1), (0.5, 4), (4.0, 4), (6.0, 4)])
 def test_the_counting_loss_pulls_a_cell_towards_its_count(height, count):
     saliency, log_probs = cells((height, 0))

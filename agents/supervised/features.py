@@ -199,7 +199,7 @@ class Pretraining:
             counts = torch.from_numpy(label_counts).float()
             images = self._shown(canvases)
             with torch.autocast(self.device, dtype=torch.bfloat16, enabled=has_matrix_unit(self.device)):
-                loss = net.loss(images, counts, config.objective, config.sharp_coef, config.cut_coef)
+                loss = net.loss(images, counts, config.objective, config.sharp_coef)
             self.optimiser.zero_grad()
             loss.backward()
             grad_norm = nn.utils.clip_grad_norm_(net.parameters(), 1.0)

@@ -9,10 +9,6 @@ This is the negative log-likelihood of Poisson counts. The term ``sharp_coef sum
 becomes one cell with s = 1 instead of two cells with s = 1/2, so that an agent that visits the peaks of the map meets each
 object once.
 
-Where every image holds about as many objects, cells at its edge, which convolutions can tell by their padding, fit the counts as
-well as the objects do. Against that stands ``cut_coef sum_ij |s'_ij - s_ij|`` over the cells of a random part of the image, where
-s' is the map of that part alone: what a place holds does not depend on where the image ends.
-
 ``classify`` is the paper's (section 5, "Implementation Details"): the cross-entropy of ``softmax(W mean_ij V_ij)`` to one of the
 labels of the image. That label is drawn anew each time the image is used.
 """
@@ -36,9 +32,6 @@ from hsal_env.data.canvases import CanvasSource
 from hsal_env.multiset import label_counts
 from hsal_env.perception.activation import ActivationModel
 from hsal_env.perception.examples import to_images
-
-CUT_SHARE = 0.7
-"""Rows and columns of the part of an image whose map is held against the image's, as a share of the image's."""
 
 
 class Pretrainer(nn.Module):
@@ -68,45 +61,19 @@ class Pretrainer(nn.Module):
         """Scores of the whole image, ``W mean_ij V_ij``, ``[B, C]``."""
         return self.classifier(self.volume(images).mean(dim=(2, 3))).float()
 
-    def loss(
-        self, images: Tensor, counts: Tensor, objective: Objective, sharp_coef: float, cut_coef: float = 0.0
-    ) -> Tensor:
+    def loss(self, images: Tensor, counts: Tensor, objective: Objective, sharp_coef: float) -> Tensor:
         """The loss of ``objective``, a mean over images.
 
         Args:
             images: ``[B, 1 or 3, h_px, w_px]`` in [0, 1], on the device of the network.
             counts: n ``[B, C]``, on the CPU.
             objective: see the head of this file.
-            sharp_coef, cut_coef: see there.
+            sharp_coef: see there.
         """
         if objective == "classify":
             return classification_loss(self.pooled(images), counts)
         saliency, log_probs = self(images)
-        loss = counting_loss(saliency, log_probs, counts.to(saliency.device), sharp_coef)
-        return loss + cut_coef * self.cut_difference(images, saliency) if cut_coef else loss
-
-    def cut_difference(self, images: Tensor, saliency: Tensor) -> Tensor:
-        """``sum_ij |s'_ij - s_ij|`` over the cells of a random part of the images, a mean over images.
-
-        The part begins and ends between cells, and has :data:`CUT_SHARE` of the cells of each side. It is the same in all images.
-
-        Args:
-            images: ``[B, 1 or 3, h_px, w_px]``.
-            saliency: their s ``[B, H, W]``.
-        """
-        stride_px = cast(int, self.model.stride_px)
-        spans = []
-        for side_px in images.shape[2:]:
-            cells = max(1, side_px // stride_px)  # that lie in the image as a whole
-            kept = max(1, round(CUT_SHARE * cells))
-            first = int(torch.randint(cells - kept + 1, ()))
-            spans.append(slice(first, first + kept))
-        rows, columns = spans
-        rows_px, columns_px = (slice(span.start * stride_px, span.stop * stride_px) for span in spans)
-        alone, _ = self(images[:, :, rows_px, columns_px])
-        within = saliency[:, rows, columns]
-        alone = alone[:, : within.shape[1], : within.shape[2]]  # a network of fine cells may have added some
-        return (alone - within).abs().sum(dim=(1, 2)).mean()
+        return counting_loss(saliency, log_probs, counts.to(saliency.device), sharp_coef)
 
 
 def counting_loss(saliency: Tensor, log_probs: Tensor, counts: Tensor, sharp_coef: float) -> Tensor:
