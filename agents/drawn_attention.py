@@ -129,7 +129,7 @@ class DrawnAttention(EncodedGRU):
         Args:
             log_probs: of the cells ``[B, H W]``.
             saliency: S_t ``[B, H, W]``.
-            deterministic: take the most probable cell and the means.
+            deterministic: take :func:`mode` and its means.
             generator: draws.
         """
         cell = mode(log_probs, saliency) if deterministic else sample(log_probs.detach().exp(), generator)

@@ -35,16 +35,18 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
 """Keyword arguments of each id. These and all others can be changed in ``gymnasium.make``."""
 
 _POLICY: dict[str, Any] = {"policy": "agents.policies:mnist_multiset", "update": "peak"}
+VIEW_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "flat": {},
+    "option": _POLICY,
+    "controller": {"components": 25, **_POLICY},
+    "macro": {},
+}
+"""What each view needs. Where that is a given policy, it is the bundled agent, with its update and its number of Gaussians."""
 VIEW_ENVIRONMENTS: dict[str, dict[str, Any]] = {
     f"HSAL-MNISTMultiset{mode.title()}-v0": {**ENVIRONMENTS["HSAL-MNISTMultiset-v0"], "action_mode": mode, **kwargs}
-    for mode, kwargs in (
-        ("flat", {}),
-        ("option", _POLICY),
-        ("controller", {"components": 25, **_POLICY}),
-        ("macro", {}),
-    )
+    for mode, kwargs in VIEW_ARGUMENTS.items()
 }
-"""One task in the views of :mod:`hsal_env.views`. Where a view needs a given policy, it is the bundled agent, with its update."""
+"""One task in the views of :mod:`hsal_env.views`."""
 
 
 def plain_id(env_id: Any) -> Any:

@@ -27,17 +27,11 @@ from hsal_env.command_line import run_command
 from hsal_env.config import EnvConfig
 from hsal_env.errors import CheckpointError, ConfigError
 from hsal_env.fields import check_at_most
+from hsal_env.registration import VIEW_ARGUMENTS
 from hsal_env.storage.claims import claim_folder
 from hsal_env.storage.files import creating_folder, write_text, writing
 
-_POLICY: dict[str, Any] = {"policy": "agents.policies:mnist_multiset", "update": "peak"}
-VIEWS: dict[str, dict[str, Any]] = {
-    "flat": {},
-    "multi-agent": {},
-    "option": _POLICY,
-    "controller": {"components": 25, **_POLICY},
-    "macro": {},
-}
+VIEWS: dict[str, dict[str, Any]] = {"flat": {}, "multi-agent": {}, **VIEW_ARGUMENTS}
 """The views to train on, with the arguments that each needs of the environment."""
 
 

@@ -25,6 +25,7 @@ from hsal_env import ENVIRONMENTS
 from hsal_env.command_line import run_command
 from hsal_env.config import EnvConfig
 from hsal_env.errors import CheckpointError, ConfigError
+from hsal_env.registration import VIEW_ARGUMENTS
 from hsal_env.storage.claims import claim_folder
 from hsal_env.storage.files import replacing, write_text, writing
 
@@ -50,7 +51,7 @@ class Setup(NamedTuple):
 _NET: dict[str, Any] = {"policy_kwargs": {"net_arch": [256, 256]}}
 _ON_POLICY = {**_NET, "gamma": 0.9, "ent_coef": 0.01, "learning_rate": 1e-3}
 _PPO = {**_ON_POLICY, "n_steps": 64, "batch_size": 512, "n_epochs": 4}
-_OPTION = {"policy": "agents.policies:mnist_multiset", "update": "peak"}
+_OPTION = VIEW_ARGUMENTS["option"]
 SETUPS = {
     "ppo": Setup("PPO", "flat", _PPO),
     "a2c": Setup("A2C", "flat", {**_ON_POLICY, "n_steps": 8}),
@@ -87,7 +88,7 @@ SETUPS = {
         },
         env=_OPTION,
     ),
-    "ppo-controller": Setup("MaskablePPO", "controller", _PPO, env={**_OPTION, "components": 25}),
+    "ppo-controller": Setup("MaskablePPO", "controller", _PPO, env=VIEW_ARGUMENTS["controller"]),
     "sac": Setup("SAC", "option", {"gamma": 0.9, "learning_starts": 2_000, "gradient_steps": 8}, 16, _OPTION),
     "td3": Setup("TD3", "option", {"gamma": 0.9, "learning_starts": 2_000, "gradient_steps": 8}, 16, _OPTION),
     "hsal": Setup(
