@@ -78,7 +78,7 @@ def no_mnist(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture
 def another_process(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Forget, as another process would, which stores were checked."""
-    return lambda: monkeypatch.setattr(array_store, "_checked", set())
+    return lambda: monkeypatch.setattr(array_store, "_checked", {})
 
 
 @pytest.fixture(scope="session")

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from hsal_env.errors import DataError
-from hsal_env.storage import array_store
-from hsal_env.storage.array_store import ArrayStore
+from hsal_env.storage import array_store, filling
+from hsal_env.storage.array_store import ArrayStore, DamagedStoreError
 
 VALUES = np.arange(40, dtype=np.float32).reshape(10, 2, 2)
 
@@ -221,6 +221,210 @@ def test_a_large_store_closes_its_files(tmp_path, unmapped):
     for descriptor in descriptors:
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(descriptor)
+
+
+# --- blocks -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def blocks_of_two(monkeypatch):
+    """Two rows of ``values`` share a checksum."""
+    monkeypatch.setattr(filling, "_BLOCK_BYTES", 40)
+
+
+def flip_in_row(folder: Path, row: int) -> None:
+    """Flip a bit of a row of ``values``."""
+    raw = bytearray((folder / "values.npy").read_bytes())
+    raw[len(raw) - VALUES.nbytes + 16 * row] ^= 1
+    (folder / "values.npy").write_bytes(raw)
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_a_block_is_compared_when_it_is_first_read(tmp_path, another_process, blocks_of_two, request, large):
+    if large:
+        request.getfixturevalue("unmapped")
+    folder = tmp_path / "store"
+    ArrayStore.open(folder, batches, 10)
+    flip_in_row(folder, 5)
+    another_process()
+    store = ArrayStore.open(folder, batches, 10)
+    for row in (0, 1, 2, 3, 6, 7, 8, 9):
+        np.testing.assert_array_equal(store.read([row], "values")["values"], VALUES[[row]])
+    with pytest.warns(
+        UserWarning, match=r"store is damaged \(values\.npy does not match its checksum\); computing it again"
+    ):
+        found = store.read([4], "values")["values"]
+    np.testing.assert_array_equal(found, VALUES[[4]])
+    assert_whole(store)
+    assert_whole(ArrayStore.open(folder, nothing, 10))
+
+
+def test_a_block_is_compared_once_in_a_process(tmp_path, another_process, blocks_of_two, unmapped):
+    folder = tmp_path / "store"
+    ArrayStore.open(folder, batches, 10)
+    another_process()
+    first = ArrayStore.open(folder, nothing, 10)
+    first.read([4], "values")
+    flip_in_row(folder, 5)
+    other = ArrayStore.open(folder, nothing, 10)
+    assert other.read([5], "values")["values"][0, 0, 0] != VALUES[5, 0, 0]
+
+
+def test_a_slice_compares_all_its_blocks(tmp_path, another_process, blocks_of_two):
+    folder = tmp_path / "store"
+    ArrayStore.open(folder, batches, 10)
+    flip_in_row(folder, 9)
+    another_process()
+    store = ArrayStore.open(folder, batches, 10)
+    np.testing.assert_array_equal(store.read_slice("values", 2, 8), VALUES[2:8])
+    with pytest.warns(UserWarning, match="computing it again"):
+        np.testing.assert_array_equal(store.read_all("values"), VALUES)
+
+
+def test_a_pickled_store_that_is_damaged_is_an_error(tmp_path, blocks_of_two):
+    store = pickle.loads(pickle.dumps(ArrayStore.open(tmp_path / "store", batches, 10)))
+    flip_in_row(tmp_path / "store", 3)
+    with pytest.raises(DamagedStoreError, match=r"store is damaged \(values\.npy .*\)\. Start again"):
+        store.read([2], "values")
+    np.testing.assert_array_equal(store.read([4], "values")["values"], VALUES[[4]])
+
+
+def test_what_is_asked_of_a_found_store_may_find_damage(tmp_path, another_process, blocks_of_two):
+    folder = tmp_path / "store"
+    ArrayStore.open(folder, batches, 10)
+    flip_in_row(folder, 3)
+    another_process()
+    with pytest.warns(UserWarning, match="damaged"):
+        assert_whole(ArrayStore.open(folder, batches, 10, is_current=lambda store: bool(store.read([3], "values"))))
+
+
+# --- ahead ------------------------------------------------------------------------------------------------------------
+
+
+class Gate:
+    """Batches of which all but the first wait until they are let through."""
+
+    def __init__(self, error: BaseException | None = None) -> None:
+        self.opened, self.error = threading.Event(), error
+
+    def __call__(self):
+        given = batches()
+        yield next(given)
+        assert self.opened.wait(120)
+        if self.error:
+            raise self.error
+        yield from given
+
+
+needs_posix = pytest.mark.skipif(os.name != "posix", reason="all is written first here")
+
+
+@needs_posix
+@pytest.mark.parametrize("large", [False, True])
+def test_a_store_is_read_while_a_thread_writes_it(tmp_path, another_process, request, large):
+    if large:
+        request.getfixturevalue("unmapped")
+    gate, folder, found = Gate(), tmp_path / "store", []
+    store = ArrayStore.open(folder, gate, 10, ahead=True)
+    np.testing.assert_array_equal(store.read([3, 0], "values")["values"], VALUES[[3, 0]])
+    assert not folder.exists()
+    reader = threading.Thread(target=lambda: found.append(store.read([4], "values")["values"]))
+    reader.start()
+    reader.join(0.2)
+    assert reader.is_alive()
+    assert not found
+    gate.opened.set()
+    reader.join()
+    np.testing.assert_array_equal(found[0], VALUES[[4]])
+    assert_whole(store)
+    store.wait_until_written()
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+    assert_whole(store)
+    assert_whole(ArrayStore.open(folder, nothing, 10, ahead=True))
+    another_process()
+    assert_whole(ArrayStore.open(folder, nothing, 10, ahead=True))
+
+
+@needs_posix
+@pytest.mark.parametrize(
+    ("error", "expected", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space"), DataError, "Cannot write the store .*No space"),
+        (RuntimeError("broken"), RuntimeError, "broken"),
+    ],
+)
+def test_rows_that_cannot_be_written_ahead_are_an_error_for_who_waits(tmp_path, error, expected, message):
+    gate = Gate(error)
+    store = ArrayStore.open(tmp_path / "store", gate, 10, ahead=True)
+    gate.opened.set()
+    for wait in (lambda: store.read([9], "values"), store.wait_until_written, lambda: pickle.dumps(store)):
+        with pytest.raises(expected, match=message):
+            wait()
+    assert not list(tmp_path.iterdir())
+    assert_whole(ArrayStore.open(tmp_path / "store", batches, 10, ahead=True))
+
+
+@needs_posix
+def test_an_error_before_the_first_row_is_raised_at_once(tmp_path):
+    def broken():
+        raise RuntimeError("at once")
+        yield
+
+    with pytest.raises(RuntimeError, match="at once"):
+        ArrayStore.open(tmp_path / "store", broken, 10, ahead=True)
+    assert not list(tmp_path.iterdir())
+
+
+@needs_posix
+def test_who_opens_or_pickles_a_store_that_is_being_written_waits(tmp_path):
+    gate, folder = Gate(), tmp_path / "store"
+    first = ArrayStore.open(folder, gate, 10, ahead=True)
+    threading.Timer(0.2, gate.opened.set).start()
+    assert_whole(ArrayStore.open(folder, nothing, 10))
+    assert_whole(pickle.loads(pickle.dumps(first)))
+
+
+@needs_posix
+def test_a_store_that_nobody_holds_is_written_to_its_end(tmp_path):
+    gate, folder = Gate(), tmp_path / "store"
+    ArrayStore.open(folder, gate, 10, ahead=True)
+    gate.opened.set()
+    assert_whole(ArrayStore.open(folder, nothing, 10))
+
+
+@needs_posix
+def test_a_process_that_ends_early_leaves_nothing(tmp_path):
+    code = f"""
+import sys; sys.path[:0] = {sys.path!r}
+from pathlib import Path
+from test_array_store import VALUES, ArrayStore
+def slowly():
+    import time
+    for row in range(1000):
+        yield {{"values": VALUES[:1]}}
+        time.sleep(0.01)
+store = ArrayStore.open(Path({str(tmp_path / "store")!r}), slowly, 1000, ahead=True)
+assert store.read([0], "values")["values"].tolist() == VALUES[:1].tolist()
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_process_does_not_wait_for_a_thread_that_it_lacks(tmp_path):
+    gate = Gate()
+    store = ArrayStore.open(tmp_path / "store", gate, 10, ahead=True)
+    child = os.fork()
+    if child == 0:  # no assertion may leave this process
+        try:
+            store.read([9], "values")
+        except DataError as error:
+            os._exit(0 if "not yet written" in str(error) else 1)
+        os._exit(2)
+    assert os.waitpid(child, 0)[1] == 0
+    gate.opened.set()
+    assert_whole(store)
 
 
 UNEVEN = {

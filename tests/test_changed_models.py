@@ -68,7 +68,7 @@ def change(what: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         model.kernel[2] = 0.0  # one channel of four
     elif what != "nothing":
         setattr(model, *changes[what])
-    monkeypatch.setattr(array_store, "_checked", set())  # another process
+    monkeypatch.setattr(array_store, "_checked", {})  # another process
 
 
 def config(name: str, **settings) -> EnvConfig:

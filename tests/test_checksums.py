@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from hsal_env.errors import CheckpointError, DataError
 from hsal_env.multiset import SCORES
 from hsal_env.perception.map_files import _load, _load_picture
 from hsal_env.perception.resnet import ResNet18
+from hsal_env.storage.checksums import BlockChecksums
 from hsal_env.trace import load, save
 
 NOISE = np.random.default_rng(0).integers(0, 256, (12, 10, 3), np.uint8)
@@ -172,3 +174,14 @@ def test_damaged_results_are_not_copied(folder: Path, command: Command, tmp_path
         "metrics.json is damaged",
         "does not match its checksum",
     )
+
+
+@pytest.mark.parametrize("block_bytes", [1, 7, 64, 1000])
+def test_every_block_of_a_stream_has_its_checksum_however_the_stream_comes(block_bytes: int):
+    content, rng = NOISE.tobytes(), np.random.default_rng(1)
+    cuts = np.sort(rng.integers(0, len(content), 9)).tolist()
+    sums = BlockChecksums(block_bytes)
+    for start, stop in zip([0, *cuts], [*cuts, len(content)], strict=True):
+        sums.add(memoryview(content)[start:stop])
+    blocks = [content[i : i + block_bytes] for i in range(0, len(content), block_bytes)]
+    assert sums.values == [zlib.crc32(block) for block in blocks]

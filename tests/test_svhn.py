@@ -576,7 +576,7 @@ def test_a_damaged_cache_is_made_again_with_a_warning(svhn_folder, tmp_path, mon
     before = pictures(SVHN("test", data_root=svhn_folder))
     (folder,) = (tmp_path / "cache" / "svhn").iterdir()
     cut(folder / name, share)
-    monkeypatch.setattr(array_store, "_checked", set())  # as in another process
+    monkeypatch.setattr(array_store, "_checked", {})  # as in another process
     with pytest.warns(UserWarning, match=r"svhn.test-\w+ is damaged"):
         assert pictures(SVHN("test", data_root=svhn_folder)) == before
     assert reads == ["test", "test"]
@@ -588,7 +588,7 @@ def test_a_changed_byte_in_the_cache_is_found(svhn_folder, tmp_path, monkeypatch
     content = bytearray(path.read_bytes())
     content[-7] ^= 1
     path.write_bytes(content)
-    monkeypatch.setattr(array_store, "_checked", set())
+    monkeypatch.setattr(array_store, "_checked", {})
     with pytest.warns(UserWarning, match="damaged"):
         assert pictures(SVHN("test", data_root=svhn_folder)) == before
 

@@ -158,6 +158,8 @@ class Run:
         start = time.perf_counter()
         with processes.one_per_machine_first():  # it may compute features for minutes
             self.env = make_env(config.env, lanes.stop - lanes.start, self.device)
+            if processes.count > 1:
+                self.env.simulation.examples.wait_until_stored()
         self.feature_seconds = time.perf_counter() - start
 
     def train(self, checkpoint_minutes: float = 3.0) -> None:
@@ -266,10 +268,17 @@ class Run:
         return results
 
     def _next_batch(self) -> np.ndarray:
-        """Indices ``[batch_size]`` of the next update's images. Every pass has an order of its own."""
+        """Indices ``[batch_size]`` of the next update's images. Every pass has an order of its own.
+
+        The first one takes images that are composed or varied, which come in no order, as they come: a thread may still be
+        encoding the later ones.
+        """
         number, batch = divmod(self.learner.step, self.updates_per_pass)
-        size = self.config.learner.batch_size
-        order = np.random.default_rng([self.config.seed, number]).permutation(self.config.env.size)
+        size, env = self.config.learner.batch_size, self.config.env
+        if number or env.is_finite:
+            order = np.random.default_rng([self.config.seed, number]).permutation(env.size)
+        else:
+            order = np.arange(env.size)
         return order[batch * size : (batch + 1) * size]
 
     def _settings(self) -> dict[str, Any]:

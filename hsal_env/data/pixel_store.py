@@ -23,7 +23,7 @@ from hsal_env.data.pixels import ModeError, Pixels, digest_of, in_colour, read_i
 from hsal_env.errors import DataError
 from hsal_env.storage.array_store import ArrayStore, Record
 
-_LAYOUT = 1  # version of the stored layout; another number decodes again
+_LAYOUT = 2  # version of the stored layout; another number decodes again
 _BATCH = 64  # images that are decoded at a time
 _SECONDS = 2  # after which progress is shown
 _REASONS = ("", BROKEN, MODE)  # by what "problems" of the store hold

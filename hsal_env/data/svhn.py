@@ -42,7 +42,7 @@ MD5 = {  # of PART.tar.gz, as others recorded them who downloaded the files; the
 _DIGIT_STRUCT = "digitStruct.mat"
 _EVERY = 10  # one image in ten of the training part is for validation
 _NAME_BYTES = 64  # length of the names in messages
-_LAYOUT = 1  # version of the stored layout; another number stores the crops again
+_LAYOUT = 2  # version of the stored layout; another number stores the crops again
 _PROBLEMS = (
     "listed in digitStruct.mat but not there",
     "not listed in digitStruct.mat",

@@ -65,7 +65,8 @@ class Examples:
 
     Args:
         config: which canvases, and which perception models.
-        progress: whether a progress bar is shown while the feature store is filled.
+        progress: whether a progress bar is shown while the feature store is filled. A thread fills it; :meth:`load` waits for
+            what it needs.
 
     Raises:
         ConfigError, DataError: see :func:`load_glyphs`, :class:`EnvConfig`, :func:`activation_model` and
@@ -189,7 +190,17 @@ class Examples:
             len(self),
             ", or use features='lazy'",
             self._makes,
+            ahead=True,
         )
+
+    def wait_until_stored(self) -> None:
+        """Wait for the thread that fills the feature store, if there is one.
+
+        Raises:
+            DataError: the store cannot be written.
+        """
+        if self._store:
+            self._store.wait_until_written()
 
     def _makes(self, store: ArrayStore) -> bool:
         """Whether the activation model makes the volumes that a store holds, as far as a few canvases tell.

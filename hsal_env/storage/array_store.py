@@ -1,13 +1,17 @@
 """A folder of arrays that are computed once and then read from disk.
 
 A store is written under a temporary name and renamed when it is complete. So an interrupted writer leaves nothing that a reader
-could take for a store, and if two processes write at the same time, one of them wins. Opening a store checks every array against
-its checksum in ``store.json``. A store that is damaged, or that is not what would be written now, is deleted and computed again,
-with a warning.
+could take for a store, and if two processes write at the same time, one of them wins.
+
+A store is opened in no time, whatever its size: the length of every file is compared, and the checksum of its head. The rows
+have one checksum for every block of them, which is compared when a process first reads of that block. So no value is handed out
+unseen. A store that is damaged, or that is not what would be written now, is deleted and computed again, with a warning.
+
+A store of a known length can also be read while a thread writes it (``ahead``): what is not there yet is waited for.
 
 Memory use is bounded for stores of any size. The writer appends to plain ``.npy`` files and reserves their disk space beforehand;
-if it wrote through a memory map, a full disk would kill the process. Checksums are computed chunk by chunk. Arrays of more than
-``_MAPPED_BYTES`` are read from their file and not through a memory map, whose pages would stay in the process.
+if it wrote through a memory map, a full disk would kill the process. Arrays of more than ``_MAPPED_BYTES`` are read from their
+file and not through a memory map, whose pages would stay in the process.
 
 Three kinds of data are stored: features (:mod:`hsal_env.perception.examples`), SVHN's crops (:mod:`hsal_env.data.svhn`), and the
 images of folders (:mod:`hsal_env.data.pixel_store`).
@@ -15,28 +19,26 @@ images of folders (:mod:`hsal_env.data.pixel_store`).
 
 from __future__ import annotations
 
-import io
 import json
-import math
 import os
 import shutil
 import tokenize
 import warnings
 import weakref
 import zlib
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from hsal_env.errors import DataError
-from hsal_env.storage.files import creating_folder
+from hsal_env.storage.filling import Batches, Filling, Record, write_store
 
-_CHUNK_BYTES = 1 << 20
 _MAPPED_BYTES = 1 << 30  # more than the default store's 0.8 GB; a map reads rows twice as fast once they are in memory
-_checked: set[Path] = set()  # stores that this process has written or whose checksums it has verified
+
+_checked: dict[Path, dict[str, np.ndarray]] = {}
+"""Of every store that this process has found whole: which blocks of its arrays have matched their checksums."""
 
 # what reading a damaged store raises; numpy parses the header of a file as Python
 _DAMAGE = (
@@ -51,11 +53,13 @@ _DAMAGE = (
     tokenize.TokenError,
 )
 
-Record = dict[str, np.ndarray]
-
 
 class _OutOfDateError(Exception):
     """A whole store, but not of what would be written now."""
+
+
+class DamagedStoreError(DataError):
+    """Rows do not match their checksum, and the store cannot be computed again from here."""
 
 
 class ArrayStore:
@@ -65,30 +69,37 @@ class ArrayStore:
         folder: a store that :meth:`open` has written.
     """
 
+    _renew: Callable[[], object] | None = None
+    """Writes the store again. A store that was pickled lacks it."""
+    _filling: Filling | None = None
+    """The thread that writes the store, while it does."""
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         with (folder / "store.json").open() as file:
             self.meta: dict[str, Any] = json.load(file)
-        self._map()
+        self._map(folder, [*self.meta["arrays"]])
+        self._whole = {name: np.zeros(len(array["crc32"]), bool) for name, array in self.meta["arrays"].items()}
 
-    def _map(self) -> None:
+    def _map(self, place: Path, names: list[str]) -> None:
         self._arrays: dict[str, np.memmap[Any, Any]] = {
-            name: np.load(self.folder / f"{name}.npy", mmap_mode="r") for name in self.meta["arrays"]
+            name: np.load(place / f"{name}.npy", mmap_mode="r") for name in names
         }
         self._files: dict[str, int] = {}  # descriptors of the arrays that are not read through their map
         for name, array in self._arrays.items():
             if array.nbytes > _MAPPED_BYTES and hasattr(os, "preadv"):  # not on Windows
-                self._files[name] = os.open(self.folder / f"{name}.npy", os.O_RDONLY)
+                self._files[name] = os.open(place / f"{name}.npy", os.O_RDONLY)
                 weakref.finalize(self, os.close, self._files[name])
 
     @classmethod
     def open(
         cls,
         folder: Path,
-        batches: Callable[[], Iterable[Record]],
+        batches: Batches,
         length: int | None,
         hint: str = "",
         is_current: Callable[[ArrayStore], bool] = lambda _: True,
+        ahead: bool = False,
     ) -> ArrayStore:
         """Open the store in ``folder``. If it is missing or damaged, write it from ``batches()``.
 
@@ -98,76 +109,70 @@ class ArrayStore:
             length: number of rows of every array; None: as many as ``batches`` yields for each.
             hint: further advice for the message if the store cannot be written.
             is_current: whether ``batches()`` would write the same as a store that was found. It is asked once in a process.
+            ahead: come back when the first rows are written, and let a thread write the others; every batch has to hold rows of
+                all arrays then, and ``length`` has to be known. On Windows, which renames no folder that is in use, all is
+                written first.
 
         Raises:
             DataError: the store cannot be written (no space, no permission), and nothing is left behind; or it cannot be read
                 for a reason that is not its own (no permission, too many open files), and it is left as it is.
         """
-        if folder.exists():
+        Filling.wait_for_others(folder)
+        store = cls._found(folder, length, is_current)
+        if store is None and ahead and length and os.name == "posix":
+            store = cls._while_filled(folder, batches, length, hint)
+        elif store is None:
+            write_store(folder, batches, length, hint)
             try:
                 store = cls(folder)
-                if store.meta["length"] != length:
-                    raise ValueError(f"expected {length} examples, got {store.meta['length']}")
-                if folder not in _checked:
-                    store.check(length)
-                    if not is_current(store):
-                        raise _OutOfDateError
-                    _checked.add(folder)
-                return store
-            except _OutOfDateError:
-                warnings.warn(f"{folder} is out of date; computing it again.", stacklevel=2)
-                shutil.rmtree(folder, ignore_errors=True)
+                store._check_files(
+                    length
+                )  # another process may have been first, or a damaged folder could not be deleted
             except _DAMAGE as error:
-                warnings.warn(f"{folder} is damaged ({error}); computing it again.", stacklevel=2)
-                shutil.rmtree(folder, ignore_errors=True)
+                raise DataError(
+                    f"The store {folder} is damaged ({error}) and could not be replaced. Delete it."
+                ) from error
             except OSError as error:
                 raise DataError(f"Cannot read the store {folder}, which may be whole: {error}.") from error
-        try:
-            with creating_folder(folder) as temporary:
-                cls._write(temporary, batches(), length)
-        except OSError as error:
-            raise DataError(
-                f"Cannot write the store {folder}: {error}. Free space, or set HSAL_CACHE to a folder with room{hint}."
-            ) from error
-        try:
-            store = cls(folder)
-            store.check(length)  # another process may have been first, or the damaged folder could not be deleted
-        except _DAMAGE as error:
-            raise DataError(f"The store {folder} is damaged ({error}) and could not be replaced. Delete it.") from error
-        except OSError as error:
-            raise DataError(f"Cannot read the store {folder}, which may be whole: {error}.") from error
-        _checked.add(folder)
+            _checked[folder] = store._whole
+        store._renew = lambda: cls.open(folder, batches, length, hint)
         return store
 
-    @staticmethod
-    def _write(folder: Path, batches: Iterable[Record], length: int | None) -> None:
-        files: dict[str, BinaryIO] = {}
-        kinds: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}  # shape of a row, dtype
-        arrays: dict[str, dict[str, int]] = {}
-        with ExitStack() as opened:
-            for batch in batches:
-                for name, values in batch.items():
-                    if name not in files:
-                        files[name] = opened.enter_context((folder / f"{name}.npy").open("wb"))
-                        kinds[name] = values.shape[1:], values.dtype
-                        _begin(files[name], length or 0, *kinds[name])
-                        arrays[name] = {"rows": 0, "crc32": 0, "header_crc32": 0}
-                    arrays[name]["rows"] += len(values)
-                    if length is not None and arrays[name]["rows"] > length:
-                        raise DataError(f"Expected {length} examples for the store; got more.")
-                    plain = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
-                    files[name].write(plain.data)
-                    arrays[name]["crc32"] = zlib.crc32(plain.data, arrays[name]["crc32"])
-            for name, array in arrays.items():
-                if length not in (None, array["rows"]):
-                    raise DataError(f"Expected {length} examples for the store; got {array['rows']} of {name}.")
-                files[name].seek(0)
-                # the header has room for any number of rows
-                array["header_crc32"] = _begin(files[name], array["rows"], *kinds[name])
-        (folder / "store.json").write_text(json.dumps({"length": length, "arrays": arrays}))
+    @classmethod
+    def _found(cls, folder: Path, length: int | None, is_current: Callable[[ArrayStore], bool]) -> ArrayStore | None:
+        """The store in ``folder``, if it is whole as far as can be told without reading it. Else None, and it is deleted."""
+        if not folder.exists():
+            return None
+        try:
+            store = cls(folder)
+            store._check_files(length)
+            if folder in _checked:
+                store._whole = _checked[folder]
+            elif not is_current(store):
+                raise _OutOfDateError
+        except _OutOfDateError:
+            warnings.warn(f"{folder} is out of date; computing it again.", stacklevel=3)
+        except (*_DAMAGE, DamagedStoreError) as error:
+            warnings.warn(f"{folder} is damaged ({error}); computing it again.", stacklevel=3)
+        except OSError as error:
+            raise DataError(f"Cannot read the store {folder}, which may be whole: {error}.") from error
+        else:
+            _checked[folder] = store._whole
+            return store
+        _delete(folder)
+        return None
 
-    def check(self, length: int | None) -> None:
-        """Compare the lengths of the arrays with ``length``, and the checksums of their files with those in ``store.json``.
+    @classmethod
+    def _while_filled(cls, folder: Path, batches: Batches, length: int, hint: str) -> ArrayStore:
+        """A store that a thread writes. Its files are opened under their temporary names, and stay open."""
+        store = cls.__new__(cls)
+        store.folder = folder
+        store._filling = Filling(folder, batches, length, hint, store._map)
+        store._filling.wait_for(1)
+        return store
+
+    def _check_files(self, length: int | None) -> None:
+        """Compare the lengths of the arrays with ``length``, and the heads of their files with ``store.json``.
 
         Raises:
             ValueError: one of them differs.
@@ -175,20 +180,25 @@ class ArrayStore:
         if self.meta["length"] != length:
             raise ValueError(f"expected {length} examples, got {self.meta['length']}")
         for name, expected in self.meta["arrays"].items():
-            total, chunk = 0, bytearray(_CHUNK_BYTES)
-            with (self.folder / f"{name}.npy").open("rb", buffering=0) as file:
-                header = zlib.crc32(file.read(self._arrays[name].offset))
-                while count := file.readinto(chunk):
-                    total = zlib.crc32(memoryview(chunk)[:count], total)
-            found = {"rows": len(self._arrays[name]), "crc32": total, "header_crc32": header}
-            if found != expected:
+            array = self._arrays[name]
+            with (self.folder / f"{name}.npy").open("rb") as file:
+                header = zlib.crc32(file.read(array.offset))
+            blocks = -(-expected["rows"] // expected["block_rows"])
+            found = (len(array), header, len(expected["crc32"]))
+            if found != (expected["rows"], expected["header_crc32"], blocks):
                 raise ValueError(f"{name}.npy does not match its checksum")
 
     def read(self, indices: np.ndarray | list[int], *names: str) -> Record:
-        """Copies of the rows at ``indices`` of the arrays ``names``."""
+        """Copies of the rows at ``indices`` of the arrays ``names``.
+
+        Raises:
+            DataError: see :meth:`require`.
+        """
+        places = np.asarray(indices, dtype=np.int64)
+        for name in names:
+            self.require(name, places)
         return {
-            name: self._from_file(name, indices) if name in self._files else self._arrays[name][indices]
-            for name in names
+            name: self._from_file(name, places) if name in self._files else self._arrays[name][places] for name in names
         }
 
     def read_all(self, name: str) -> np.ndarray:
@@ -196,7 +206,56 @@ class ArrayStore:
         return self.read_slice(name, 0, len(self._arrays[name]))
 
     def read_slice(self, name: str, start: int, stop: int) -> np.ndarray:
-        """A copy of the rows ``start`` to ``stop - 1`` of the array ``name``."""
+        """A copy of the rows ``start`` to ``stop - 1`` of the array ``name``.
+
+        Raises:
+            DataError: see :meth:`require`.
+        """
+        self.require(name, np.arange(start, stop))
+        return self._rows(name, start, stop)
+
+    def wait_until_written(self) -> None:
+        """Wait for the thread that writes the store, if there is one.
+
+        Raises:
+            DataError: it cannot be written.
+        """
+        if self._filling:
+            self._filling.wait_for(None)
+
+    def require(self, name: str, rows: np.ndarray) -> None:
+        """Wait until ``rows`` of the array ``name`` are written, and compare their blocks with their checksums, once each.
+
+        If one differs, the store is computed again, with a warning.
+
+        Raises:
+            DataError: rows cannot be written; or one differs, and the store was pickled, so that it cannot be computed again.
+        """
+        if self._filling:
+            self._filling.wait_for(int(rows.max()) + 1 if len(rows) else 0)
+            return  # this process has written them
+        array, whole = self.meta["arrays"][name], self._whole[name]
+        blocks = rows[(rows >= 0) & (rows < array["rows"])] // array["block_rows"]
+        for block in np.unique(blocks[~whole[blocks]]).tolist():
+            start = block * array["block_rows"]
+            content = self._rows(name, start, min(start + array["block_rows"], array["rows"]))
+            if zlib.crc32(content.reshape(-1).view(np.uint8).data) != array["crc32"][block]:
+                self._compute_again(f"{name}.npy does not match its checksum")
+                return
+            whole[block] = True
+
+    def _compute_again(self, reason: str) -> None:
+        if self._renew is None:
+            raise DamagedStoreError(
+                f"The store {self.folder} is damaged ({reason}). Start again: it will be computed anew."
+            )
+        warnings.warn(f"{self.folder} is damaged ({reason}); computing it again.", stacklevel=4)
+        _delete(self.folder)
+        self._renew()
+        ArrayStore.__init__(self, self.folder)
+        self._whole = _checked[self.folder]
+
+    def _rows(self, name: str, start: int, stop: int) -> np.ndarray:
         array = self._arrays[name]
         if name not in self._files:
             return np.array(array[start:stop])
@@ -204,13 +263,13 @@ class ArrayStore:
         self._fill(rows, name, start)
         return rows
 
-    def _from_file(self, name: str, indices: np.ndarray | list[int]) -> np.ndarray:
+    def _from_file(self, name: str, indices: np.ndarray) -> np.ndarray:
         array = self._arrays[name]
         rows = np.empty((len(indices), *array.shape[1:]), array.dtype)
-        for place, index in enumerate(indices):
+        for place, index in enumerate(indices.tolist()):
             if not 0 <= index < len(array):
                 raise IndexError(f"Expected rows in 0..{len(array) - 1}; got {index}.")
-            self._fill(rows[place : place + 1], name, int(index))
+            self._fill(rows[place : place + 1], name, index)
         return rows
 
     def _fill(self, rows: np.ndarray, name: str, start: int) -> None:
@@ -221,24 +280,15 @@ class ArrayStore:
             raise DataError(f"{self.folder / name}.npy was cut off while it was in use. Delete {self.folder}.")
 
     def __getstate__(self) -> dict[str, Any]:
+        if self._filling:
+            self.wait_until_written()
+            return ArrayStore(self.folder).__getstate__()
         return {"folder": self.folder, "meta": self.meta}  # pickling a memory map would copy the whole file
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._map()
+        ArrayStore.__init__(self, state["folder"])
 
 
-def _begin(file: BinaryIO, rows: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
-    """Write the header of a ``.npy`` file, and reserve the array's space, so that a full disk fails now and not after minutes.
-
-    Returns:
-        the header's checksum.
-    """
-    head = {"shape": (rows, *shape), "fortran_order": False, "descr": np.lib.format.dtype_to_descr(dtype)}
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, head)
-    file.write(header.getvalue())
-    if rows and hasattr(os, "posix_fallocate"):
-        file.flush()
-        os.posix_fallocate(file.fileno(), 0, file.tell() + dtype.itemsize * rows * math.prod(shape))
-    return zlib.crc32(header.getvalue())
+def _delete(folder: Path) -> None:
+    _checked.pop(folder, None)
+    shutil.rmtree(folder, ignore_errors=True)

@@ -7,6 +7,31 @@ import zipfile
 import zlib
 from pathlib import Path
 
+
+class BlockChecksums:
+    """CRC-32 of every block of a stream of bytes.
+
+    Args:
+        block_bytes: bytes of a block; the last one may be shorter.
+    """
+
+    def __init__(self, block_bytes: int) -> None:
+        self._block_bytes, self._length = block_bytes, 0
+        self.values: list[int] = []
+
+    def add(self, content: memoryview) -> None:
+        """The next bytes of the stream."""
+        start = 0
+        while start < len(content):
+            room = self._block_bytes - self._length % self._block_bytes
+            part = content[start : start + room]
+            if room == self._block_bytes:
+                self.values.append(0)
+            self.values[-1] = zlib.crc32(part, self.values[-1])
+            start += len(part)
+            self._length += len(part)
+
+
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
