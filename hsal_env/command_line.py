@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
+import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -21,22 +24,53 @@ Args = TypeVar("Args")
 
 
 def run_command(main: Callable[[Args], None], args: type[Args]) -> None:
-    """Run ``main`` on what the command line makes of the dataclass ``args``. Its ``env_id`` may be ``hsal_env:ID``.
+    """:func:`run` ``main`` on what the command line makes of the dataclass ``args``. Its ``env_id`` may be ``hsal_env:ID``."""
 
-    A deliberate error, another package in the place of ours, and Ctrl-C end in one line on stderr and status 1. SIGTERM ends in
-    the line of Ctrl-C and status 143.
+    def parse() -> Args:
+        given = with_paths(tyro.cli(args, console_outputs=rank() == 0))
+        if env_id := getattr(given, "env_id", None):
+            given = dataclasses.replace(given, env_id=plain_id(env_id))  # type: ignore[type-var]
+        return given
+
+    run(main, parse)
+
+
+def run(main: Callable[[Args], None], parse: Callable[[], Args], interrupted: str = "interrupted") -> None:
+    """Run ``main`` on what ``parse`` returns, and say what goes wrong: once, however many processes torchrun has started.
+
+    A deliberate error, another package in the place of ours, and Ctrl-C (with the line ``interrupted``) end in one line on stderr
+    and status 1. SIGTERM ends in the line of Ctrl-C and status 143.
     """
+    alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
     try:
-        with terminable():
+        with terminable() if alone else nullcontext():  # see agents.learning.distributed.Processes.tidy
             check_agents()
-            given = with_paths(tyro.cli(args))
-            if env_id := getattr(given, "env_id", None):
-                given = dataclasses.replace(given, env_id=plain_id(env_id))  # type: ignore[type-var]
-            main(given)
+            main(parse())
     except HSALError as error:
-        sys.exit(f"error: {error}")
+        fail(f"error: {error}")
+    except SystemExit as stop:  # --help, or flags that tyro has refused
+        fail(stop.code or 0, wait_seconds=10.0 if stop.code else 0.0)
     except KeyboardInterrupt as signal:
-        end_interrupted(signal, "interrupted")
+        if rank():
+            sys.exit(1)
+        end_interrupted(signal, interrupted)
+
+
+def rank() -> int:
+    """Which of several processes this is, see :mod:`agents.learning.distributed`, which is slow to import; 0 leads."""
+    return int(os.environ.get("RANK", 0))
+
+
+def fail(message: str | int, wait_seconds: float = 10.0) -> NoReturn:
+    """Exit with a message, or a status whose reason has been said.
+
+    What every process runs into, the leader says: the others wait, and torchrun ends them. One that is still there after that
+    has something of its own to say.
+    """
+    if rank():
+        time.sleep(wait_seconds)
+        message = f"\nprocess {rank()}: {message}" if isinstance(message, str) else message
+    sys.exit(message)
 
 
 def end_interrupted(signal: KeyboardInterrupt, line: str) -> NoReturn:

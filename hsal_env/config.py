@@ -76,8 +76,8 @@ class EnvConfig(MetaStepRules, CanvasLook):
             is copied if it is an ``nn.Module``. It is asked once for each stored canvas. See
             :class:`hsal_env.perception.saliency.SaliencyModel`.
         features: ``"lazy"``: the activation volume V is computed at each reset. The image is then encoded alone, so that results
-            do not depend on the number of lanes. ``"store"``: V is computed once for the whole split and kept in the cache
-            folder.
+            do not depend on the number of lanes. ``"store"``: V is computed once for the whole split, in batches, and kept in the
+            cache folder. A thread computes it, and a reset waits for the canvases that it starts.
         action_mode: the view. ``"native"``: the two-level Dict. ``"flat"``: one Discrete with a mask. ``"packed"``: the
             two-level one in a Box. ``"option"``, ``"controller"`` and ``"macro"``: see :mod:`hsal_env.views`.
         forbidden: what happens in the flat and the controller view on an action that the phase does not allow.

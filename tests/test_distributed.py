@@ -18,6 +18,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+import tyro
 from torch import Tensor
 
 from agents import checkpoint
@@ -27,8 +28,12 @@ from agents.learning.distributed import ALONE, Processes, joined
 from agents.learning.learner import Learner
 from agents.learning.run import Run, RunConfig
 from agents.sampling import SharedGenerator, sample
+from agents.supervised.features import Pretraining
+from hsal_env import command_line
 from hsal_env.config import EnvConfig
 from hsal_env.errors import ConfigError, ProcessError
+from hsal_env.perception.model_file import load_model
+from hsal_env.perception.registry import ARCHITECTURES
 from hsal_env.storage.files import Terminated, replacing
 
 ROOT = Path(__file__).parents[1]
@@ -311,14 +316,73 @@ def test_flags_are_refused_by_the_leader_alone(
     ("rank", "message", "said"), [(None, "oh", "oh"), ("0", "oh", "oh"), ("2", "oh", "\nprocess 2: oh"), ("2", 2, 2)]
 )
 def test_a_failure_names_its_process(
-    module: ModuleType, monkeypatch: pytest.MonkeyPatch, rank: str | None, message: str | int, said: str | int
+    monkeypatch: pytest.MonkeyPatch, rank: str | None, message: str | int, said: str | int
 ):
     monkeypatch.delenv("RANK", raising=False)
     if rank:
         monkeypatch.setenv("RANK", rank)
     with pytest.raises(SystemExit) as stop:
-        module.fail(message, wait_seconds=0)
+        command_line.fail(message, wait_seconds=0)
     assert stop.value.code == said
+
+
+# --- features ---------------------------------------------------------------------------------------------------------
+
+LEARN_FEATURES = shlex.split(
+    "--objects house-numbers --passes 2 --num-canvases 32 --batch-size 8 --val-canvases 4 --test-canvases 4 --scale 1.2"
+)
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess]:
+    """A model file that two processes have trained, and what they said."""
+    output = tmp_path_factory.mktemp("features") / "w.pt"
+    done = launch(ROOT / "train" / "pretrain_perception.py", *LEARN_FEATURES, "--output", output)
+    assert done.returncode == 0, done.stderr
+    return output, done
+
+
+@pytest.mark.slow
+def test_two_processes_learn_features_of_which_the_leader_speaks_and_writes(
+    features: tuple[Path, subprocess.CompletedProcess],
+):
+    output, done = features
+    assert {path.name for path in output.parent.iterdir()} - {".w.pt.lock"} == {"w.pt", "w.json"}
+    for said in ("pass 1:", "pass 2:", "test: "):
+        assert (done.stdout + done.stderr).count(said) == 1
+    assert json.loads(output.with_suffix(".json").read_text())["processes"] == 2
+    model = load_model(output, ARCHITECTURES)
+    assert model(torch.rand(1, 3, 100, 100)).isfinite().all()
+
+
+@pytest.mark.slow
+def test_features_learned_twice_by_two_processes_are_the_same(
+    tmp_path: Path, features: tuple[Path, subprocess.CompletedProcess]
+):
+    done = launch(ROOT / "train" / "pretrain_perception.py", *LEARN_FEATURES, "--output", tmp_path / "w.pt")
+    assert done.returncode == 0, done.stderr
+    one, other = (load_model(path, ARCHITECTURES).state_dict() for path in (tmp_path / "w.pt", features[0]))
+    assert all(torch.equal(one[name], other[name]) for name in other)
+
+
+@pytest.mark.slow
+def test_features_are_gone_on_with_in_as_many_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from train import pretrain_perception
+
+    learned = Pretraining._save
+
+    def once(self: Pretraining, random: list[torch.Tensor]) -> None:
+        learned(self, random)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Pretraining, "_save", once)
+    args = tyro.cli(pretrain_perception.Args, args=[*LEARN_FEATURES, "--output", str(tmp_path / "w.pt")])
+    with pytest.raises(KeyboardInterrupt):
+        pretrain_perception.main(args)
+    script = ROOT / "train" / "pretrain_perception.py"
+    done = launch(script, *LEARN_FEATURES, "--output", tmp_path / "w.pt", "--resume")
+    assert done.returncode != 0
+    assert "is of a training in 1 processes; go on with as many, not 2" in done.stderr
 
 
 # --- the parts --------------------------------------------------------------------------------------------------------

@@ -233,8 +233,8 @@ def test_an_interrupted_pretraining_goes_on_as_if_it_had_not_been(
     module.main(module.Args(output=tmp_path / "whole.pt", **flags))
     save, saved = features.Pretraining._save, []
 
-    def interrupted(self: features.Pretraining) -> None:
-        save(self)
+    def interrupted(self: features.Pretraining, random: list[torch.Tensor]) -> None:
+        save(self, random)
         saved.append(self.passes)
         if len(saved) == (average_passes or 1):  # amid the averaged ones
             raise KeyboardInterrupt

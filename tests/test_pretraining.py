@@ -232,6 +232,18 @@ def test_batches_are_fresh_mixed_and_the_same_for_a_seed():
     np.testing.assert_array_equal(first[0][0][: singles[0]], one.canvases.compose(range(singles[0])).images)
 
 
+def test_processes_share_every_batch_and_every_look():
+    looks = [{"max_objects": 1}, {"min_objects": 3}]
+    supplies = [pretraining.Supply(EnvConfig(source="digits", seed=i, **look), 0.5) for i, look in enumerate(looks)]
+    whole = list(pretraining.batches(supplies, 12, 4, 0))
+    shares = [list(pretraining.batches(supplies, 12, 4, 0, share=(rank, 3))) for rank in range(3)]
+    for batch, parts in zip(whole, zip(*shares, strict=True), strict=True):
+        assert [len(images) for images, _ in parts] == [4, 4, 4]
+        for place, (images, counts) in enumerate(parts):
+            np.testing.assert_array_equal(images, batch[0][place::3])
+            np.testing.assert_array_equal(counts, batch[1][place::3])
+
+
 def test_a_source_that_ends_is_gone_through_in_a_new_order_each_time():
     images = np.arange(5, dtype=np.uint8)[:, None, None].repeat(8, axis=1).repeat(8, axis=2)
     config = EnvConfig(source="custom", split="all", images=images, labels=[[i] for i in range(5)])

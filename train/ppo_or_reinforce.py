@@ -16,24 +16,21 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import sys
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from hsal_env import ENVIRONMENTS
-from hsal_env.command_line import end_interrupted, require_agents, with_paths
+from hsal_env.command_line import rank, require_agents, run, with_paths
 from hsal_env.config import ActionMode, EnvConfig, Features, Forbidden
 from hsal_env.data.custom import CustomSplit
-from hsal_env.errors import ConfigError, HSALError
+from hsal_env.errors import ConfigError
 from hsal_env.registration import plain_id
 from hsal_env.rules import RewardProtocol
-from hsal_env.storage.files import terminable
 
 require_agents()
 
@@ -199,43 +196,16 @@ def _train(args: Args, processes: Processes) -> None:
         log_every=args.log_every,
         command=[*launcher, "train/ppo_or_reinforce.py", *without_paths(sys.argv[1:])],
     )
-    run = Run(config, args.resume, processes)
-    run.train(args.checkpoint_minutes)
+    training = Run(config, args.resume, processes)
+    training.train(args.checkpoint_minutes)
     if processes.leads:
-        run.test(args.test_episodes)
-
-
-def fail(message: str | int, wait_seconds: float = 10.0) -> NoReturn:
-    """Exit with a message, or a status whose reason has been said.
-
-    What every process runs into, the leader says: the others wait, and torchrun ends them. One that is still there after that
-    has something of its own to say.
-    """
-    if rank():
-        time.sleep(wait_seconds)
-        message = f"\nprocess {rank()}: {message}" if isinstance(message, str) else message
-    sys.exit(message)
-
-
-def rank() -> int:
-    """Which of several processes this is, see :mod:`agents.learning.distributed`, which is slow to import; 0 leads."""
-    return int(os.environ.get("RANK", 0))
+        training.test(args.test_episodes)
 
 
 def cli() -> None:
-    """Parse, run, and say what went wrong: once, however many processes run."""
-    alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
-    try:
-        with terminable() if alone else nullcontext():  # see agents.learning.distributed.Processes.tidy
-            main(parse(sys.argv[1:]))
-    except HSALError as error:
-        fail(f"error: {error}")
-    except SystemExit as stop:  # --help, or flags that tyro has refused
-        fail(stop.code or 0, wait_seconds=10.0 if stop.code else 0.0)
-    except KeyboardInterrupt as signal:
-        if rank():
-            sys.exit(1)
-        end_interrupted(signal, "interrupted; continue with --resume and the same --output-dir")
+    """Run on the command line's words."""
+    line = "interrupted; continue with --resume and the same --output-dir"
+    run(main, lambda: parse(sys.argv[1:]), line)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@
     python train/pretrain_perception.py --objects crowded --init compact-ten.pt --output-stride 8 --output fine.pt
     python train/pretrain_perception.py --objects single --architecture resnet34 --objective classify --output resnet34.pt
     python train/pretrain_perception.py --images FOLDER --init compact-house-numbers --output mine.pt
+    torchrun --nproc-per-node 2 train/pretrain_perception.py --output compact.pt  # in two processes, with one thread each
 
 :mod:`agents.supervised.pretraining` describes the objectives. The output is a model file, for ``--activation FILE.pt`` and
 ``gymnasium.make(..., activation="FILE.pt")``; a JSON file of arguments and accuracies is written beside it.
@@ -159,8 +160,10 @@ def main(args: Args) -> None:
     Raises:
         ConfigError, CheckpointError, DataUnavailableError, DivergenceError: see
             :class:`agents.supervised.features.Pretraining`.
+        ProcessError: see :func:`agents.learning.distributed.joined`.
         DataError: see :class:`hsal_env.config.EnvConfig`.
     """
+    from agents.learning.distributed import joined
     from agents.supervised.features import Images, Pretraining
 
     training = [supply for looks in supplies(args, "train", args.seed).values() for supply in looks.values()]
@@ -175,7 +178,8 @@ def main(args: Args) -> None:
     del told["resume"]
     if args.images:
         told["images_digest"] = training[0].config.data.digest
-    Pretraining(args, Images(training, held_out), told, args.resume).run()
+    with joined(args.device) as processes:
+        Pretraining(args, Images(training, held_out), told, args.resume, processes).run()
 
 
 def cli() -> None:

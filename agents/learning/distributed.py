@@ -1,7 +1,8 @@
 """Data-parallel training: several processes share the batches of one run.
 
 ``torchrun --nproc-per-node N`` starts N processes and tells each its ``RANK``, ``LOCAL_RANK`` and ``WORLD_SIZE``. Process r
-plays and scores lanes r B/N to (r + 1) B/N of every batch of B lanes. DistributedDataParallel averages the gradients. Process 0
+plays and scores lanes r B/N to (r + 1) B/N of every batch of B lanes, or learns features from every N-th image of a batch.
+DistributedDataParallel averages the gradients. Process 0
 leads: it alone validates, tests, prints and writes. Without torchrun there is one process, which leads, and
 torch.distributed is not used.
 """
@@ -118,6 +119,14 @@ class Processes:
         values: list[Any] = [function() if self.leads else None]
         dist.broadcast_object_list(values)
         return values[0]
+
+    def of_all(self, value: _Value) -> list[_Value]:
+        """The values of all processes, in the order of their ranks, in each."""
+        if self.count == 1:
+            return [value]
+        values: list[Any] = [None] * self.count
+        dist.all_gather_object(values, value)
+        return values
 
     @contextmanager
     def one_per_machine_first(self) -> Iterator[None]:

@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 from tqdm import tqdm
 
 from agents.config import PretrainConfig
-from agents.learning.distributed import ALONE
+from agents.learning.distributed import ALONE, Processes
 from agents.learning.provenance import versions
 from agents.supervised.centring import centre, displacement_px, map_variation
 from agents.supervised.pretraining import Pretrainer, Supply, accuracy, batches, resized, warped
@@ -52,6 +52,17 @@ class Images:
     held_out: Mapping[str, Mapping[str, Mapping[str, Supply]]]
 
 
+class _Loss(nn.Module):
+    """The loss as a module, so that processes can average its gradients."""
+
+    def __init__(self, net: Pretrainer, config: PretrainConfig) -> None:
+        super().__init__()
+        self.net, self.config = net, config
+
+    def forward(self, images: torch.Tensor, counts: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return self.net.loss(images, counts, self.config.objective, self.config.sharp_coef), None
+
+
 class Pretraining:
     """One training of an activation model, whose output is refused to other processes while this object lives.
 
@@ -66,36 +77,52 @@ class Pretraining:
         images: what it learns from.
         told: the arguments that FILE.json tells. A training is continued only with the same ones.
         resume: go on after the last whole pass, if there is one.
+        processes: the processes that share its batches, see :func:`agents.learning.distributed.joined`. Batch norm takes the
+            statistics of a process's own share, and the model keeps those of the leading process, which alone measures and
+            writes.
 
     Raises:
-        ConfigError: the output is no .pt file; or the device is unknown or not there.
+        ConfigError: the output is no .pt file; the device is unknown or not there; or the processes cannot share a batch equally.
         CheckpointError: ``init`` is no model file of the architecture, the output cannot be written, or what was to be continued
             is damaged or of another training.
         DataUnavailableError: the images or the published weights of the architecture were not found and cannot be downloaded.
     """
 
-    def __init__(self, config: PretrainConfig, images: Images, told: dict[str, Any], resume: bool = False) -> None:
+    def __init__(
+        self,
+        config: PretrainConfig,
+        images: Images,
+        told: dict[str, Any],
+        resume: bool = False,
+        processes: Processes = ALONE,
+    ) -> None:
         if config.output.suffix != ".pt":
             raise ConfigError(
                 f"Expected --output as FILE.pt, since --activation recognises a model file by its suffix; got {config.output}."
             )
-        self.config, self.images, self.told = config, images, told
-        self.device = ALONE.device(config.device)
-        self._claim = claim_file(config.output)
+        self.config, self.images, self.told, self.processes = config, images, told, processes
+        processes.lanes(config.batch_size)
+        self.device = processes.device(config.device)
+        if processes.leads:
+            self._claim = claim_file(config.output)
         self._resume_path = config.output.with_suffix(".resume.pt")
         task = images.training[0].config
         channels = task.image_shape[2]
         kept = channels == 1 and config.init not in (None, "scratch")  # grey images suit a model that reads colour, too
         with self._own_random(torch.Generator().manual_seed(config.seed).get_state()):
-            model = initial_model(
-                config.architecture,
-                config.init,
-                in_channels=None if kept else channels,
-                output_stride=config.output_stride,
-                deeper=config.deeper,
-            )
+            with processes.one_per_machine_first():  # it may download weights
+                model = initial_model(
+                    config.architecture,
+                    config.init,
+                    in_channels=None if kept else channels,
+                    output_stride=config.output_stride,
+                    deeper=config.deeper,
+                )
             self.net = Pretrainer(model.requires_grad_(True), task.classes).to(self.device).train()
+            if processes.rank:
+                torch.default_generator.manual_seed(config.seed + (processes.rank << 32))
             self._random = torch.get_rng_state()
+        self.objective = processes.parallel(_Loss(self.net, config))
         self.steps = config.num_canvases // config.batch_size
         scheduled = (config.passes - config.average_passes) * self.steps
         self.average = AveragedModel(self.net) if config.average_passes else None
@@ -117,9 +144,11 @@ class Pretraining:
         """
         config, total = self.config, self.config.passes * self.steps
         done = self.passes * self.steps
-        supply = batches(self.images.training, config.batch_size, total, config.seed, done)
+        share = self.processes.rank, self.processes.count
+        supply = batches(self.images.training, config.batch_size, total, config.seed, done, share)
         started, before = time.perf_counter(), self.seconds
-        with tqdm(total=total, initial=done, desc="features", unit="update", mininterval=1) as bar:
+        hidden = not self.processes.leads
+        with tqdm(total=total, initial=done, desc="features", unit="update", mininterval=1, disable=hidden) as bar:
             while self.passes < config.passes:
                 with self._own_random(self._random):
                     loss = self._pass(supply, bar)
@@ -127,12 +156,17 @@ class Pretraining:
                 scale = self._scale(self.passes)
                 self.passes += 1
                 self.seconds = before + time.perf_counter() - started
+                random = self.processes.of_all(self._random)
+                if not self.processes.leads:
+                    continue
                 val = {
                     source: self._accuracy(next(iter(looks.values())), config.val_canvases, scale)
                     for source, looks in self.images.held_out["val"].items()
                 }
                 bar.write(f"pass {self.passes}: loss {loss:.4f}, validation {val}, {self.seconds:.0f} s")
-                self._save()
+                self._save(random)
+        if not self.processes.leads:
+            return
         if self.average is not None:
             self._take_average(self.average)
         measured = self._centre()
@@ -146,6 +180,7 @@ class Pretraining:
             "images_per_second": total * config.batch_size / self.seconds,
             "device": self.device,
             "threads": torch.get_num_threads(),
+            "processes": self.processes.count,
             "args": self.told,
             "versions": versions(),
         }
@@ -199,7 +234,7 @@ class Pretraining:
             counts = torch.from_numpy(label_counts).float()
             images = self._shown(canvases)
             with torch.autocast(self.device, dtype=torch.bfloat16, enabled=has_matrix_unit(self.device)):
-                loss = net.loss(images, counts, config.objective, config.sharp_coef)
+                loss, _ = self.objective(images, counts)
             self.optimiser.zero_grad()
             loss.backward()
             grad_norm = nn.utils.clip_grad_norm_(net.parameters(), 1.0)
@@ -231,7 +266,8 @@ class Pretraining:
     def _accuracy(self, supply: Supply, canvases: int, scale: float = 1.0) -> dict[str, float]:
         return accuracy(self.net, supply.config, canvases, self.config.objective, scale)
 
-    def _save(self) -> None:
+    def _save(self, random: list[torch.Tensor]) -> None:
+        """Write the model and what ``resume`` needs; ``random`` holds the generator of each process."""
         save_model(self.config.output, self.config.architecture, self.net.model)
         state = {
             "args": json.dumps(self.told, sort_keys=True),
@@ -240,7 +276,7 @@ class Pretraining:
             "schedule": self.schedule.state_dict(),
             "passes": self.passes,
             "seconds": self.seconds,
-            "random": self._random,
+            "random": random,
             "average": self.average and self.average.state_dict(),
         }
         save_weights(self._resume_path, state)
@@ -259,7 +295,13 @@ class Pretraining:
             self.schedule.load_state_dict(state["schedule"])
             if self.average is not None:
                 self.average.load_state_dict(state["average"])
-            self.passes, self.seconds, self._random = int(state["passes"]), float(state["seconds"]), state["random"]
+            self.passes, self.seconds = int(state["passes"]), float(state["seconds"])
+            if len(state["random"]) != self.processes.count:
+                raise CheckpointError(
+                    f"{path} is of a training in {len(state['random'])} processes; go on with as many, not "
+                    f"{self.processes.count}."
+                )
+            self._random = state["random"][self.processes.rank]
             torch.Generator().set_state(self._random)  # fails now, if at all
         except CheckpointError:
             raise

@@ -144,22 +144,25 @@ class Supply(NamedTuple):
 
 
 def batches(
-    supplies: Sequence[Supply], size: int, count: int, seed: int, first: int = 0
+    supplies: Sequence[Supply], size: int, count: int, seed: int, first: int = 0, share: tuple[int, int] = (0, 1)
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """``count`` batches of ``size`` images, uint8, with their label counts ``[B, C]``, int64, from batch ``first`` on.
 
-    A thread composes each batch while the batch before it is in use.
+    A thread composes each batch while the batch before it is in use. With ``share`` (r, N) every N-th image of a batch is made,
+    from its r-th on: process r of N has these, of every source.
     """
+    rank, processes = share
     rng = np.random.default_rng(seed)
     classes = supplies[0].config.classes
     sources = [endless(supply.config, seed) for supply in supplies]
     met = [0] * len(supplies)
 
     def compose(drawn: list[int], begin: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        places = np.cumsum([0, *drawn[:-1]])  # in the batch
         parts = [
-            source.compose(range(start, start + wanted))
-            for source, start, wanted in zip(sources, begin, drawn, strict=True)
-            if wanted
+            source.compose(own)
+            for source, start, wanted, place in zip(sources, begin, drawn, places.tolist(), strict=True)
+            if (own := range(start + (rank - place) % processes, start + wanted, processes))
         ]
         images = np.concatenate([part.images for part in parts])
         return images, np.concatenate([label_counts(part.labels, classes) for part in parts])

@@ -21,7 +21,8 @@ from hsal_env.data.glyphs import cache_folder
 from hsal_env.data.left_out import BROKEN, MODE
 from hsal_env.data.pixels import ModeError, Pixels, digest_of, in_colour, read_image, read_size
 from hsal_env.errors import DataError
-from hsal_env.storage.array_store import ArrayStore, Record
+from hsal_env.storage.array_store import ArrayStore
+from hsal_env.storage.filling import Record
 
 _LAYOUT = 2  # version of the stored layout; another number decodes again
 _BATCH = 64  # images that are decoded at a time

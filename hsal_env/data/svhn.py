@@ -27,8 +27,9 @@ from hsal_env.data.left_out import told
 from hsal_env.data.pixels import read_image
 from hsal_env.data.resize import bilinear_resize
 from hsal_env.errors import ConfigError, DataError, DataUnavailableError
-from hsal_env.storage.array_store import ArrayStore, Record
+from hsal_env.storage.array_store import ArrayStore
 from hsal_env.storage.files import temporary_folder
+from hsal_env.storage.filling import Record
 
 MOST_DIGITS = 6  # in an image of any part
 TASKS: tuple[Task, ...] = ("single", "multiset")

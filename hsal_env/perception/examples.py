@@ -25,7 +25,8 @@ from hsal_env.perception.model_file import fingerprint
 from hsal_env.perception.precision import native_bfloat16
 from hsal_env.perception.registry import activation_model, model_name, saliency_model
 from hsal_env.perception.saliency import known_boxes
-from hsal_env.storage.array_store import ArrayStore, Record
+from hsal_env.storage.array_store import ArrayStore
+from hsal_env.storage.filling import Record
 
 _COMPARED = 16  # canvases that are encoded again when a store is opened
 _COMPOSE_BATCH = 256  # large batches are faster to compose; small ones are faster to encode
