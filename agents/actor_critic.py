@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from agents.config import AgentConfig
 from agents.controller import Controller
-from agents.drawn_attention import AttentionDraw, DrawnAttention
+from agents.drawn_attention import AttentionDraw, DrawnAttention, of_cells
 from agents.meta_controller import MetaController
 from agents.protocol import Decision, World
 from agents.sampling import sample
@@ -229,22 +229,22 @@ class ActorCritic(nn.Module):
             ConfigError: this agent's attention is deterministic.
         """
         meta = self.drawn_attention()
-        log_probs, value, after = self.score_cells(saliency, last_label, state)
+        choices, value, after = self.score_cells(saliency, last_label, state)
         if drawn is None:
-            drawn = meta.draw(log_probs, saliency, deterministic, generator)
-        scores = meta.scores(drawn, log_probs, saliency, value)
-        return Attended(meta.attention(drawn), after, drawn, scores, log_probs)
+            drawn = meta.draw(choices, saliency, deterministic, generator)
+        scores = meta.scores(drawn, choices, saliency, value)
+        return Attended(meta.attention(drawn), after, drawn, scores, of_cells(choices))
 
     def score_cells(self, saliency: Tensor, last_label: Tensor, state: AgentState) -> tuple[Tensor, Tensor, AgentState]:
-        """The first half of :meth:`draw`: log-probabilities of the cells ``[B, H W]``, the value ``[B]``, the states after it.
+        """The first half of :meth:`draw`: log-probabilities of choices ``[B, 2, H W]``, the value ``[B]``, the states after it.
 
         Raises:
             ConfigError: this agent's attention is deterministic.
         """
         meta = self.drawn_attention()
         with self._precision():
-            log_probs, value, meta_state = meta(saliency, last_label, state.meta_state)
-        return log_probs, value, self._begun(meta_state, state)
+            choices, value, meta_state = meta(saliency, last_label, state.meta_state)
+        return choices, value, self._begun(meta_state, state)
 
     def drawn_attention(self) -> DrawnAttention:
         """The meta-controller of an agent that draws its attention.

@@ -3,13 +3,18 @@
 The paper's meta-controller puts out the mask itself, and learns through it. Here it has a policy, a value and an entropy, as the
 controller has. At meta-step t it draws
 
-- a cell c from ``softmax(w S_t + MLP(h_t))``;
+- a cell c, in one of two ways: by what stands out, or from memory alone. The scores of the 2 H W choices are
+  ``w S_t + u(h_t)`` and ``v(h_t)``, where u and v are two outputs of one MLP, and the policy is the softmax over all of them. The
+  log-probability of c is that of both ways together;
 - an extent x_0 and a shift (x_1, x_2) from ``Normal(mean, STD)``, where the mean is linear in the 5x5 patch of S_t about c.
 
 The K Gaussians stand on a square lattice about ``c + SHIFT tanh(x_1, x_2)``, and it reaches ``EXTENT sigmoid(x_0)`` from there.
 Both limits are in units of a seventh of the map's shorter side, a cell of the paper's map. Attention reaches the environment as
-the 4K numbers that describe this lattice (:func:`hsal_env.functional.lattice`). In a test the cell is
-:func:`mode`, with its means.
+the 4K numbers that describe this lattice (:func:`hsal_env.functional.lattice`). In a test the way is the more probable one and
+the cell its most probable one (:func:`mode`), with its means.
+
+Why two ways: when every object is named, any of some forty empty cells will do, and no single one of them is probable. What is
+left of a named object would then be the most probable cell. The second way gathers the empty ones.
 """
 
 from __future__ import annotations
@@ -36,8 +41,8 @@ EXTENT, SHIFT = 2.0, 1.0
 """Limits of extent and shift, in sevenths of the map's shorter side."""
 FIRST_EXTENT = -1.0
 """First mean of x_0: the lattice reaches 0.54 cells of a 7x7 map."""
-ELSEWHERE = 0.75
-"""Probability of all cells that are hardly salient, beyond which a test attends to one of them, see :func:`mode`."""
+FIRST_MEMORY = 3.0
+"""First score of a cell from memory: what a cell gets by saliency if ``S = FIRST_MEMORY / w``, 0.15 by default."""
 
 
 class AttentionDraw(NamedTuple):
@@ -62,7 +67,7 @@ class DrawnAttention(EncodedGRU):
         labels: C + 1.
         rules: the rules of the environment.
         hidden: size of encoding and state.
-        cell_hidden: hidden units of the MLP that scores cells.
+        cell_hidden: hidden units of the MLP.
         saliency_prior: first value of w.
 
     Raises:
@@ -82,13 +87,15 @@ class DrawnAttention(EncodedGRU):
         cells = map_size[0] * map_size[1]
         super().__init__(cells + labels, hidden)
         self.map_size, self.labels, self.rules = map_size, labels, rules
-        self.cell = nn.Sequential(nn.Linear(hidden, cell_hidden), nn.ReLU(), nn.Linear(cell_hidden, cells))
+        scores = nn.Linear(cell_hidden, 2 * cells)
+        self.cell = nn.Sequential(nn.Linear(hidden, cell_hidden), nn.ReLU(), scores)
         self.saliency_prior = nn.Parameter(torch.tensor(float(saliency_prior)))
         self.mean = nn.Linear(PATCH**2, 3)
         self.value = nn.Linear(hidden, 1)
         nn.init.zeros_(self.mean.weight)
         with torch.no_grad():
             self.mean.bias.copy_(torch.tensor([FIRST_EXTENT, 0.0, 0.0]))
+            scores.bias[cells:] += FIRST_MEMORY
 
     def forward(self, saliency: Tensor, last_label: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Take one step.
@@ -99,12 +106,15 @@ class DrawnAttention(EncodedGRU):
             state: h_{t-1} ``[B, hidden]``.
 
         Returns:
-            Log-probabilities of the cells ``[B, H W]``; the value ``[B]``, which reads the detached h_t; and h_t.
+            Log-probabilities of the choices ``[B, 2, H W]``, by saliency and from memory; the value ``[B]``, which reads the
+            detached h_t; and h_t.
         """
         x = torch.cat([saliency.flatten(1), one_hot_or_zeros(last_label, self.labels)], dim=1)
         state = self.step(x, state)
-        scores = self.saliency_prior * saliency.flatten(1) + self.cell(state).float()
-        return scores.log_softmax(dim=1), self.value(state.detach()).float().squeeze(1), state
+        by_saliency, from_memory = self.cell(state).float().chunk(2, dim=1)
+        scores = torch.cat([self.saliency_prior * saliency.flatten(1) + by_saliency, from_memory], dim=1)
+        choices = scores.log_softmax(dim=1).unflatten(1, (2, -1))
+        return choices, self.value(state.detach()).float().squeeze(1), state
 
     def means(self, saliency: Tensor, cell: Tensor) -> Tensor:
         """Means of (x_0, x_1, x_2) ``[B, 3]``, from the patch of ``saliency`` ``[B, H, W]`` about ``cell`` ``[B]``.
@@ -122,17 +132,17 @@ class DrawnAttention(EncodedGRU):
         return self.mean(padded[lanes, rows[:, :, None], cols[:, None]].flatten(1)).float()
 
     def draw(
-        self, log_probs: Tensor, saliency: Tensor, deterministic: bool, generator: torch.Generator | None
+        self, choices: Tensor, saliency: Tensor, deterministic: bool, generator: torch.Generator | None
     ) -> AttentionDraw:
         """Draw a mask, or take the mode. It has no gradient.
 
         Args:
-            log_probs: of the cells ``[B, H W]``.
+            choices: log-probabilities ``[B, 2, H W]``.
             saliency: S_t ``[B, H, W]``.
             deterministic: take :func:`mode` and its means.
             generator: draws.
         """
-        cell = mode(log_probs, saliency) if deterministic else sample(log_probs.detach().exp(), generator)
+        cell = mode(choices) if deterministic else sample(choices.detach().exp().sum(dim=1), generator)
         mean = self.means(saliency, cell).detach()
         return _about(cell, mean if deterministic else sample_normal(mean, STD, generator))
 
@@ -140,7 +150,7 @@ class DrawnAttention(EncodedGRU):
         """The means about ``cell`` ``[B]``, with gradient."""
         return _about(cell, self.means(saliency, cell))
 
-    def scores(self, drawn: AttentionDraw, log_probs: Tensor, saliency: Tensor, value: Tensor) -> AttentionScores:
+    def scores(self, drawn: AttentionDraw, choices: Tensor, saliency: Tensor, value: Tensor) -> AttentionScores:
         """Log-probability, value and entropy of what was drawn, with gradient.
 
         ``log p = log p(c) + sum_i log Normal(x_i; mean_i, STD)``. The entropy is that of the cells and of three Normal
@@ -150,6 +160,7 @@ class DrawnAttention(EncodedGRU):
         log_normal = -0.5 * ((x - self.means(saliency, drawn.cell)) / STD).square() - math.log(
             STD * math.sqrt(2 * math.pi)
         )
+        log_probs = of_cells(choices)
         at_cell = log_probs.gather(1, drawn.cell[:, None]).squeeze(1)
         entropy = -(log_probs.exp() * log_probs).sum(dim=1) + 1.5 * math.log(2 * math.pi * math.e * STD**2)
         return AttentionScores(at_cell + log_normal.sum(dim=1), value, entropy)
@@ -159,21 +170,19 @@ class DrawnAttention(EncodedGRU):
         return mask_about(drawn, self.map_size, self.rules)
 
 
-def mode(log_probs: Tensor, saliency: Tensor) -> Tensor:
-    """The cell ``[B]`` that attention is about where nothing is drawn.
+def of_cells(choices: Tensor) -> Tensor:
+    """Log-probabilities of the cells ``[B, H W]``, in whichever way, of those of the choices ``[B, 2, H W]``."""
+    return choices.logsumexp(dim=1)
 
-    It is the most probable cell. But if cells less than half as salient together have a probability above :data:`ELSEWHERE`, it
-    is the most probable of these: what is left of a named object may be the most probable cell while the policy nearly always
-    looks where there is nothing, on one of many cells.
+
+def mode(choices: Tensor) -> Tensor:
+    """The cell ``[B]`` that attention is about where nothing is drawn: the most probable one in the more probable way.
 
     Args:
-        log_probs: of the cells ``[B, H W]``.
-        saliency: S_t ``[B, H, W]``.
+        choices: log-probabilities ``[B, 2, H W]``.
     """
-    saliency, likely = saliency.flatten(1), log_probs.argmax(dim=1, keepdim=True)
-    lower = saliency < saliency.gather(1, likely) / 2
-    nowhere = log_probs.exp().masked_fill(~lower, 0).sum(dim=1) > ELSEWHERE
-    return torch.where(nowhere, log_probs.masked_fill(~lower, -torch.inf).argmax(dim=1), likely.squeeze(1))
+    way = choices.logsumexp(dim=2).argmax(dim=1)
+    return choices[torch.arange(len(way), device=way.device), way].argmax(dim=1)
 
 
 def mask_about(drawn: AttentionDraw, map_size: tuple[int, int], rules: Rules) -> Tensor:

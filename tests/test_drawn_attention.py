@@ -9,7 +9,16 @@ from torch import Tensor, nn
 
 from agents.actor_critic import ActorCritic, AgentState
 from agents.config import AgentConfig
-from agents.drawn_attention import EXTENT, FIRST_EXTENT, STD, AttentionDraw, DrawnAttention, mode
+from agents.drawn_attention import (
+    EXTENT,
+    FIRST_EXTENT,
+    FIRST_MEMORY,
+    STD,
+    AttentionDraw,
+    DrawnAttention,
+    mode,
+    of_cells,
+)
 from agents.evaluation import make_env
 from agents.protocol import World
 from agents.rollout import Rollout, collect
@@ -141,19 +150,25 @@ def test_on_a_map_that_is_not_square_the_mask_is_and_follows_the_shorter_side():
 def test_cells_are_drawn_from_a_softmax_of_saliency_by_hand():
     net = silent(level((2, 3), prior=math.log(2)))
     saliency = torch.tensor([[[0.0, 0.0, 1.0], [2.0, 0.0, 0.0]]])
-    log_probs, _, _ = net(saliency, torch.tensor([NO_LABEL]), torch.zeros(1, 12))
-    torch.testing.assert_close(log_probs.exp(), torch.tensor([[1.0, 1.0, 2.0, 4.0, 1.0, 1.0]]) / 10)
+    choices, _, _ = net(saliency, torch.tensor([NO_LABEL]), torch.zeros(1, 12))
+    expected = torch.tensor([[[1.0, 1.0, 2.0, 4.0, 1.0, 1.0], [1.0] * 6]]) / 16
+    torch.testing.assert_close(choices.exp(), expected)
 
 
 def test_the_scores_of_cells_are_those_of_the_state_plus_a_multiple_of_saliency():
     net = level((2, 3), prior=2.5)
     saliency, label, before = torch.rand(4, 2, 3), torch.tensor([0, 5, 10, NO_LABEL]), torch.randn(4, 12)
-    log_probs, value, state = net(saliency, label, before)
+    choices, value, state = net(saliency, label, before)
     x = torch.cat([saliency.flatten(1), torch.eye(LABELS + 1)[label][:, :LABELS]], dim=1)
     torch.testing.assert_close(state, net.gru(net.encode(x), before))
     first, _, second = net.cell
     scores = (state @ first.weight.T + first.bias).clamp(min=0) @ second.weight.T + second.bias
-    torch.testing.assert_close(log_probs.exp(), (scores + 2.5 * saliency.flatten(1)).softmax(1))
+    cells = scores.shape[1] // 2
+    by_saliency, from_memory = scores[:, :cells] + 2.5 * saliency.flatten(1), scores[:, cells:]
+    everything = by_saliency.exp().sum(1) + from_memory.exp().sum(1)
+    torch.testing.assert_close(choices[:, 0].exp(), by_saliency.exp() / everything[:, None])
+    torch.testing.assert_close(choices[:, 1].exp(), from_memory.exp() / everything[:, None])
+    torch.testing.assert_close(of_cells(choices).exp(), choices.exp().sum(dim=1))
     torch.testing.assert_close(value, state @ net.value.weight[0] + net.value.bias)
 
 
@@ -185,11 +200,24 @@ def test_at_first_the_means_are_a_small_mask_on_the_cell():
     assert EXTENT * torch.tensor(FIRST_EXTENT).sigmoid().item() == pytest.approx(0.5379, abs=1e-4)
 
 
+def test_at_first_a_cell_from_memory_is_worth_a_saliency_of_0_15():
+    net = level((2, 3))
+    nn.init.zeros_(net.cell[2].weight)
+    nn.init.zeros_(net.cell[2].bias[:6])
+    with torch.no_grad():
+        net.cell[2].bias[6:] = FIRST_MEMORY
+    choices, _, _ = net(torch.full((1, 2, 3), 0.15), torch.tensor([NO_LABEL]), torch.zeros(1, 12))
+    torch.testing.assert_close(choices, torch.full((1, 2, 6), 1 / 12).log())
+    bias = level().cell[2].bias.detach()
+    assert (bias[:49].abs() < 1).all()
+    assert ((bias[49:] - FIRST_MEMORY).abs() < 1).all()
+
+
 def test_log_probability_and_entropy_by_hand():
     net = level((1, 2))  # two cells, one three times as probable as the other
-    log_probs = torch.tensor([[0.25, 0.75]]).log()
+    choices = torch.tensor([[[0.05, 0.7], [0.2, 0.05]]]).log()
     drawn = AttentionDraw(torch.tensor([1]), torch.tensor([FIRST_EXTENT + STD]), torch.tensor([[0.0, -2 * STD]]))
-    found = net.scores(drawn, log_probs, torch.zeros(1, 1, 2), torch.tensor([0.5]))
+    found = net.scores(drawn, choices, torch.zeros(1, 1, 2), torch.tensor([0.5]))
     normal = -(1 + 0 + 4) / 2 - 3 * math.log(0.3 * math.sqrt(2 * math.pi))
     assert found.log_probs.item() == pytest.approx(math.log(0.75) + normal, abs=1e-5)
     of_cells = -0.25 * math.log(0.25) - 0.75 * math.log(0.75)
@@ -201,10 +229,10 @@ def test_log_probability_and_entropy_by_hand():
 
 def test_densities_are_those_of_torch(agent: ActorCritic):
     meta, saliency = agent.meta_controller, torch.rand(50, 7, 7)
-    log_probs, value, _ = meta(saliency, torch.randint(LABELS + 1, (50,)), torch.randn(50, 12))
-    drawn = meta.draw(log_probs, saliency, False, torch.Generator().manual_seed(0))
-    found = meta.scores(drawn, log_probs, saliency, value)
-    cells = torch.distributions.Categorical(logits=log_probs)
+    choices, value, _ = meta(saliency, torch.randint(LABELS + 1, (50,)), torch.randn(50, 12))
+    drawn = meta.draw(choices, saliency, False, torch.Generator().manual_seed(0))
+    found = meta.scores(drawn, choices, saliency, value)
+    cells = torch.distributions.Categorical(probs=choices.exp().sum(dim=1))
     numbers = torch.distributions.Normal(meta.means(saliency, drawn.cell), STD)
     x = torch.cat([drawn.extent[:, None], drawn.shift], dim=1)
     torch.testing.assert_close(found.log_probs, cells.log_prob(drawn.cell) + numbers.log_prob(x).sum(1))
@@ -215,10 +243,10 @@ def test_samples_follow_the_distribution():
     net, many = silent(level((2, 3), prior=math.log(2))), 20_000
     nn.init.normal_(net.mean.weight)
     saliency = torch.tensor([[[0.0, 0.0, 1.0], [2.0, 0.0, 0.0]]]).expand(many, -1, -1)
-    log_probs, _, _ = net(saliency, torch.full((many,), NO_LABEL), torch.zeros(many, 12))
-    drawn = net.draw(log_probs, saliency, False, torch.Generator().manual_seed(0))
+    choices, _, _ = net(saliency, torch.full((many,), NO_LABEL), torch.zeros(many, 12))
+    drawn = net.draw(choices, saliency, False, torch.Generator().manual_seed(0))
     frequency = torch.bincount(drawn.cell, minlength=6) / many
-    torch.testing.assert_close(frequency, log_probs[0].exp(), rtol=0, atol=5 * 0.5 / many**0.5)
+    torch.testing.assert_close(frequency, of_cells(choices)[0].exp(), rtol=0, atol=5 * 0.5 / many**0.5)
     apart = torch.cat([drawn.extent[:, None], drawn.shift], dim=1) - net.means(saliency, drawn.cell)
     torch.testing.assert_close(apart.mean(0), torch.zeros(3), rtol=0, atol=5 * STD / many**0.5)
     torch.testing.assert_close(apart.std(0), torch.full((3,), STD), rtol=0.05, atol=0)
@@ -226,33 +254,31 @@ def test_samples_follow_the_distribution():
 
 
 @pytest.mark.parametrize(
-    ("saliency", "probabilities", "cell"),
+    ("by_saliency", "from_memory", "cell"),
     [
-        ([1.0, 0.9, 0.0, 0.0], [0.4, 0.5, 0.05, 0.05], 1),
-        ([0.2, 0.0, 0.0, 0.0], [0.28, 0.24, 0.26, 0.22], 0),  # 0.72 on nothing
-        ([0.2, 0.0, 0.0, 0.0, 0.0, 0.0], [0.24, 0.13, 0.23, 0.13, 0.13, 0.14], 2),  # 0.76
+        ([0.4, 0.5, 0.02, 0.02], [0.03, 0.01, 0.01, 0.01], 1),
+        ([0.28, 0.02, 0.02, 0.02], [0.16, 0.17, 0.18, 0.15], 2),  # no cell is as probable as 0, but memory has 0.66
         (
-            [0.2, 0.1, 0.0, 0.0, 0.0, 0.0],
-            [0.24, 0.13, 0.23, 0.13, 0.13, 0.14],
+            [0.3, 0.08, 0.08, 0.05],
+            [0.0, 0.24, 0.25, 0.0],
             0,
-        ),  # half as salient is no less than half
-        ([0.2, 0.09, 0.0, 0.0, 0.0, 0.0], [0.24, 0.23, 0.13, 0.13, 0.13, 0.14], 1),
-        ([0.0, 0.0, 0.0, 0.0], [0.1, 0.2, 0.4, 0.3], 2),
+        ),  # memory has 0.49; cell 2 is as probable in both ways together
+        ([0.0, 0.0, 0.0, 0.1], [0.5, 0.2, 0.1, 0.1], 0),
     ],
 )
-def test_the_cell_of_the_mode_by_hand(saliency: list[float], probabilities: list[float], cell: int):
-    assert mode(torch.tensor([probabilities]).log(), torch.tensor([saliency]).reshape(1, 2, -1)).tolist() == [cell]
+def test_the_cell_of_the_mode_by_hand(by_saliency: list[float], from_memory: list[float], cell: int):
+    assert mode(torch.tensor([[by_saliency, from_memory]]).log()).tolist() == [cell]
 
 
 def test_the_mode_has_the_means_of_its_cell_and_draws_nothing(agent: ActorCritic):
     meta, saliency, generator = agent.meta_controller, torch.rand(20, 7, 7), torch.Generator().manual_seed(0)
-    log_probs, _, _ = meta(saliency, torch.full((20,), NO_LABEL), torch.zeros(20, 12))
+    choices, _, _ = meta(saliency, torch.full((20,), NO_LABEL), torch.zeros(20, 12))
     before = generator.get_state()
-    fixed = meta.draw(log_probs, saliency, True, generator)
+    fixed = meta.draw(choices, saliency, True, generator)
     assert torch.equal(generator.get_state(), before)
-    assert torch.equal(fixed.cell, mode(log_probs, saliency))
+    assert torch.equal(fixed.cell, mode(choices))
     assert torch.equal(torch.cat([fixed.extent[:, None], fixed.shift], 1), meta.means(saliency, fixed.cell))
-    drawn = meta.draw(log_probs, saliency, False, generator)
+    drawn = meta.draw(choices, saliency, False, generator)
     assert not torch.equal(generator.get_state(), before)
     assert not torch.equal(drawn.cell, fixed.cell)
 
@@ -366,12 +392,13 @@ def test_the_score_function_is_the_gradient_of_the_expected_reward():
     """Over all cells, at one meta-step: sum_c p(c) r(c) grad log p(c) = grad sum_c p(c) r(c)."""
     net, reward = level((2, 3), prior=2.0), torch.rand(6)
     saliency = torch.rand(1, 2, 3)
-    log_probs, value, _ = net(saliency, torch.tensor([NO_LABEL]), torch.zeros(1, 12))
+    choices, value, _ = net(saliency, torch.tensor([NO_LABEL]), torch.zeros(1, 12))
+    log_probs = of_cells(choices)
     weights = [net.saliency_prior, *net.cell.parameters(), *net.encode.parameters()]
     expected = torch.autograd.grad((log_probs.exp() * reward).sum(), weights, retain_graph=True)
     lanes = saliency.expand(6, -1, -1)
     drawn = AttentionDraw(torch.arange(6), torch.full((6,), FIRST_EXTENT), torch.zeros(6, 2))
-    scores = net.scores(drawn, log_probs.expand(6, -1), lanes, value.expand(6))
+    scores = net.scores(drawn, choices.expand(6, -1, -1), lanes, value.expand(6))
     found = torch.autograd.grad((log_probs[0].exp().detach() * reward * scores.log_probs).sum(), weights)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)

@@ -355,7 +355,6 @@ def test_a_checkpoint_brings_the_agent_back(tmp_path: Path):
     assert loaded.agent.config == AGENT
     config = dataclasses.replace(ENV, split="test", protocol="free", num_examples=24)
     assert score_agent(loaded.agent, config, progress=False)["exact_match"] == tested["exact_match"]
-    assert tested["focus"] is not None
     assert {"focus", "several", "pointing"} <= set(tested)
 
 
@@ -374,8 +373,8 @@ def test_the_upper_level_learns_what_it_is_rewarded_for(env: HSALVectorEnv, monk
     config = dataclasses.replace(
         LEARNER, batch_size=LANES, learning_rate=0.02, upper_gamma=0.0, warmup=0.0, **WAYS[way]
     )
-    learner = Learner(agent, config, 60)
-    for _ in range(60):
+    learner = Learner(agent, config, 120)
+    for _ in range(120):
         learner.update(env, np.arange(LANES))
     draws = played(env, agent).attention.draws
     assert (draws.cell == 24).float().mean() > 0.8

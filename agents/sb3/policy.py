@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from agents.actor_critic import ActorCritic, AgentState
 from agents.config import AgentConfig
-from agents.drawn_attention import mode
+from agents.drawn_attention import mode, of_cells
 from agents.protocol import World
 from hsal_env import dynamics
 from hsal_env.errors import ConfigError
@@ -302,9 +302,9 @@ class HSALPolicy(RecurrentActorCriticPolicy):
             zero = torch.zeros_like(raw[:, 0])
             value = self.meta_value(begun.meta_state.detach()).squeeze(1)
             return _Attended(raw, begun, _Choice(zero.long(), zero, zero), value)
-        log_probs, value, begun = self.agent.score_cells(saliency, last_label, before)
-        fixed = mode(log_probs, saliency) if deterministic and stored_cell is None else stored_cell
-        cell = _choose(log_probs, fixed, deterministic)
+        choices, value, begun = self.agent.score_cells(saliency, last_label, before)
+        fixed = mode(choices) if deterministic and stored_cell is None else stored_cell
+        cell = _choose(of_cells(choices), fixed, deterministic)
         meta = self.agent.drawn_attention()
         return _Attended(meta.attention(meta.most_probable(saliency, cell.chosen)), begun, cell, value)
 
