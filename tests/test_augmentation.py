@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -127,6 +128,24 @@ def test_colours_by_hand():
     assert np.abs(sharp[5:].astype(int) - 178.5).max() <= 0.5
     negative, _ = varied(image, NO_BOXES, dataclasses.replace(STILL, negative=1.0), unblurred())
     assert (negative == 255 - image).all()
+
+
+def test_rectangles_of_one_colour_cover_a_part():
+    image, sizes = np.full((40, 80, 3), 77, np.uint8), []
+    for seed in range(300):
+        found, _ = varied(image, NO_BOXES, replace(STILL, covered=(1, 0.25)), np.random.default_rng(seed))
+        rows, columns = np.nonzero((found != 77).any(axis=2))
+        if not len(rows):
+            continue  # of the very colour of the image
+        patch = found[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+        assert (patch == patch[0, 0]).all()
+        sizes.append(patch.shape[:2])
+    sizes = np.array(sizes)
+    assert sizes.max(axis=0).tolist() == [10, 20]
+    assert sizes.min(axis=0).tolist() == [1, 1]
+    np.testing.assert_allclose(sizes.mean(axis=0), [5, 9.5], atol=1.0)  # some are cut off at the edge
+    several, _ = varied(image, NO_BOXES, replace(STILL, covered=(3, 0.25)), np.random.default_rng(0))
+    assert len(np.unique(several.reshape(-1, 3), axis=0)) == 4
 
 
 def test_without_saturation_an_image_is_grey():

@@ -42,6 +42,8 @@ class Variation:
         hue_deg: largest angle by which the colours of half of the images are turned about grey.
         negative: share of the images that are shown as their negative.
         noise: largest standard deviation of the noise.
+        covered: number of rectangles of one colour each that cover parts of the image, and their largest side as a share of the
+            image's. Small ones leave an object recognisable, and teach to read it by all its parts (DeVries and Taylor, 2017).
         beside: share of the images that stand beside another one, each squeezed to a width in proportion to its objects. Their
             labels are those of both. Images without objects, and pairs with too many, stay single.
     """
@@ -60,6 +62,7 @@ class Variation:
     hue_deg: float = 0.0
     negative: float = 0.0
     noise: float = 0.03
+    covered: tuple[int, float] = (0, 0.0)
     beside: float = 0.0
 
 
@@ -80,6 +83,7 @@ NUMBERS = Variation(
     hue_deg=180.0,
     negative=0.3,
     noise=0.04,
+    covered=(3, 0.18),
 )
 """Of numbers that a margin surrounds and whose colours say nothing, as in SVHN."""
 

@@ -42,6 +42,7 @@ def varied(
     if random.random() < 0.5:
         pixels = _blurred(pixels, random.uniform(0.3, max(v.blur_px, 0.3)))
     pixels = _recoloured(pixels, v, random)
+    pixels = _covered(pixels, *v.covered, random)
     pixels += random.uniform(0, v.noise) * torch.from_numpy(random.standard_normal(pixels.shape, np.float32))
     values = (pixels.clamp_(0, 1) * 255).round_().byte()[0].permute(1, 2, 0).numpy()
     return values.reshape(image.shape), _moved_boxes(boxes, matrix, shift, image.shape[:2])
@@ -141,6 +142,15 @@ def _blurred(pixels: Tensor, blur_px: float) -> Tensor:
         pixels = padded.narrow(axis, 0, length) * taps[0]
         for first, tap in enumerate(taps[1:], 1):  # several times faster than a convolution by channels
             pixels.add_(padded.narrow(axis, first, length), alpha=tap)
+    return pixels
+
+
+def _covered(pixels: Tensor, number: int, side: float, random: np.random.Generator) -> Tensor:
+    for _ in range(number):
+        size = [math.ceil(random.uniform(0, side) * length) for length in pixels.shape[2:]]
+        top, left = (random.integers(length) for length in pixels.shape[2:])
+        colour = torch.from_numpy(random.random((pixels.shape[1], 1, 1), np.float32))
+        pixels[0, :, top : top + size[0], left : left + size[1]] = colour
     return pixels
 
 
