@@ -30,7 +30,7 @@ from hsal_env.spaces import attention_action
 
 
 class AgentState(NamedTuple):
-    """The recurrent states of both levels: ``[B, meta_hidden]`` and ``[B, controller_hidden]``."""
+    """The recurrent states of both levels, ``[B, ...]`` each: the meta-controller's ``state_size``, and ``controller_hidden``."""
 
     meta_state: Tensor
     controller_state: Tensor
@@ -108,7 +108,8 @@ class ActorCritic(nn.Module):
         """The states at the start of an episode: zeros."""
         weight = self.controller.label.weight
         return AgentState(
-            weight.new_zeros(lanes, self.config.meta_hidden), weight.new_zeros(lanes, self.config.controller_hidden)
+            weight.new_zeros(lanes, self.meta_controller.state_size),
+            weight.new_zeros(lanes, self.config.controller_hidden),
         )
 
     def act(

@@ -3,9 +3,10 @@
 The paper's meta-controller puts out the mask itself, and learns through it. Here it has a policy, a value and an entropy, as the
 controller has. At meta-step t it draws
 
-- a cell c, in one of two ways: by what stands out, or from memory alone. The scores of the 2 H W choices are
-  ``w S_t + u(h_t)`` and ``v(h_t)``, where u and v are two outputs of one MLP, and the policy is the softmax over all of them. The
-  log-probability of c is that of both ways together;
+- a cell c, in one of two ways: where something stands out, or where nothing ever has. With T_t, the largest saliency that each
+  cell has had so far, and N T_t, its largest value among a cell and the eight about it, the scores of these 2 H W choices are
+  ``w S_t + u(h_t)`` and ``v(h_t) - w' N T_t``. u and v are two outputs of one MLP, and the policy is the softmax over all
+  choices. The log-probability of c is that of both ways together;
 - an extent x_0 and a shift (x_1, x_2) from ``Normal(mean, STD)``, where the mean is linear in the 5x5 patch of S_t about c.
 
 The K Gaussians stand on a square lattice about ``c + SHIFT tanh(x_1, x_2)``, and it reaches ``EXTENT sigmoid(x_0)`` from there.
@@ -14,7 +15,8 @@ the 4K numbers that describe this lattice (:func:`hsal_env.functional.lattice`).
 the cell its most probable one (:func:`mode`), with its means.
 
 Why two ways: when every object is named, any of some forty empty cells will do, and no single one of them is probable. What is
-left of a named object would then be the most probable cell. The second way gathers the empty ones.
+left of a named object would then be the most probable cell. The second way gathers the empty ones, and by T_t it keeps away from
+named objects, where S_t is low, too.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
+from torch.nn.functional import max_pool2d, pad
 
 from agents.config import grid_side
 from agents.encoding import EncodedGRU, one_hot_or_zeros
@@ -41,8 +43,8 @@ EXTENT, SHIFT = 2.0, 1.0
 """Limits of extent and shift, in sevenths of the map's shorter side."""
 FIRST_EXTENT = -1.0
 """First mean of x_0: the lattice reaches 0.54 cells of a 7x7 map."""
-FIRST_MEMORY = 3.0
-"""First score of a cell from memory: what a cell gets by saliency if ``S = FIRST_MEMORY / w``, 0.15 by default."""
+FIRST_AWAY = 3.0
+"""First value of v: a cell where nothing ever was is as probable as one of ``S = FIRST_AWAY / w``, 0.15 by default."""
 
 
 class AttentionDraw(NamedTuple):
@@ -68,7 +70,10 @@ class DrawnAttention(EncodedGRU):
         rules: the rules of the environment.
         hidden: size of encoding and state.
         cell_hidden: hidden units of the MLP.
-        saliency_prior: first value of w.
+        saliency_prior: first value of w and w'.
+
+    Attributes:
+        state_size: size of the recurrent state: h_t and T_t.
 
     Raises:
         ConfigError: K is not a square number.
@@ -89,13 +94,15 @@ class DrawnAttention(EncodedGRU):
         self.map_size, self.labels, self.rules = map_size, labels, rules
         scores = nn.Linear(cell_hidden, 2 * cells)
         self.cell = nn.Sequential(nn.Linear(hidden, cell_hidden), nn.ReLU(), scores)
+        self.hidden, self.state_size = hidden, hidden + cells
         self.saliency_prior = nn.Parameter(torch.tensor(float(saliency_prior)))
+        self.away_prior = nn.Parameter(torch.tensor(float(saliency_prior)))
         self.mean = nn.Linear(PATCH**2, 3)
         self.value = nn.Linear(hidden, 1)
         nn.init.zeros_(self.mean.weight)
         with torch.no_grad():
             self.mean.bias.copy_(torch.tensor([FIRST_EXTENT, 0.0, 0.0]))
-            scores.bias[cells:] += FIRST_MEMORY
+            scores.bias[cells:] += FIRST_AWAY
 
     def forward(self, saliency: Tensor, last_label: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Take one step.
@@ -103,18 +110,26 @@ class DrawnAttention(EncodedGRU):
         Args:
             saliency: S_t ``[B, H, W]``.
             last_label: ``[B]``. C + 1 means none yet, and is encoded as zeros (C2).
-            state: h_{t-1} ``[B, hidden]``.
+            state: h_{t-1} and T_{t-1} ``[B, state_size]``.
 
         Returns:
-            Log-probabilities of the choices ``[B, 2, H W]``, by saliency and from memory; the value ``[B]``, which reads the
-            detached h_t; and h_t.
+            Log-probabilities of the choices ``[B, 2, H W]``, on what stands out and away from it; the value ``[B]``, which reads
+            the detached h_t; and h_t with T_t.
         """
-        x = torch.cat([saliency.flatten(1), one_hot_or_zeros(last_label, self.labels)], dim=1)
-        state = self.step(x, state)
-        by_saliency, from_memory = self.cell(state).float().chunk(2, dim=1)
-        scores = torch.cat([self.saliency_prior * saliency.flatten(1) + by_saliency, from_memory], dim=1)
+        now = saliency.flatten(1)
+        x = torch.cat([now, one_hot_or_zeros(last_label, self.labels)], dim=1)
+        hidden = self.step(x, state[:, : self.hidden])
+        ever = torch.maximum(state[:, self.hidden :], now)
+        on, away = self.cell(hidden).float().chunk(2, dim=1)
+        scores = torch.cat([on + self.saliency_prior * now, away - self.away_prior * self._around(ever)], dim=1)
         choices = scores.log_softmax(dim=1).unflatten(1, (2, -1))
-        return choices, self.value(state.detach()).float().squeeze(1), state
+        return choices, self.value(hidden.detach()).float().squeeze(1), torch.cat([hidden, ever], dim=1)
+
+    def _around(self, maps: Tensor) -> Tensor:
+        """The largest value within a seventh of the map's shorter side of each cell, of ``maps`` ``[B, H W]``."""
+        reach = max(1, round(_unit(self.map_size)))
+        pooled = max_pool2d(maps.view(-1, 1, *self.map_size), 2 * reach + 1, stride=1, padding=reach)
+        return pooled.flatten(1)
 
     def means(self, saliency: Tensor, cell: Tensor) -> Tensor:
         """Means of (x_0, x_1, x_2) ``[B, 3]``, from the patch of ``saliency`` ``[B, H, W]`` about ``cell`` ``[B]``.

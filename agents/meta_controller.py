@@ -21,13 +21,16 @@ class MetaController(EncodedGRU):
         grid: the raw centres start on a square grid, ``sigmoid(.) = (i + 1/2) / sqrt(K)``, and the weights four times as
             large.
 
+    Attributes:
+        state_size: size of the recurrent state h_t.
+
     Raises:
         ConfigError: ``grid`` is set and K is not a square number.
     """
 
     def __init__(self, cells: int, labels: int, components: int, hidden: int, grid: bool) -> None:
         super().__init__(cells + labels, hidden)
-        self.labels = labels
+        self.labels, self.state_size = labels, hidden
         self.attention = nn.Linear(hidden, 4 * components)
         if grid:
             side = grid_side(components)

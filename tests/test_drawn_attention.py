@@ -11,8 +11,8 @@ from agents.actor_critic import ActorCritic, AgentState
 from agents.config import AgentConfig
 from agents.drawn_attention import (
     EXTENT,
+    FIRST_AWAY,
     FIRST_EXTENT,
-    FIRST_MEMORY,
     STD,
     AttentionDraw,
     DrawnAttention,
@@ -150,26 +150,50 @@ def test_on_a_map_that_is_not_square_the_mask_is_and_follows_the_shorter_side():
 def test_cells_are_drawn_from_a_softmax_of_saliency_by_hand():
     net = silent(level((2, 3), prior=math.log(2)))
     saliency = torch.tensor([[[0.0, 0.0, 1.0], [2.0, 0.0, 0.0]]])
-    choices, _, _ = net(saliency, torch.tensor([NO_LABEL]), torch.zeros(1, 12))
-    expected = torch.tensor([[[1.0, 1.0, 2.0, 4.0, 1.0, 1.0], [1.0] * 6]]) / 16
+    choices, _, _ = net(saliency, torch.tensor([NO_LABEL]), torch.zeros(1, 12 + 6))
+    expected = torch.tensor([[[1.0, 1.0, 2.0, 4.0, 1.0, 1.0], [0.25, 0.25, 0.5, 0.25, 0.25, 0.5]]]) / 12
     torch.testing.assert_close(choices.exp(), expected)
+
+
+def test_the_second_way_keeps_away_from_what_has_ever_stood_out():
+    net, none = silent(level((1, 6), prior=math.log(2))), torch.tensor([NO_LABEL])
+    _, _, state = net(torch.tensor([[[0.0, 2.0, 0.0, 0.0, 0.0, 1.0]]]), none, torch.zeros(1, 12 + 6))
+    choices, _, state = net(torch.tensor([[[0.0, 0.0, 0.0, 0.0, 0.0, 1.0]]]), none, state)  # the second was wiped
+    assert state[0, 12:].tolist() == [0.0, 2.0, 0.0, 0.0, 0.0, 1.0]
+    expected = torch.tensor([[[1.0, 1.0, 1.0, 1.0, 1.0, 2.0], [0.25, 0.25, 0.25, 1.0, 0.5, 0.5]]]) / 9.75
+    torch.testing.assert_close(choices.exp(), expected)
+    assert mode(choices).item() == 5
+    on_nothing, _, _ = net(torch.zeros(1, 1, 6), none, state - 1.0)  # T is at most 1 here, and nothing is left
+    assert on_nothing[0, 1].argmax() == 3
+
+
+@pytest.mark.parametrize(("map_size", "reach"), [((7, 7), 1), ((14, 20), 2)])
+def test_around_a_cell_counts_its_greatest_neighbour(map_size: tuple[int, int], reach: int):
+    maps = torch.rand(3, *map_size)
+    found = level(map_size)._around(maps.flatten(1)).view_as(maps)
+    for row in range(map_size[0]):
+        for col in range(map_size[1]):
+            about = maps[:, max(row - reach, 0) : row + reach + 1, max(col - reach, 0) : col + reach + 1]
+            assert torch.equal(found[:, row, col], about.amax(dim=(1, 2)))
 
 
 def test_the_scores_of_cells_are_those_of_the_state_plus_a_multiple_of_saliency():
     net = level((2, 3), prior=2.5)
-    saliency, label, before = torch.rand(4, 2, 3), torch.tensor([0, 5, 10, NO_LABEL]), torch.randn(4, 12)
+    saliency, label, before = torch.rand(4, 2, 3), torch.tensor([0, 5, 10, NO_LABEL]), torch.randn(4, 12 + 6)
     choices, value, state = net(saliency, label, before)
     x = torch.cat([saliency.flatten(1), torch.eye(LABELS + 1)[label][:, :LABELS]], dim=1)
-    torch.testing.assert_close(state, net.gru(net.encode(x), before))
+    hidden = net.gru(net.encode(x), before[:, :12])
+    ever = torch.maximum(before[:, 12:], saliency.flatten(1))
+    around = torch.stack([ever[:, [0, 1, 3, 4]].amax(1), ever.amax(1), ever[:, [1, 2, 4, 5]].amax(1)] * 2, dim=1)
+    torch.testing.assert_close(state, torch.cat([hidden, ever], dim=1))
     first, _, second = net.cell
-    scores = (state @ first.weight.T + first.bias).clamp(min=0) @ second.weight.T + second.bias
-    cells = scores.shape[1] // 2
-    by_saliency, from_memory = scores[:, :cells] + 2.5 * saliency.flatten(1), scores[:, cells:]
-    everything = by_saliency.exp().sum(1) + from_memory.exp().sum(1)
-    torch.testing.assert_close(choices[:, 0].exp(), by_saliency.exp() / everything[:, None])
-    torch.testing.assert_close(choices[:, 1].exp(), from_memory.exp() / everything[:, None])
+    scores = (hidden @ first.weight.T + first.bias).clamp(min=0) @ second.weight.T + second.bias
+    on, away = scores[:, :6] + 2.5 * saliency.flatten(1), scores[:, 6:] - 2.5 * around
+    everything = on.exp().sum(1) + away.exp().sum(1)
+    torch.testing.assert_close(choices[:, 0].exp(), on.exp() / everything[:, None])
+    torch.testing.assert_close(choices[:, 1].exp(), away.exp() / everything[:, None])
     torch.testing.assert_close(of_cells(choices).exp(), choices.exp().sum(dim=1))
-    torch.testing.assert_close(value, state @ net.value.weight[0] + net.value.bias)
+    torch.testing.assert_close(value, hidden @ net.value.weight[0] + net.value.bias)
 
 
 def patch_of(saliency: np.ndarray, cell: int, step: int) -> list[float]:
@@ -200,17 +224,19 @@ def test_at_first_the_means_are_a_small_mask_on_the_cell():
     assert EXTENT * torch.tensor(FIRST_EXTENT).sigmoid().item() == pytest.approx(0.5379, abs=1e-4)
 
 
-def test_at_first_a_cell_from_memory_is_worth_a_saliency_of_0_15():
+def test_at_first_a_cell_where_nothing_was_is_worth_a_saliency_of_0_15():
     net = level((2, 3))
     nn.init.zeros_(net.cell[2].weight)
     nn.init.zeros_(net.cell[2].bias[:6])
     with torch.no_grad():
-        net.cell[2].bias[6:] = FIRST_MEMORY
-    choices, _, _ = net(torch.full((1, 2, 3), 0.15), torch.tensor([NO_LABEL]), torch.zeros(1, 12))
-    torch.testing.assert_close(choices, torch.full((1, 2, 6), 1 / 12).log())
+        net.cell[2].bias[6:] = FIRST_AWAY
+    saliency = torch.tensor([[[0.15, 0.0, 0.0], [0.0, 0.0, 0.0]]])
+    choices, _, _ = net(saliency, torch.tensor([NO_LABEL]), torch.zeros(1, 12 + 6))
+    torch.testing.assert_close(choices[0, 0, 0], choices[0, 1, 2])
+    torch.testing.assert_close(choices[0, 1, 0], choices[0, 0, 2])
     bias = level().cell[2].bias.detach()
     assert (bias[:49].abs() < 1).all()
-    assert ((bias[49:] - FIRST_MEMORY).abs() < 1).all()
+    assert ((bias[49:] - FIRST_AWAY).abs() < 1).all()
 
 
 def test_log_probability_and_entropy_by_hand():
@@ -229,7 +255,7 @@ def test_log_probability_and_entropy_by_hand():
 
 def test_densities_are_those_of_torch(agent: ActorCritic):
     meta, saliency = agent.meta_controller, torch.rand(50, 7, 7)
-    choices, value, _ = meta(saliency, torch.randint(LABELS + 1, (50,)), torch.randn(50, 12))
+    choices, value, _ = meta(saliency, torch.randint(LABELS + 1, (50,)), torch.randn(50, 12 + 49))
     drawn = meta.draw(choices, saliency, False, torch.Generator().manual_seed(0))
     found = meta.scores(drawn, choices, saliency, value)
     cells = torch.distributions.Categorical(probs=choices.exp().sum(dim=1))
@@ -243,7 +269,7 @@ def test_samples_follow_the_distribution():
     net, many = silent(level((2, 3), prior=math.log(2))), 20_000
     nn.init.normal_(net.mean.weight)
     saliency = torch.tensor([[[0.0, 0.0, 1.0], [2.0, 0.0, 0.0]]]).expand(many, -1, -1)
-    choices, _, _ = net(saliency, torch.full((many,), NO_LABEL), torch.zeros(many, 12))
+    choices, _, _ = net(saliency, torch.full((many,), NO_LABEL), torch.zeros(many, 12 + 6))
     drawn = net.draw(choices, saliency, False, torch.Generator().manual_seed(0))
     frequency = torch.bincount(drawn.cell, minlength=6) / many
     torch.testing.assert_close(frequency, of_cells(choices)[0].exp(), rtol=0, atol=5 * 0.5 / many**0.5)
@@ -254,25 +280,25 @@ def test_samples_follow_the_distribution():
 
 
 @pytest.mark.parametrize(
-    ("by_saliency", "from_memory", "cell"),
+    ("on", "away", "cell"),
     [
         ([0.4, 0.5, 0.02, 0.02], [0.03, 0.01, 0.01, 0.01], 1),
-        ([0.28, 0.02, 0.02, 0.02], [0.16, 0.17, 0.18, 0.15], 2),  # no cell is as probable as 0, but memory has 0.66
+        ([0.28, 0.02, 0.02, 0.02], [0.16, 0.17, 0.18, 0.15], 2),  # no cell is as probable as 0, but away has 0.66
         (
             [0.3, 0.08, 0.08, 0.05],
             [0.0, 0.24, 0.25, 0.0],
             0,
-        ),  # memory has 0.49; cell 2 is as probable in both ways together
+        ),  # away has 0.49
         ([0.0, 0.0, 0.0, 0.1], [0.5, 0.2, 0.1, 0.1], 0),
     ],
 )
-def test_the_cell_of_the_mode_by_hand(by_saliency: list[float], from_memory: list[float], cell: int):
-    assert mode(torch.tensor([[by_saliency, from_memory]]).log()).tolist() == [cell]
+def test_the_cell_of_the_mode_by_hand(on: list[float], away: list[float], cell: int):
+    assert mode(torch.tensor([[on, away]]).log()).tolist() == [cell]
 
 
 def test_the_mode_has_the_means_of_its_cell_and_draws_nothing(agent: ActorCritic):
     meta, saliency, generator = agent.meta_controller, torch.rand(20, 7, 7), torch.Generator().manual_seed(0)
-    choices, _, _ = meta(saliency, torch.full((20,), NO_LABEL), torch.zeros(20, 12))
+    choices, _, _ = meta(saliency, torch.full((20,), NO_LABEL), torch.zeros(20, 12 + 49))
     before = generator.get_state()
     fixed = meta.draw(choices, saliency, True, generator)
     assert torch.equal(generator.get_state(), before)
@@ -339,7 +365,7 @@ def test_some_lanes_of_a_trajectory_keep_their_draws(agent: ActorCritic, rollout
 def test_lanes_in_mixed_phases_decide_together_what_they_decide_alone(env: HSALVectorEnv, agent: ActorCritic):
     seen, _ = env.reset(options={"index": np.arange(LANES)})
     seen = {name: part.clone() for name, part in seen.items()}
-    state = AgentState(torch.randn(LANES, 12), torch.randn(LANES, 20))
+    state = AgentState(torch.randn(LANES, 12 + 49), torch.randn(LANES, 20))
     alone = agent.act(seen, state, True)
     seen["phase"][::2] = 3
     mixed = agent.act(seen, state, True)
@@ -357,7 +383,7 @@ def test_lanes_in_mixed_phases_decide_together_what_they_decide_alone(env: HSALV
 def test_attention_without_drawing_is_the_mode(env: HSALVectorEnv, agent: ActorCritic, controller_state: str):
     agent = drawing(agent.world, controller_state=controller_state)
     saliency, label = torch.rand(3, 7, 7), torch.tensor([0, 1, NO_LABEL])
-    before = AgentState(torch.randn(3, 12), torch.randn(3, 20))
+    before = AgentState(torch.randn(3, 12 + 49), torch.randn(3, 20))
     raw, after = agent.attend(saliency, label, before)
     attended = agent.draw(saliency, label, before, deterministic=True)
     assert torch.equal(raw, attended.attention)
@@ -380,7 +406,7 @@ def heard(agent: ActorCritic, loss: Tensor) -> set[str]:
 
 def test_each_level_learns_from_its_own_scores_alone(agent: ActorCritic, rollout: Rollout):
     evaluation = agent.evaluate(rollout.trajectory)
-    policy = {f"meta_controller.{name}" for name in ("encode", "gru", "cell", "saliency_prior", "mean")}
+    policy = {f"meta_controller.{name}" for name in ("encode", "gru", "cell", "saliency_prior", "away_prior", "mean")}
     assert heard(agent, evaluation.attention.log_probs.sum()) == policy
     assert heard(agent, evaluation.attention.entropies.sum()) == policy - {"meta_controller.mean"}
     assert heard(agent, evaluation.attention.values.sum()) == {"meta_controller.value"}
@@ -392,9 +418,9 @@ def test_the_score_function_is_the_gradient_of_the_expected_reward():
     """Over all cells, at one meta-step: sum_c p(c) r(c) grad log p(c) = grad sum_c p(c) r(c)."""
     net, reward = level((2, 3), prior=2.0), torch.rand(6)
     saliency = torch.rand(1, 2, 3)
-    choices, value, _ = net(saliency, torch.tensor([NO_LABEL]), torch.zeros(1, 12))
+    choices, value, _ = net(saliency, torch.tensor([NO_LABEL]), torch.zeros(1, 12 + 6))
     log_probs = of_cells(choices)
-    weights = [net.saliency_prior, *net.cell.parameters(), *net.encode.parameters()]
+    weights = [net.saliency_prior, net.away_prior, *net.cell.parameters(), *net.encode.parameters()]
     expected = torch.autograd.grad((log_probs.exp() * reward).sum(), weights, retain_graph=True)
     lanes = saliency.expand(6, -1, -1)
     drawn = AttentionDraw(torch.arange(6), torch.full((6,), FIRST_EXTENT), torch.zeros(6, 2))
@@ -405,7 +431,7 @@ def test_the_score_function_is_the_gradient_of_the_expected_reward():
 
 
 def test_states_of_ended_lanes_can_be_left_out(agent: ActorCritic):
-    state = AgentState(torch.randn(3, 12), torch.randn(3, 20))
+    state = AgentState(torch.randn(3, 12 + 49), torch.randn(3, 20))
     saliency, label = torch.rand(3, 7, 7), torch.tensor([0, 1, 2])
     whole = agent.draw(saliency, label, state, deterministic=True)
     part = agent.draw(saliency[:2], label[:2], first_lanes(state, 2), deterministic=True)

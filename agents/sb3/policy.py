@@ -171,7 +171,8 @@ class HSALPolicy(RecurrentActorCriticPolicy):
         self.agent = ActorCritic(world, self.config)
         self.draws = self.config.attention_policy == "drawn"
         self.meta_value = None if self.draws else nn.Linear(self.config.meta_hidden, 1)
-        size = self.config.meta_hidden + self.config.controller_hidden
+        self._sizes = [self.agent.meta_controller.state_size, self.config.controller_hidden]
+        size = sum(self._sizes)
         self.lstm_actor = _StateSize(size)  # type: ignore[assignment]
         self.lstm_hidden_state_shape = (1, 1, size)
         make_optimiser: Any = self.optimizer_class
@@ -258,8 +259,7 @@ class HSALPolicy(RecurrentActorCriticPolicy):
         seen = {name: obs[name].reshape(len(hidden), -1)[:, 0].long() for name in ("last_label", "last_location")}
         seen |= {name: obs[name].unflatten(1, self.map_size) for name in ("saliency", "priority")}
         seen["glimpse"] = obs["glimpse"]
-        sizes = [self.config.meta_hidden, self.config.controller_hidden]
-        before = AgentState(*(hidden * (1 - episode_starts)[:, None]).split(sizes, dim=1))
+        before = AgentState(*(hidden * (1 - episode_starts)[:, None]).split(self._sizes, dim=1))
 
         stored_location, stored_label = (None, None) if taken is None else (taken[:, -2], taken[:, -1])
         place = self._attend(seen["saliency"], seen["last_label"], before, stored_location, deterministic)
