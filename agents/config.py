@@ -51,7 +51,7 @@ class AgentConfig:
         attention_policy: ``"learned"``: the meta-controller's output is the mask, as printed. ``"drawn"``: the meta-controller
             is a stochastic policy over masks on one place (:mod:`agents.drawn_attention`), so K must be a square number.
             ``"winner-take-all"``: a control that puts all Gaussians on the most salient cell.
-        saliency_prior: first value of the learned weight w in the cell scores ``w S + MLP(h)`` of drawn attention.
+        saliency_prior: first value of the learned weights of saliency in drawn attention (:mod:`agents.drawn_attention`).
         location_policy: ``"learned"``, or one of two controls: ``"greedy"`` looks at the cell of highest priority,
             ``"uniform"`` at any cell.
         bfloat16: multiply matrices in bfloat16 where the device does so faster (an accelerator, and some CPUs). All else stays
