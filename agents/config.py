@@ -249,6 +249,9 @@ class PretrainConfig:
     """size of the images in the first half of the passes, as a share of theirs: small images teach the coarse sooner"""
     warp_px: float = 3.0
     """largest amplitude of the smooth random displacements of a training canvas"""
+    skew: float = 0.0
+    """training canvases are turned, stretched and slanted by a matrix whose entries differ from 1 and 0 by at most this, and made
+    so small that they stay whole"""
     val_canvases: int = 2_000
     """canvases for the accuracy after every pass"""
     test_canvases: int = 10_000
@@ -277,6 +280,8 @@ class PretrainConfig:
             raise ConfigError(
                 f"Expected average_passes of at least 0 and less than passes; got {self.average_passes} of {self.passes}."
             )
+        if not 0 <= self.skew <= 0.4:
+            raise ConfigError(f"Expected skew of 0 to 0.4; got {self.skew}.")
         if not 1 <= self.scale <= 4:
             raise ConfigError(f"Expected scale of 1 to 4; got {self.scale}.")
         if not 0 < self.first_scale <= 1:

@@ -139,6 +139,7 @@ def test_pretraining_goes_on_from_weights(mnist_root: str, tmp_path: Path, monke
     [
         ("--average-passes 18", "Expected average_passes of at least 0 and less than passes; got 18 of 18"),
         ("--scale 0.5", "Expected scale of 1 to 4; got 0.5"),
+        ("--skew 0.5", "Expected skew of 0 to 0.4; got 0.5"),
         ("--first-scale 0", "Expected first_scale above 0 and at most 1; got 0.0"),
         ("--first-scale 1.5", "Expected first_scale above 0 and at most 1; got 1.5"),
         ("--passes 0", "Expected passes, val_canvases and test_canvases of at least 1"),

@@ -198,8 +198,8 @@ class Pretraining:
     def _shown(self, canvases: np.ndarray) -> torch.Tensor:
         """Training images as the network sees them in this pass."""
         images = to_images(canvases, self.net.model.in_channels).to(self.device)
-        if self.config.warp_px:
-            images = warped(images, self.config.warp_px)
+        if self.config.warp_px or self.config.skew:
+            images = warped(images, self.config.warp_px, self.config.skew)
         factor = self.config.scale ** float(2 * torch.rand(()) - 1) if self.config.scale > 1 else 1.0
         return resized(images, factor * self._scale(self.passes))
 
