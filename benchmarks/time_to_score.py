@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import csv
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -168,9 +169,7 @@ def main() -> None:
     )
     parser.add_argument("--episodes", type=int, default=10_000, help="test canvases")
     parser.add_argument("--seed", type=int, default=0, help="seed of the training")
-    parser.add_argument(
-        "--flags", nargs="*", default=[], help="more flags of every training, each as --name=value after --"
-    )
+    parser.add_argument("--flags", default="", help="more flags of every training: --flags='--source digits'")
     parser.add_argument("--json", type=Path, help="file for the numbers")
     parser.add_argument("--plot", type=Path, help="PNG file for the curves")
     args = parser.parse_args()
@@ -180,7 +179,7 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="time-to-score-"))
     try:
         for name in args.systems:
-            curves[name], total[name] = curve_of(name, args.flags, args.episodes, args.seed, folder)
+            curves[name], total[name] = curve_of(name, shlex.split(args.flags), args.episodes, args.seed, folder)
             for seconds, score in curves[name]:
                 print(f"{name}: {seconds:6.1f} s  {score:.4f}")
     finally:

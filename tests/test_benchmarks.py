@@ -11,6 +11,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from hsal_env.data import Canvases, load_glyphs
 
@@ -163,6 +164,40 @@ def test_growth_is_the_exponent(module):
 def test_a_store_that_does_not_fit_the_disk_is_refused_before_work(module, tmp_path: Path):
     with pytest.raises(SystemExit, match=r"need 13860000.0 GB.*--folder"):
         module("scaling").measured("canvases", 10**12, 0.0, tmp_path)
+
+
+def test_the_time_to_a_score_is_that_of_the_first_point_that_has_it(module):
+    curve = [(10.0, 0.5), (20.0, 0.95), (30.0, 0.94), (40.0, 0.97)]
+    reached = module("time_to_score").reached
+    assert [reached(curve, score) for score in (0.5, 0.935, 0.96, 0.98)] == [10.0, 20.0, 40.0, None]
+    assert reached([], 0.5) is None
+
+
+@pytest.mark.slow
+def test_curves_of_ours_and_of_others_begin_with_their_processes(tmp_path: Path):
+    few = "--source digits --test-episodes 20 --val-episodes 20"
+    ours = f"--systems hsal --scores 0 1.5 --episodes 30 --plot curve.png --flags='--preset tiny --log-every 1 {few}'"
+    found = run("time_to_score.py", ours, tmp_path)
+    curve = found["curves"]["hsal"]
+    assert len(curve) >= 2  # a checkpoint after each of two passes
+    assert all(0 < seconds <= found["seconds_of_the_command"]["hsal"] and 0 <= score <= 1 for seconds, score in curve)
+    assert found["seconds_to_0"]["hsal"] == curve[0][0]
+    assert found["seconds_to_1.5"] == {"hsal": None}
+    assert min(found["matrix_gflops"].values()) > 0
+    with Image.open(tmp_path / "curve.png") as picture:
+        assert picture.size[0] > 400
+    theirs = "--systems sb3-maskable-ppo --scores 0 --flags='--timesteps 4096 --num-examples 64 --val-every 4096 " + few
+    found = run("time_to_score.py", theirs + "'", tmp_path)
+    assert found["seconds_to_0"]["sb3-maskable-ppo"] > 1
+
+
+@pytest.mark.slow
+def test_a_training_that_fails_ends_the_benchmark_with_its_message(tmp_path: Path):
+    command = [sys.executable, str(FOLDER / "time_to_score.py"), "--systems", "hsal", "--flags=--preset huge"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "Unknown preset 'huge'" in done.stderr
 
 
 def test_every_benchmark_is_in_the_table_and_gives_help_without_torch(tmp_path: Path):
