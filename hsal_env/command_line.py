@@ -74,11 +74,9 @@ def fail(message: str | int, wait_seconds: float = 10.0) -> NoReturn:
 
 
 def end_interrupted(signal: KeyboardInterrupt, line: str) -> NoReturn:
-    """End with ``line`` on stderr, and the status that belongs to the signal."""
-    if isinstance(signal, Terminated):
-        print(f"\n{line}", file=sys.stderr)  # below a progress bar
-        sys.exit(_SIGTERM_STATUS)
-    sys.exit(line)
+    """End with ``line`` on stderr, below a progress bar, and the status that belongs to the signal."""
+    print(f"\n{line}", file=sys.stderr)
+    sys.exit(_SIGTERM_STATUS if isinstance(signal, Terminated) else 1)
 
 
 def with_paths(args: Args) -> Args:

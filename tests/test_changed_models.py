@@ -80,7 +80,9 @@ CHANGES = ["list", "dict", "array", "function"]
 
 @pytest.mark.parametrize("what", [*CHANGES, "nothing"])
 def test_a_store_of_features_follows_its_model(name: str, monkeypatch: pytest.MonkeyPatch, what: str):
-    stored = Examples(config(name, features="store"), progress=False).load([0, 23])[0].volume
+    first = Examples(config(name, features="store"), progress=False)
+    stored = first.load([0, 23])[0].volume
+    first.wait_until_stored()
     change(what, name, monkeypatch)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -131,8 +131,8 @@ def test_an_interrupted_start_is_gone_on_with(
     module, output = script(OWN), tmp_path / "parts"
     save = features.Pretraining._save
 
-    def interrupted(self: features.Pretraining) -> None:
-        save(self)
+    def interrupted(self: features.Pretraining, random: list) -> None:
+        save(self, random)
         if self.passes == 1:
             raise KeyboardInterrupt
 

@@ -27,6 +27,7 @@ import warnings
 import weakref
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -167,9 +168,15 @@ class ArrayStore:
         """A store that a thread writes. Its files are opened under their temporary names, and stay open."""
         store = cls.__new__(cls)
         store.folder = folder
-        store._filling = Filling(folder, batches, length, hint, store._map)
+        store._filling = Filling(folder, batches, length, hint, store._map, lambda: cls._remember(folder))
         store._filling.wait_for(1)
         return store
+
+    @classmethod
+    def _remember(cls, folder: Path) -> None:
+        """A store that this process has written need not be asked whether it is current."""
+        with suppress(OSError, *_DAMAGE):  # whoever opens it will see
+            _checked[folder] = cls(folder)._whole
 
     def _check_files(self, length: int | None) -> None:
         """Compare the lengths of the arrays with ``length``, and the heads of their files with ``store.json``.

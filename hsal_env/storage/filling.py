@@ -68,12 +68,19 @@ class Filling:
     Args:
         folder, batches, length, hint: see :meth:`hsal_env.storage.array_store.ArrayStore.open`.
         begun: is called once, when the first rows are written, with the temporary folder and the names of the arrays.
+        ended: is called once, when the store has its name.
     """
 
     def __init__(
-        self, folder: Path, batches: Batches, length: int, hint: str, begun: Callable[[Path, list[str]], None]
+        self,
+        folder: Path,
+        batches: Batches,
+        length: int,
+        hint: str,
+        begun: Callable[[Path, list[str]], None],
+        ended: Callable[[], None],
     ) -> None:
-        self.folder = folder
+        self.folder, self._end = folder, ended
         self._begun: Callable[[Path, list[str]], None] | None = begun
         self._rows, self._ended, self._stopped = 0, False, False
         self._error: BaseException | None = None
@@ -125,6 +132,7 @@ class Filling:
         error: BaseException | None = None
         try:
             write_store(self.folder, until_stopped, length, hint, self._tell)
+            self._end()
         except BaseException as raised:  # whoever waits for rows raises it
             error = raised
         _running.pop(self.folder, None)
