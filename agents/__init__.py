@@ -46,8 +46,8 @@ def load(name: str | Path, *, trust: Trust = False, **switches: Any) -> Loaded:
 
     Example:
         >>> trained = load("mnist-multiset")
-        >>> trained.env.components, trained.agent.initial(4).meta_state.shape
-        (25, torch.Size([4, 128]))
+        >>> trained.env.components, trained.agent.initial(4).controller_state.shape
+        (25, torch.Size([4, 512]))
     """
     from agents import checkpoint  # torch: not before it is needed
 
