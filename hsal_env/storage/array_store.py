@@ -126,9 +126,8 @@ class ArrayStore:
             write_store(folder, batches, length, hint)
             try:
                 store = cls(folder)
-                store._check_files(
-                    length
-                )  # another process may have been first, or a damaged folder could not be deleted
+                # another process may have been first, or a damaged folder could not be deleted
+                store._check_files(length)
             except _DAMAGE as error:
                 raise DataError(
                     f"The store {folder} is damaged ({error}) and could not be replaced. Delete it."
@@ -218,7 +217,7 @@ class ArrayStore:
         Raises:
             DataError: see :meth:`require`.
         """
-        self.require(name, np.arange(start, stop))
+        self.require(name, slice(start, stop))
         return self._rows(name, start, stop)
 
     def wait_until_written(self) -> None:
@@ -230,19 +229,26 @@ class ArrayStore:
         if self._filling:
             self._filling.wait_for(None)
 
-    def require(self, name: str, rows: np.ndarray) -> None:
+    def require(self, name: str, rows: np.ndarray | slice) -> None:
         """Wait until ``rows`` of the array ``name`` are written, and compare their blocks with their checksums, once each.
 
-        If one differs, the store is computed again, with a warning.
+        Rows that the array does not have are left to whoever reads them. If a block differs, the store is computed again, with a
+        warning.
 
         Raises:
             DataError: rows cannot be written; or one differs, and the store was pickled, so that it cannot be computed again.
         """
         if self._filling:
-            self._filling.wait_for(int(rows.max()) + 1 if len(rows) else 0)
+            stop = rows.stop if isinstance(rows, slice) else int(rows.max(initial=-1)) + 1
+            self._filling.wait_for(stop)
             return  # this process has written them
         array, whole = self.meta["arrays"][name], self._whole[name]
-        blocks = rows[(rows >= 0) & (rows < array["rows"])] // array["block_rows"]
+        if isinstance(rows, slice):  # of a row for each byte there may be millions
+            blocks = np.arange(
+                rows.start // array["block_rows"], -(-min(rows.stop, array["rows"]) // array["block_rows"])
+            )
+        else:
+            blocks = rows[(rows >= 0) & (rows < array["rows"])] // array["block_rows"]
         for block in np.unique(blocks[~whole[blocks]]).tolist():
             start = block * array["block_rows"]
             content = self._rows(name, start, min(start + array["block_rows"], array["rows"]))
