@@ -12,10 +12,12 @@ slowly. One thread. Rows:
 - ``lanes``: seconds of a step of the native vector environment (torch output, uniformly random policy, lanes that ended begin
   anew), and of a training update (REINFORCE, the paper's sizes), each for all lanes together;
 - ``map``: the same step with 64 lanes, for maps of 7x7, 14x14 and 28x28 cells by an activation model that only averages squares;
-- ``objects``: the same step with 64 lanes, for canvases of exactly 1 to 10 objects of 20 px;
-- ``canvases``: seconds of filling the feature store and of opening it in another process, checksums and all, and processor
-  seconds of both, without waiting for a disk or for other processes; megabytes on disk; microseconds of
-  loading 256 random examples; peak memory of either process. With ``--pooled`` a model that costs nothing encodes them.
+- ``objects``: the same step with 64 lanes, for canvases of exactly 1 to 10 objects of 20 px, and 20 of 12 px;
+- ``canvases``: seconds of filling the feature store and of opening it in another process, and processor seconds of both, without waiting for a disk or for other processes; megabytes on disk; microseconds of
+  loading 256 random examples; peak memory of either process. With ``--pooled`` a model that costs nothing encodes them;
+- ``threads``: the step and the update of 1,024 lanes, by so many threads;
+- ``processes``: what ``torchrun`` makes of so many processes: seconds for 10,000 more images of an agent that trains, and for
+  1,000 more of a feature network. The start and the features of the agent's images, which are stored before, do not count.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import argparse
 import json
 import math
 import os
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -36,7 +39,9 @@ from typing import Any
 from measuring import write_numbers
 
 ROOT = Path(__file__).parents[1]
-ROWS = ("lanes", "map", "objects", "canvases", "pooled canvases")
+ROWS = ("lanes", "map", "objects", "canvases", "pooled canvases", "threads", "processes")
+CHOSEN = tuple(row for row in ROWS if "pooled" not in row)
+"""What ``--rows`` takes; ``--pooled`` replaces canvases."""
 EXAMPLES = 2_000
 """Canvases in the store, but in the row that grows it."""
 _BYTES_PER_CANVAS = 12_600
@@ -142,7 +147,8 @@ def of_map(cells: int, seconds: float) -> dict[str, float]:
 def of_objects(objects: int, seconds: float) -> dict[str, float]:
     """A point of ``objects``."""
     lanes = 64
-    env = vector_env(lanes, min_objects=objects, max_objects=objects, max_size_px=20)
+    size = 20 if objects <= 10 else 12  # px, so that there is room for them
+    env = vector_env(lanes, min_objects=objects, max_objects=objects, min_size_px=size, max_size_px=size)
     return per_decision(env, lanes, seconds)
 
 
@@ -168,6 +174,7 @@ def of_canvases(count: int, seconds: float, **config: Any) -> dict[str, float]:
     fresh = not (cache_folder() / "features").exists()
     start, used = time.perf_counter(), time.process_time()
     env = vector_env(64, num_examples=count, **config)
+    env.simulation.examples.wait_until_stored()
     opened, used = time.perf_counter() - start, time.process_time() - used
     env.reset(seed=0)
     order = np.random.default_rng(0).permutation(count)
@@ -188,12 +195,58 @@ def of_canvases(count: int, seconds: float, **config: Any) -> dict[str, float]:
     }
 
 
+def of_threads(threads: int, seconds: float) -> dict[str, float]:
+    """A point of ``threads``."""
+    import torch
+
+    torch.set_num_threads(threads)
+    return {name: cost for name, cost in of_lanes(1_024, seconds).items() if "seconds" in name}
+
+
+def of_processes(processes: int, seconds: float) -> dict[str, float]:
+    """A point of ``processes``: what a longer run of each command takes more than a short one."""
+    agent = f"train/ppo_or_reinforce.py --source digits --num-examples {EXAMPLES} --val-episodes 8 --test-episodes 8 --passes"
+    features = (
+        "train/pretrain_perception.py --mnist-share 0 --init scratch --passes 1 --val-canvases 8 --test-canvases 8"
+    )
+    more = max(1, round(seconds))
+    passes = seconds_of_torchrun(processes, f"{agent} {1 + more}") - seconds_of_torchrun(processes, f"{agent} 1")
+    batches = [seconds_of_torchrun(processes, f"{features} --num-canvases {1_280 * long}") for long in (1, 1 + more)]
+    return {
+        "seconds_of_10000_images": passes / (more * EXAMPLES) * 10_000,
+        "seconds_of_1000_canvases": (batches[1] - batches[0]) / (more * 1_280) * 1_000,
+    }
+
+
+def seconds_of_torchrun(processes: int, command: str) -> float:
+    """Seconds of one of our commands by so many processes.
+
+    Raises:
+        SystemExit: it failed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        output = f"--output {folder}/model.pt" if "pretrain" in command else f"--output-dir {folder}/run"
+        start = time.perf_counter()
+        done = subprocess.run(
+            ["torchrun", f"--nproc-per-node={processes}", *shlex.split(f"{command} {output}")],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+        taken = time.perf_counter() - start
+    if done.returncode:
+        sys.exit(f"error: {command} failed.\n{done.stderr}")
+    return taken
+
+
 POINTS = {
     "lanes": of_lanes,
     "map": of_map,
     "objects": of_objects,
     "canvases": of_canvases,
     "pooled canvases": of_pooled_canvases,
+    "threads": of_threads,
+    "processes": of_processes,
 }
 
 
@@ -305,10 +358,12 @@ def main() -> None:
     """Measure, print, draw."""
     parser = argparse.ArgumentParser(description="Time and memory as lanes, map, objects and canvases grow.")
     add = parser.add_argument
-    add("--rows", nargs="+", choices=ROWS[:4], default=list(ROWS[:4]))
+    add("--rows", nargs="+", choices=CHOSEN, default=list(CHOSEN))
     add("--lanes", type=int, nargs="+", default=[1, 10, 100, 1_000, 10_000])
     add("--map", type=int, nargs="+", default=[7, 14, 28], help="side of the map in cells")
-    add("--objects", type=int, nargs="+", default=[1, 2, 4, 7, 10])
+    add("--objects", type=int, nargs="+", default=[1, 2, 4, 7, 10, 20])
+    add("--threads", type=int, nargs="+", default=[1, 2])
+    add("--processes", type=int, nargs="+", default=[1, 2])
     add("--canvases", type=int, nargs="+", default=[10_000, 100_000], help="a million takes 13 GB and half an hour")
     add("--pooled", action="store_true", help="encode canvases by a model that costs nothing; a row of its own")
     add("--seconds", type=float, default=5.0, help="of measuring, at least, at each point")
@@ -325,7 +380,14 @@ def main() -> None:
     sizes: dict[str, list[int]] = {row: sorted(getattr(args, row)) for row in args.rows}
     if args.quick:
         args.seconds = 0.2
-        few = {"lanes": [1, 32], "map": [7, 14], "objects": [1, 4], "canvases": [500, 1_000]}
+        few = {
+            "lanes": [1, 32],
+            "map": [7, 14],
+            "objects": [1, 4],
+            "canvases": [500, 1_000],
+            "threads": [1, 2],
+            "processes": [1, 2],
+        }
         sizes = {row: few[row] for row in args.rows}
     sizes = {canvases if row == "canvases" else row: chosen for row, chosen in sizes.items()}
     if args.folder:
@@ -344,7 +406,7 @@ def main() -> None:
     for row in sizes:
         print(table(row, found[row]) + "\n")
     if args.plot:
-        draw({row: points for row, points in found.items() if points}, args.plot)
+        draw({row: points for row, points in found.items() if points and row in PLOTTED}, args.plot)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from hsal_env.data import Canvases, load_glyphs
@@ -153,6 +154,36 @@ def test_scalings_other_points(module, monkeypatch: pytest.MonkeyPatch, row: str
         point["step_seconds"] / (3 if row == "lanes" else 64) * 1e6
     )
     assert ("update_seconds" in point) == (row == "lanes")
+
+
+def test_threads_are_those_asked_for(module, monkeypatch: pytest.MonkeyPatch):
+    scaling, found = module("scaling"), []
+    monkeypatch.setattr(torch, "set_num_threads", found.append)
+    monkeypatch.setattr(scaling, "of_lanes", lambda lanes, seconds: {"step_seconds": lanes, "peak_megabytes": 1.0})
+    assert scaling.of_threads(2, 0.0) == {"step_seconds": 1_024}
+    assert found == [2]
+
+
+def test_of_processes_only_what_a_longer_run_takes_more_counts(module, monkeypatch: pytest.MonkeyPatch):
+    scaling = module("scaling")
+    lengths = {"train/ppo": 4.0, "train/pre": 0.01}  # seconds of a pass, and of a canvas, by one process
+
+    def seconds(processes: int, command: str) -> float:
+        return 30 + lengths[command[:9]] * int(command.split()[-1]) / processes
+
+    monkeypatch.setattr(scaling, "seconds_of_torchrun", seconds)
+    expected = {"seconds_of_10000_images": 10.0, "seconds_of_1000_canvases": 5.0}
+    assert scaling.of_processes(2, 3.0) == pytest.approx(expected)
+
+
+@pytest.mark.slow
+def test_both_commands_run_in_processes(module, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("HSAL_CACHE", str(tmp_path))
+    scaling = module("scaling")
+    monkeypatch.setattr(scaling, "EXAMPLES", 256)
+    assert set(scaling.of_processes(1, 0.0)) == {"seconds_of_10000_images", "seconds_of_1000_canvases"}
+    with pytest.raises(SystemExit, match="--no-such failed"):
+        scaling.seconds_of_torchrun(1, "train/pretrain_perception.py --no-such")
 
 
 def test_growth_is_the_exponent(module):

@@ -5,6 +5,7 @@
 
     env = HSALVecEnv("HSAL-MNISTMultiset-v0", num_envs=64, features="store", action_mode="packed", components=25)
     RecurrentPPO(HSALPolicy, env, gamma=0.0).learn(1_000_000)             # the paper's agent, trained by SB3's own loop
+    env = HSALVecEnv("HSAL-MNISTMultiset-v0", num_envs=64, action_mode="packed", components=25, update="peak")
     evaluate_policy(SB3Agent(agents.load("mnist-multiset").agent), env)   # a trained agent under SB3's tools
 
 No other package of HSAL imports SB3. Only ``HSALPolicy`` needs sb3-contrib.
