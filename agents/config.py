@@ -206,7 +206,7 @@ DETERMINISTIC_ENV: dict[str, Any] = {"components": 49}
 """The same of the agent whose attention is a network's output, as printed; else it departs from the paper where that helps."""
 DETERMINISTIC_AGENT: dict[str, Any] = {"location_prior": 30.0, "attention_init": "grid", "bfloat16": True}
 """Its arguments of :class:`AgentConfig`."""
-BEST_LEARNER: dict[str, Any] = {"estimator": "log", "learning_rate": 4e-3, "meta_lr_scale": 0.3}
+BEST_LEARNER: dict[str, Any] = {"estimator": "log", "learning_rate": 4e-3}
 """What both learn best with: arguments of :class:`LearnerConfig`, by expected success."""
 
 

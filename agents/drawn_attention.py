@@ -5,7 +5,8 @@ controller has. At meta-step t it draws
 
 - a cell c, in one of two ways: where something stands out, or where nothing ever has. With T_t, the largest saliency that each
   cell has had so far, and N T_t, its largest value among a cell and the eight about it, the scores of these 2 H W choices are
-  ``w S_t + u(h_t)`` and ``v(h_t) - w' N T_t``. u and v are two outputs of one MLP, and the policy is the softmax over all
+  ``w S_t + u(h_t) + f(S_t, T_t)`` and ``v(h_t) - w' N T_t + g(S_t, T_t)``. u and v are two outputs of one MLP, f and g two
+  channels of a small convolutional network over S_t and ``T_t - S_t``, what was wiped. The policy is the softmax over all
   choices. The log-probability of c is that of both ways together;
 - an extent x_0 and a shift (x_1, x_2) from ``Normal(mean, STD)``, where the mean is linear in the 5x5 patch of S_t about c.
 
@@ -13,6 +14,9 @@ The K Gaussians stand on a square lattice about ``c + SHIFT tanh(x_1, x_2)``, an
 Both limits are in units of a seventh of the map's shorter side, a cell of the paper's map. Attention reaches the environment as
 the 4K numbers that describe this lattice (:func:`hsal_env.functional.lattice`). In a test the way is the more probable one and
 the cell its most probable one (:func:`mode`), with its means.
+
+Why a convolution: an object that is several cells wide is seldom wiped as a whole. What is left of it and an object that nobody
+has looked at differ in what was wiped beside them, and they do so in the same way all over the map.
 
 Why two ways: when every object is named, any of some forty empty cells will do, and no single one of them is probable. What is
 left of a named object would then be the most probable cell. The second way gathers the empty ones, and by T_t it keeps away from
@@ -43,6 +47,8 @@ EXTENT, SHIFT = 2.0, 1.0
 """Limits of extent and shift, in sevenths of the map's shorter side."""
 FIRST_EXTENT = -1.0
 """First mean of x_0: the lattice reaches 0.54 cells of a 7x7 map."""
+PATTERNS = 16
+"""Channels between the two convolutions."""
 FIRST_AWAY = 3.0
 """First value of v: a cell where nothing ever was is as probable as one of ``S = FIRST_AWAY / w``, 0.15 by default."""
 
@@ -97,9 +103,13 @@ class DrawnAttention(EncodedGRU):
         self.hidden, self.state_size = hidden, hidden + cells
         self.saliency_prior = nn.Parameter(torch.tensor(float(saliency_prior)))
         self.away_prior = nn.Parameter(torch.tensor(float(saliency_prior)))
+        reach = max(1, round(_unit(map_size)))
+        first, last = (nn.Conv2d(*sizes, 3, padding=reach, dilation=reach) for sizes in ((2, PATTERNS), (PATTERNS, 2)))
+        self.look = nn.Sequential(first, nn.ReLU(), last)
         self.mean = nn.Linear(PATCH**2, 3)
         self.value = nn.Linear(hidden, 1)
-        nn.init.zeros_(self.mean.weight)
+        for weight in (*last.parameters(), self.mean.weight):
+            nn.init.zeros_(weight)
         with torch.no_grad():
             self.mean.bias.copy_(torch.tensor([FIRST_EXTENT, 0.0, 0.0]))
             scores.bias[cells:] += FIRST_AWAY
@@ -120,8 +130,9 @@ class DrawnAttention(EncodedGRU):
         x = torch.cat([now, one_hot_or_zeros(last_label, self.labels)], dim=1)
         hidden = self.step(x, state[:, : self.hidden])
         ever = torch.maximum(state[:, self.hidden :], now)
-        on, away = self.cell(hidden).float().chunk(2, dim=1)
-        scores = torch.cat([on + self.saliency_prior * now, away - self.away_prior * self._around(ever)], dim=1)
+        prior = torch.cat([self.saliency_prior * now, -self.away_prior * self._around(ever)], dim=1)
+        seen = self.look(torch.stack([now, ever - now], dim=1).unflatten(2, self.map_size)).flatten(1)
+        scores = prior + self.cell(hidden).float() + seen.float()
         choices = scores.log_softmax(dim=1).unflatten(1, (2, -1))
         return choices, self.value(hidden.detach()).float().squeeze(1), torch.cat([hidden, ever], dim=1)
 

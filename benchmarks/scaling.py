@@ -13,8 +13,9 @@ slowly. One thread. Rows:
   anew), and of a training update (REINFORCE, the paper's sizes), each for all lanes together;
 - ``map``: the same step with 64 lanes, for maps of 7x7, 14x14 and 28x28 cells by an activation model that only averages squares;
 - ``objects``: the same step with 64 lanes, for canvases of exactly 1 to 10 objects of 20 px, and 20 of 12 px;
-- ``canvases``: seconds of filling the feature store and of opening it in another process, and processor seconds of both, without waiting for a disk or for other processes; megabytes on disk; microseconds of
-  loading 256 random examples; peak memory of either process. With ``--pooled`` a model that costs nothing encodes them;
+- ``canvases``: seconds of filling the feature store and of opening it in another process, and processor seconds of both, without
+  waiting for a disk or for other processes; megabytes on disk; microseconds of loading 256 random examples; peak memory of either
+  process. With ``--pooled`` a model that costs nothing encodes them;
 - ``threads``: the step and the update of 1,024 lanes, by so many threads;
 - ``processes``: what ``torchrun`` makes of so many processes: seconds for 10,000 more images of an agent that trains, and for
   1,000 more of a feature network. The start and the features of the agent's images, which are stored before, do not count.

@@ -49,6 +49,12 @@ def silent(net: DrawnAttention) -> DrawnAttention:
     return net
 
 
+def seeing(net: DrawnAttention) -> DrawnAttention:
+    """Its convolutions say something, which at first they do not."""
+    nn.init.normal_(net.look[2].weight)
+    return net
+
+
 def digits_env(lanes: int = LANES, **config) -> HSALVectorEnv:
     known = {"source": "digits", "num_examples": 32, "features": "store", "components": 9, "protocol": "teacher"}
     return make_env(EnvConfig(**{**known, **config}), lanes)
@@ -61,6 +67,7 @@ def drawing(world: World, **config) -> ActorCritic:
     with torch.no_grad():
         agent.meta_controller.cell[2].weight.mul_(10)
         agent.meta_controller.mean.weight.normal_()
+        agent.meta_controller.look[2].weight.normal_()
         agent.meta_controller.saliency_prior.fill_(3.0)
         agent.controller.label.weight.mul_(10)
     return agent
@@ -167,6 +174,44 @@ def test_the_second_way_keeps_away_from_what_has_ever_stood_out():
     assert on_nothing[0, 1].argmax() == 3
 
 
+def test_convolutions_see_what_is_there_and_what_was_wiped_beside_a_cell_by_hand():
+    net = silent(level((1, 7), prior=0.0))
+    for weight in net.look.parameters():
+        nn.init.zeros_(weight)
+    with torch.no_grad():
+        net.look[0].weight[0, 0, 1, 1] = 1.0  # what a cell has
+        net.look[0].weight[0, 1, 1, 2] = -2.0  # less what was wiped on its right
+        net.look[2].weight[0, 0, 1, 1] = 3.0
+        net.look[2].weight[1, 0, 1, 1] = -1.0
+    state = torch.zeros(1, 12 + 7)
+    state[0, 12:] = torch.tensor([0.0, 0.0, 0.0, 0.5, 0.0, 0.0, 0.0])  # T
+    choices, _, _ = net(torch.tensor([[[0.0, 1.0, 1.5, 0.5, 0.0, 0.25, 0.0]]]), torch.tensor([NO_LABEL]), state)
+    seen = torch.tensor([0.0, 1.0, 1.5, 0.5, 0.0, 0.25, 0.0])  # nothing was wiped yet
+    torch.testing.assert_close(choices, torch.stack([3 * seen, -seen]).flatten().log_softmax(0).view(1, 2, 7))
+    state[0, 12 + 3] = 1.0  # half of the fourth is gone
+    choices, _, _ = net(torch.tensor([[[0.0, 1.0, 1.5, 0.5, 0.0, 0.25, 0.0]]]), torch.tensor([NO_LABEL]), state)
+    seen[2] = 0.5
+    torch.testing.assert_close(choices, torch.stack([3 * seen, -seen]).flatten().log_softmax(0).view(1, 2, 7))
+
+
+def test_at_first_the_convolutions_say_nothing():
+    assert not any(part.any() for part in level().look[2].parameters())
+    assert level().look[0].weight.any()
+
+
+@pytest.mark.parametrize(("map_size", "apart"), [((7, 7), 1), ((14, 20), 2), ((28, 28), 4)])
+def test_on_a_finer_map_the_convolutions_reach_as_far(map_size: tuple[int, int], apart: int):
+    net = silent(seeing(level(map_size, prior=0.0)))
+    saliency, cell = torch.zeros(2, *map_size), (map_size[0] // 2, map_size[1] // 2)
+    saliency[1, cell[0], cell[1]] = 1.0
+    label, state = torch.tensor([NO_LABEL] * 2), torch.zeros(2, net.state_size)
+    choices, _, _ = net(saliency, label, state)
+    rows, cols = torch.nonzero(
+        (choices[1] - choices[0] - (choices[1] - choices[0])[0, 0]).abs()[0].view(map_size) > 1e-5
+    ).T
+    assert {*(rows - cell[0]).tolist()} == {*(cols - cell[1]).tolist()} == {-2 * apart, -apart, 0, apart, 2 * apart}
+
+
 @pytest.mark.parametrize(("map_size", "reach"), [((7, 7), 1), ((14, 20), 2)])
 def test_around_a_cell_counts_its_greatest_neighbour(map_size: tuple[int, int], reach: int):
     maps = torch.rand(3, *map_size)
@@ -178,7 +223,7 @@ def test_around_a_cell_counts_its_greatest_neighbour(map_size: tuple[int, int], 
 
 
 def test_the_scores_of_cells_are_those_of_the_state_plus_a_multiple_of_saliency():
-    net = level((2, 3), prior=2.5)
+    net = seeing(level((2, 3), prior=2.5))
     saliency, label, before = torch.rand(4, 2, 3), torch.tensor([0, 5, 10, NO_LABEL]), torch.randn(4, 12 + 6)
     choices, value, state = net(saliency, label, before)
     x = torch.cat([saliency.flatten(1), torch.eye(LABELS + 1)[label][:, :LABELS]], dim=1)
@@ -188,7 +233,8 @@ def test_the_scores_of_cells_are_those_of_the_state_plus_a_multiple_of_saliency(
     torch.testing.assert_close(state, torch.cat([hidden, ever], dim=1))
     first, _, second = net.cell
     scores = (hidden @ first.weight.T + first.bias).clamp(min=0) @ second.weight.T + second.bias
-    on, away = scores[:, :6] + 2.5 * saliency.flatten(1), scores[:, 6:] - 2.5 * around
+    seen = net.look(torch.stack([saliency, ever.view_as(saliency) - saliency], dim=1)).flatten(1)
+    on, away = scores[:, :6] + 2.5 * saliency.flatten(1) + seen[:, :6], scores[:, 6:] - 2.5 * around + seen[:, 6:]
     everything = on.exp().sum(1) + away.exp().sum(1)
     torch.testing.assert_close(choices[:, 0].exp(), on.exp() / everything[:, None])
     torch.testing.assert_close(choices[:, 1].exp(), away.exp() / everything[:, None])
@@ -406,7 +452,9 @@ def heard(agent: ActorCritic, loss: Tensor) -> set[str]:
 
 def test_each_level_learns_from_its_own_scores_alone(agent: ActorCritic, rollout: Rollout):
     evaluation = agent.evaluate(rollout.trajectory)
-    policy = {f"meta_controller.{name}" for name in ("encode", "gru", "cell", "saliency_prior", "away_prior", "mean")}
+    policy = {
+        f"meta_controller.{name}" for name in ("encode", "gru", "cell", "saliency_prior", "away_prior", "look", "mean")
+    }
     assert heard(agent, evaluation.attention.log_probs.sum()) == policy
     assert heard(agent, evaluation.attention.entropies.sum()) == policy - {"meta_controller.mean"}
     assert heard(agent, evaluation.attention.values.sum()) == {"meta_controller.value"}

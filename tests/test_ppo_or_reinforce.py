@@ -188,9 +188,18 @@ def test_the_default_preset_is_best():
 def test_the_deterministic_preset_differs_from_the_best_in_attention_alone():
     best, deterministic = parsed(), parsed("--preset", "deterministic")
     assert (deterministic.agent.attention_policy, deterministic.env.update) == ("learned", "paper")
-    assert deterministic.learner == best.learner
+    assert deterministic.learner == dataclasses.replace(best.learner, meta_lr_scale=0.3)
     assert dataclasses.replace(deterministic.agent, attention_policy="drawn", attention_init="default") == best.agent
     assert dataclasses.replace(deterministic.env, components=25, update="peak") == best.env
+
+
+def test_the_deterministic_presets_own_rate_is_that_of_reinforce_alone():
+    rates = {
+        (preset, name): parsed("--preset", preset, "--algorithm", name).learner.meta_lr_scale
+        for preset in ("best", "deterministic", "faithful")
+        for name in ("reinforce", "ppo", "cross-entropy")
+    }
+    assert {setting for setting, rate in rates.items() if rate != 1} == {("deterministic", "reinforce")}
 
 
 def test_the_best_presets_estimator_gives_way_to_other_algorithms():

@@ -106,12 +106,19 @@ class Args:
     learner: tyro.conf.OmitArgPrefixes[LearnerConfig] = field(default_factory=LearnerConfig)
 
 
-Defaults = dict[str, dict[str, Any]]  # of the dataclasses above: args, env, agent, learner
+Defaults = dict[
+    str, dict[str, Any]
+]  # of the dataclasses above: args, env, agent, learner; and of LearnerConfig by algorithm
 
 _FEW = {"val_episodes": 200, "test_episodes": 200, "log_every": 2}
 PRESETS: dict[str, Defaults] = {
     "best": {"env": BEST_ENV, "agent": BEST_AGENT, "learner": {"passes": 4}},
-    "deterministic": {"env": DETERMINISTIC_ENV, "agent": DETERMINISTIC_AGENT, "learner": {"passes": 4}},
+    "deterministic": {
+        "env": DETERMINISTIC_ENV,
+        "agent": DETERMINISTIC_AGENT,
+        "learner": {"passes": 4},
+        "reinforce": {"meta_lr_scale": 0.3},
+    },
     "faithful": {
         "agent": {"priority_gain": 24.0, "bfloat16": True},
         "learner": {
@@ -155,6 +162,7 @@ def parse(argv: list[str]) -> Args:
             raise ConfigError(f"Unknown {what} {value!r}. Expected one of {', '.join(known)}.")
     preset = PRESETS[early.preset]
     suited = {} if early.preset == "faithful" else ALGORITHM_DEFAULTS.get(early.algorithm, {})
+    suited = suited | preset.get(early.algorithm, {})
     default = Args(
         env=TrainEnv(**{**ENVIRONMENTS[early.env_id], **preset.get("env", {}), "split": "train"}),
         agent=AgentConfig(**preset.get("agent", {})),

@@ -109,8 +109,8 @@ class HSALPolicy(RecurrentActorCriticPolicy):
         observation_space: of the packed view, with ``volume``.
         action_space: of the packed view.
         lr_schedule: SB3's schedule of the learning rate.
-        config: sizes and switches of the agent. Default: those of the preset ``deterministic`` in float32, without its grid if K is not
-            a square number.
+        config: sizes and switches of the agent. Default: those of the preset ``deterministic`` in float32, without its grid if
+            K is not a square number.
         rules: the rules of the environment, ``HSALVecEnv(...).world.rules``. Default: the default rules with its k and K.
         map_size: (H, W). Default: a square map.
         optimizer_class, optimizer_kwargs: the optimiser, as in every policy of SB3; the learning rate is ``lr_schedule``'s.
