@@ -60,9 +60,9 @@ class Args:
     """test images"""
     seed: int = 0
     """of weights, order of images and samples"""
-    batch_size: int = 256
+    batch_size: int = 512
     """images in a roll-out, one gradient step each"""
-    passes: int = 4
+    passes: int = 8
     """passes over the training images"""
     learning_rate: float = 2e-3
     """Adam's, at its peak"""

@@ -205,7 +205,7 @@ def test_what_the_environment_refuses_is_one_line():
 
 
 def test_fewer_images_than_a_batch_are_refused(paper: ModuleType):
-    with pytest.raises(ConfigError, match="Expected at least batch_size=256 training images; got 64"):
+    with pytest.raises(ConfigError, match="Expected at least batch_size=512 training images; got 64"):
         paper.main(paper.Args(source="digits", num_examples=64))
 
 

@@ -122,7 +122,8 @@ PRESETS: dict[str, Defaults] = {
     "faithful": {
         "agent": {"priority_gain": 24.0, "bfloat16": True},
         "learner": {
-            "passes": 4,
+            "batch_size": 512,
+            "passes": 8,
             "learning_rate": 2e-3,
             "location_lr_scale": 3.0,
             "ent_coef": 0.2,
