@@ -45,7 +45,7 @@ CHOSEN = tuple(row for row in ROWS if "pooled" not in row)
 """What ``--rows`` takes; ``--pooled`` replaces canvases."""
 EXAMPLES = 2_000
 """Canvases in the store, but in the row that grows it."""
-_BYTES_PER_CANVAS = 12_600
+_BYTES_PER_CANVAS, _BATCH = 12_600, 256
 
 
 # --- one point, in a process of its own -------------------------------------------------------------------------------
@@ -206,7 +206,10 @@ def of_threads(threads: int, seconds: float) -> dict[str, float]:
 
 def of_processes(processes: int, seconds: float) -> dict[str, float]:
     """A point of ``processes``: what a longer run of each command takes more than a short one."""
-    agent = f"train/ppo_or_reinforce.py --source digits --num-examples {EXAMPLES} --val-episodes 8 --test-episodes 8 --passes"
+    images = _BATCH * (EXAMPLES // _BATCH)  # what is left of a pass is not played
+    agent = (
+        f"train/ppo_or_reinforce.py --source digits --num-examples {images} --val-episodes 8 --test-episodes 8 --passes"
+    )
     features = (
         "train/pretrain_perception.py --mnist-share 0 --init scratch --passes 1 --val-canvases 8 --test-canvases 8"
     )
@@ -214,7 +217,7 @@ def of_processes(processes: int, seconds: float) -> dict[str, float]:
     passes = seconds_of_torchrun(processes, f"{agent} {1 + more}") - seconds_of_torchrun(processes, f"{agent} 1")
     batches = [seconds_of_torchrun(processes, f"{features} --num-canvases {1_280 * long}") for long in (1, 1 + more)]
     return {
-        "seconds_of_10000_images": passes / (more * EXAMPLES) * 10_000,
+        "seconds_of_10000_images": passes / (more * images) * 10_000,
         "seconds_of_1000_canvases": (batches[1] - batches[0]) / (more * 1_280) * 1_000,
     }
 
@@ -227,9 +230,10 @@ def seconds_of_torchrun(processes: int, command: str) -> float:
     """
     with tempfile.TemporaryDirectory() as folder:
         output = f"--output {folder}/model.pt" if "pretrain" in command else f"--output-dir {folder}/run"
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         start = time.perf_counter()
         done = subprocess.run(
-            ["torchrun", f"--nproc-per-node={processes}", *shlex.split(f"{command} {output}")],
+            [*launch, f"--nproc-per-node={processes}", *shlex.split(f"{command} {output}")],
             cwd=ROOT,
             capture_output=True,
             text=True,
@@ -286,9 +290,15 @@ def measured(row: str, size: int, seconds: float, folder: Path) -> dict[str, flo
 
 
 def growth(sizes: list[int], costs: list[float]) -> list[float]:
-    """Exponents ``log(cost ratio) / log(size ratio)`` between neighbours: at most 1 if cost grows no faster than size."""
+    """Exponents ``log(cost ratio) / log(size ratio)`` between neighbours: at most 1 if cost grows no faster than size.
+
+    NaN beside a cost that is not positive: a difference of two times that are too short for it.
+    """
     pairs = zip(zip(sizes, costs, strict=True), zip(sizes[1:], costs[1:], strict=True), strict=False)
-    return [math.log(after / before) / math.log(larger / size) for (size, before), (larger, after) in pairs]
+    return [
+        math.log(after / before) / math.log(larger / size) if min(before, after) > 0 else math.nan
+        for (size, before), (larger, after) in pairs
+    ]
 
 
 def table(row: str, points: dict[int, dict[str, float]]) -> str:
@@ -357,7 +367,9 @@ def draw(found: dict[str, dict[int, dict[str, float]]], path: Path) -> None:
 
 def main() -> None:
     """Measure, print, draw."""
-    parser = argparse.ArgumentParser(description="Time and memory as lanes, map, objects and canvases grow.")
+    parser = argparse.ArgumentParser(
+        description="Time and memory as lanes, map, objects, canvases, threads and processes grow."
+    )
     add = parser.add_argument
     add("--rows", nargs="+", choices=CHOSEN, default=list(CHOSEN))
     add("--lanes", type=int, nargs="+", default=[1, 10, 100, 1_000, 10_000])
@@ -406,8 +418,9 @@ def main() -> None:
                 write_numbers(args.json, {name: points for name, points in found.items() if points})
     for row in sizes:
         print(table(row, found[row]) + "\n")
-    if args.plot:
-        draw({row: points for row, points in found.items() if points and row in PLOTTED}, args.plot)
+    drawn = {row: points for row, points in found.items() if points and row in PLOTTED}
+    if args.plot and drawn:
+        draw(drawn, args.plot)
 
 
 if __name__ == "__main__":

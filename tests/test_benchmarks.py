@@ -169,10 +169,12 @@ def test_of_processes_only_what_a_longer_run_takes_more_counts(module, monkeypat
     lengths = {"train/ppo": 4.0, "train/pre": 0.01}  # seconds of a pass, and of a canvas, by one process
 
     def seconds(processes: int, command: str) -> float:
+        if "ppo" in command:
+            assert "--num-examples 1792 " in command  # whole batches of 256 of the 2,000 canvases: all are played
         return 30 + lengths[command[:9]] * int(command.split()[-1]) / processes
 
     monkeypatch.setattr(scaling, "seconds_of_torchrun", seconds)
-    expected = {"seconds_of_10000_images": 10.0, "seconds_of_1000_canvases": 5.0}
+    expected = {"seconds_of_10000_images": 2.0 * 10_000 / 1_792, "seconds_of_1000_canvases": 5.0}
     assert scaling.of_processes(2, 3.0) == pytest.approx(expected)
 
 
@@ -181,6 +183,7 @@ def test_both_commands_run_in_processes(module, monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setenv("HSAL_CACHE", str(tmp_path))
     scaling = module("scaling")
     monkeypatch.setattr(scaling, "EXAMPLES", 256)
+    monkeypatch.delenv("HSAL_DATA", raising=False)  # it needs no MNIST
     assert set(scaling.of_processes(1, 0.0)) == {"seconds_of_10000_images", "seconds_of_1000_canvases"}
     with pytest.raises(SystemExit, match="--no-such failed"):
         scaling.seconds_of_torchrun(1, "train/pretrain_perception.py --no-such")
@@ -190,6 +193,9 @@ def test_growth_is_the_exponent(module):
     scaling = module("scaling")
     assert scaling.growth([1, 10, 100], [2.0, 20.0, 2000.0]) == pytest.approx([1, 2])
     assert scaling.work("map", [7, 14]) == [49, 196]
+    assert np.isnan(scaling.growth([1, 2], [5.0, -0.1])).all()
+    table = scaling.table("processes", {1: {"seconds": 5.0}, 2: {"seconds": -0.1}})
+    assert table.splitlines()[-1] == "| *last growth* | nan |"
 
 
 def test_a_store_that_does_not_fit_the_disk_is_refused_before_work(module, tmp_path: Path):

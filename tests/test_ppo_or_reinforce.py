@@ -110,6 +110,7 @@ def test_an_agent_of_synthetic_house_numbers_says_so(command: "Command", capsys:
         ("--gamma 0.9", ["immediate credit", "use estimator='sampled'"]),
         ("--gamma 2", ["Expected gamma in [0, 1]; got 2.0"]),
         ("--passes many", ["--passes", "many"]),
+        ("--algorithm agent", ["error: Expected algorithm to be one of reinforce, ppo,", "'agent'"]),
         ("--no-such-flag", ["--no-such-flag"]),
         ("--agent nobody", ["error: Unknown agent 'nobody'. Expected one of hsal"]),
         ("--agent no_such_package.x:Agent", ["error: ", "No module named 'no_such_package'"]),

@@ -106,9 +106,7 @@ class Args:
     learner: tyro.conf.OmitArgPrefixes[LearnerConfig] = field(default_factory=LearnerConfig)
 
 
-Defaults = dict[
-    str, dict[str, Any]
-]  # of the dataclasses above: args, env, agent, learner; and of LearnerConfig by algorithm
+Defaults = dict[str, dict[str, Any]]  # of the dataclasses above: args, env, agent, learner
 
 _FEW = {"val_episodes": 200, "test_episodes": 200, "log_every": 2}
 PRESETS: dict[str, Defaults] = {
@@ -117,7 +115,6 @@ PRESETS: dict[str, Defaults] = {
         "env": DETERMINISTIC_ENV,
         "agent": DETERMINISTIC_AGENT,
         "learner": {"passes": 4},
-        "reinforce": {"meta_lr_scale": 0.3},
     },
     "faithful": {
         "agent": {"priority_gain": 24.0, "bfloat16": True},
@@ -145,6 +142,8 @@ ALGORITHM_DEFAULTS: dict[str, dict[str, Any]] = {
     "multiset-loss": {"learning_rate": 4e-3},
 }
 """What suits each algorithm, under every preset but ``faithful``."""
+BOTH_DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {("deterministic", "reinforce"): {"meta_lr_scale": 0.3}}
+"""What suits an algorithm under one preset alone."""
 
 
 def parse(argv: list[str]) -> Args:
@@ -163,7 +162,7 @@ def parse(argv: list[str]) -> Args:
             raise ConfigError(f"Unknown {what} {value!r}. Expected one of {', '.join(known)}.")
     preset = PRESETS[early.preset]
     suited = {} if early.preset == "faithful" else ALGORITHM_DEFAULTS.get(early.algorithm, {})
-    suited = suited | preset.get(early.algorithm, {})
+    suited = suited | BOTH_DEFAULTS.get((early.preset, early.algorithm), {})
     default = Args(
         env=TrainEnv(**{**ENVIRONMENTS[early.env_id], **preset.get("env", {}), "split": "train"}),
         agent=AgentConfig(**preset.get("agent", {})),

@@ -151,6 +151,7 @@ def supplies(args: Args, split: str, seed: int) -> dict[str, dict[str, Supply]]:
             for place, (look, (kwargs, share)) in enumerate(LOOKS[args.objects].items())
         }
         for source, of_source in shares.items()
+        if of_source
     }
 
 

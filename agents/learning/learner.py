@@ -128,9 +128,9 @@ def all_finite(agent: Agent) -> bool:
 def parameter_groups(agent: Agent, config: LearnerConfig) -> list[dict[str, Any]]:
     """The agent's weights in groups, each with a share of the learning rate: meta-controller, location head, all others.
 
-    The meta-controller's gradient comes through the mask alone. At first it is a hundredth of the controller's, and mostly
-    noise; but Adam divides it by its own size, and takes steps as long as the controller's. Then masks wander to the edges of
-    the map before the labels can teach them anything.
+    The gradient of a meta-controller whose attention is learned, and not drawn, comes through the mask alone. At first it is a
+    hundredth of the controller's, and mostly noise; but Adam divides it by its own size, and takes steps as long as the
+    controller's. Then masks wander to the edges of the map before the labels can teach them anything.
 
     The location head's gradient comes from its own reward alone. With a share of 1 it is among the others.
     """
