@@ -177,7 +177,8 @@ def test_training_is_the_librarys(paper: ModuleType, monkeypatch: pytest.MonkeyP
             learner.update(env, indices)
     weights = dict(library.named_parameters())
     for name, part in made[0].named_parameters():
-        torch.testing.assert_close(part, weights[name], rtol=0, atol=1e-5, msg=name)
+        # Adam divides a gradient by its size, so the rounding of a tiny one can move a weight; 8 updates move one by 1e-2
+        torch.testing.assert_close(part, weights[name], rtol=0, atol=1e-4, msg=name)
 
 
 # --- it runs, and it learns ---------------------------------------------------------------------------------------------
