@@ -103,7 +103,7 @@ class DrawnAttention(EncodedGRU):
         self.hidden, self.state_size = hidden, hidden + cells
         self.saliency_prior = nn.Parameter(torch.tensor(float(saliency_prior)))
         self.away_prior = nn.Parameter(torch.tensor(float(saliency_prior)))
-        reach = max(1, round(_unit(map_size)))
+        self.reach = reach = max(1, round(_unit(map_size)))  # cells in a seventh of the map
         first, last = (nn.Conv2d(*sizes, 3, padding=reach, dilation=reach) for sizes in ((2, PATTERNS), (PATTERNS, 2)))
         self.look = nn.Sequential(first, nn.ReLU(), last)
         self.mean = nn.Linear(PATCH**2, 3)
@@ -138,8 +138,7 @@ class DrawnAttention(EncodedGRU):
 
     def _around(self, maps: Tensor) -> Tensor:
         """The largest value within a seventh of the map's shorter side of each cell, of ``maps`` ``[B, H W]``."""
-        reach = max(1, round(_unit(self.map_size)))
-        pooled = max_pool2d(maps.view(-1, 1, *self.map_size), 2 * reach + 1, stride=1, padding=reach)
+        pooled = max_pool2d(maps.view(-1, 1, *self.map_size), 2 * self.reach + 1, stride=1, padding=self.reach)
         return pooled.flatten(1)
 
     def means(self, saliency: Tensor, cell: Tensor) -> Tensor:
@@ -147,8 +146,7 @@ class DrawnAttention(EncodedGRU):
 
         Beyond the map S counts as 0. On maps of more cells the patch's points are a seventh of the shorter side apart.
         """
-        half = PATCH // 2
-        step = max(1, round(_unit(self.map_size)))
+        half, step = PATCH // 2, self.reach
         rows, cols = (
             at[:, None] + step * torch.arange(PATCH, device=cell.device)  # in the padded map
             for at in (cell // self.map_size[1], cell % self.map_size[1])

@@ -7,7 +7,7 @@
 
 Every point runs in a process of its own, whose peak memory is therefore its own. What stands beside a point is the smaller one
 before it: ``growth`` is the exponent of cost between two sizes, 1 where it is proportional, below 1 where it grows more
-slowly. One thread. Rows:
+slowly. One thread, but in the row of threads. Rows:
 
 - ``lanes``: seconds of a step of the native vector environment (torch output, uniformly random policy, lanes that ended begin
   anew), and of a training update (REINFORCE, the paper's sizes), each for all lanes together;
@@ -208,7 +208,8 @@ def of_processes(processes: int, seconds: float) -> dict[str, float]:
     """A point of ``processes``: what a longer run of each command takes more than a short one."""
     images = _BATCH * (EXAMPLES // _BATCH)  # what is left of a pass is not played
     agent = (
-        f"train/ppo_or_reinforce.py --source digits --num-examples {images} --val-episodes 8 --test-episodes 8 --passes"
+        f"train/ppo_or_reinforce.py --source digits --num-examples {images} --batch-size {_BATCH} --val-episodes 8 "
+        "--test-episodes 8 --passes"
     )
     features = (
         "train/pretrain_perception.py --mnist-share 0 --init scratch --passes 1 --val-canvases 8 --test-canvases 8"

@@ -111,11 +111,7 @@ Defaults = dict[str, dict[str, Any]]  # of the dataclasses above: args, env, age
 _FEW = {"val_episodes": 200, "test_episodes": 200, "log_every": 2}
 PRESETS: dict[str, Defaults] = {
     "best": {"env": BEST_ENV, "agent": BEST_AGENT, "learner": {"passes": 4}},
-    "deterministic": {
-        "env": DETERMINISTIC_ENV,
-        "agent": DETERMINISTIC_AGENT,
-        "learner": {"passes": 4},
-    },
+    "deterministic": {"env": DETERMINISTIC_ENV, "agent": DETERMINISTIC_AGENT, "learner": {"passes": 4}},
     "faithful": {
         "agent": {"priority_gain": 24.0, "bfloat16": True},
         "learner": {
