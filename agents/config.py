@@ -13,7 +13,7 @@ from typing import Any, Literal
 from agents.supervised import Objective
 from hsal_env.errors import ConfigError
 from hsal_env.fields import MOST_COEFFICIENT, MOST_COUNTED, check_at_most, check_fields
-from hsal_env.perception import Architecture
+from hsal_env.perception import Architecture, Padding
 
 AttentionPolicy = Literal["learned", "drawn", "winner-take-all"]
 LocationPolicy = Literal["learned", "greedy", "uniform"]
@@ -224,6 +224,9 @@ class PretrainConfig:
     deeper: int | None = None
     """more residual blocks after each of the last two stages of compact, which change nothing at first; default: as init has it,
     else 0"""
+    padding: Padding | None = None
+    """what compact's convolutions see beyond the edge: zeros, or the values at the edge (replicate), which do not tell a cell where
+    it is; default: as init has it, else zeros"""
     init: str | None = None
     """bundled model or model file to start from, or scratch (random weights); default: the published weights of the
     architecture, or scratch where there are none"""

@@ -15,6 +15,7 @@ from PIL import Image
 import agents
 from agents.supervised import features
 from hsal_env.errors import CheckpointError, DataError
+from hsal_env.perception.model_file import read_model
 
 OWN = "own_images.py"
 FEW = {"feature_images": 128, "feature_passes": 2, "agent_images": 128, "agent_passes": 1}
@@ -56,6 +57,7 @@ def test_a_folder_becomes_an_agent_and_a_report(learned: Path):
     assert metrics["test"]["exact_match"] is not None
     assert 0 <= metrics["count_network"]["exact_match"] <= 1
     assert 0 <= metrics["features"]["test"]["custom"]["plain"]["counts"] <= 1
+    assert read_model(learned / "features.pt")["arguments"]["padding"] == "replicate"
     assert str(learned) not in (learned / "metrics.json").read_text()
 
 

@@ -222,7 +222,8 @@ def test_what_a_model_is_trained_from():
 
     scratch = initial_model("compact", in_channels=3, output_stride=None)
     assert scratch.arguments == {
-        "in_channels": 3, "output_stride": 16, "lower_level": False, "deeper": 0, "first_px": (0.5, 0.5),
+        "in_channels": 3, "output_stride": 16, "lower_level": False, "deeper": 0, "padding": "zeros",
+        "first_px": (0.5, 0.5),
     }  # fmt: skip
     finer = initial_model("compact", "compact-ten", output_stride=4)
     bundled = activation_model("compact-ten").state_dict()
@@ -284,6 +285,26 @@ def test_a_deeper_finer_map_holds_the_coarse_one(stride, tmp_path):
     images, step = torch.rand(2, 1, 112, 96), 16 // stride
     with torch.no_grad():
         torch.testing.assert_close(fine(images)[:, :, ::step, ::step], model.eval()(images), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("stride", "image_px"), [(16, (112, 96)), (8, (100, 90)), (4, (100, 90))])
+def test_without_zeros_beyond_the_edge_no_cell_knows_its_place(stride, image_px):
+    """An image of one colour: its cells are alike, where the edge goes on, and are not, where zeros follow."""
+    flat = torch.full((1, 1, *image_px), 0.7)
+    going_on, zeros = (
+        load_model(WEIGHTS_FOLDER / "compact.pt", ARCHITECTURES, output_stride=stride, deeper=1, padding=padding).eval()
+        for padding in ("replicate", "zeros")
+    )
+    with torch.no_grad():
+        volume = going_on(flat)
+        torch.testing.assert_close(volume, volume[:, :, :1, :1].expand_as(volume), rtol=1e-4, atol=1e-4)
+        assert volume.shape == zeros(flat).shape
+        assert zeros(flat).std(dim=(2, 3)).amax() > 0.01
+
+
+def test_unknown_padding_is_refused():
+    with pytest.raises(ConfigError, match="padding to be zeros or replicate; got 'reflect'"):
+        CompactResNet(padding="reflect")
 
 
 @pytest.mark.parametrize("deeper", [-1, 9])

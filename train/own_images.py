@@ -252,6 +252,7 @@ def learn_features(args: Args, env: EnvConfig) -> None:
         architecture=args.architecture,
         output_stride=output_stride(args, env),
         deeper=1 if ours and args.deeper is None else args.deeper,
+        padding="replicate" if ours else None,
         scale=scale(args, env),
         first_scale=first_scale(env),
         init="compact-house-numbers" if ours else args.init,

@@ -117,6 +117,7 @@ class Pretraining:
                     in_channels=None if kept else channels,
                     output_stride=config.output_stride,
                     deeper=config.deeper,
+                    padding=config.padding,
                 )
             self.net = Pretrainer(model.requires_grad_(True), task.classes).to(self.device).train()
             if processes.rank:

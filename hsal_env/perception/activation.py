@@ -9,7 +9,7 @@ file beside each says how. ``docs/perception.md`` lists them, and the models wit
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch.nn.functional import pad, pixel_unshuffle
 
 from hsal_env.errors import ConfigError
 from hsal_env.isolation import own_defaults
+from hsal_env.perception import Padding
 
 
 class ActivationModel(nn.Module):
@@ -102,6 +103,13 @@ def checked_first_px(given: tuple[float, float]) -> tuple[float, float]:
     return float(numbers[0]), float(numbers[1])
 
 
+def _convolution(in_channels: int, channels: int, stride: int, dilation: int, padding: Padding) -> nn.Conv2d:
+    """3x3, and as wide as its input where ``stride`` is 1."""
+    return nn.Conv2d(
+        in_channels, channels, 3, stride, padding=dilation, dilation=dilation, bias=False, padding_mode=padding
+    )
+
+
 class ResidualBlock(nn.Module):
     """A residual block: two convolutions with batch norm, added to the input or, where sizes differ, to a 1x1 shortcut.
 
@@ -113,19 +121,26 @@ class ResidualBlock(nn.Module):
             fine as the one that the weights were trained on.
         shortcut: whether there is the 1x1 shortcut, with batch norm. Without it, the block changes nothing at first but what
             is negative: its last batch norm begins at 0.
+        padding: what the convolutions see beyond the edge, see :class:`CompactResNet`.
     """
 
     def __init__(
-        self, in_channels: int, channels: int, stride: int = 2, dilation: int = 1, shortcut: bool = True
+        self,
+        in_channels: int,
+        channels: int,
+        stride: int = 2,
+        dilation: int = 1,
+        shortcut: bool = True,
+        padding: Padding = "zeros",
     ) -> None:
         super().__init__()
         # without the halving, the input of the second convolution is twice as fine as the weights expect
         after = dilation if stride == 2 or not shortcut else 2 * dilation
         self.body = nn.Sequential(
-            nn.Conv2d(in_channels, channels, 3, stride, padding=dilation, dilation=dilation, bias=False),
+            _convolution(in_channels, channels, stride, dilation, padding),
             nn.BatchNorm2d(channels),
             nn.ReLU(),
-            nn.Conv2d(channels, channels, 3, padding=after, dilation=after, bias=False),
+            _convolution(channels, channels, 1, after, padding),
             nn.BatchNorm2d(channels),
         )
         if shortcut:
@@ -159,6 +174,8 @@ class CompactResNet(ActivationModel):
             (paper section 5.2, "Activation Resolution"). These 4 * 96 channels do not count for saliency.
         deeper: so many more residual blocks after each of the last two stages, which change nothing at first. So weights without
             them can be trained on with them. Each widens what a cell sees, by 32 px and 64 px.
+        padding: what every convolution sees beyond the edge: zeros, or the values at the edge once more (``"replicate"``). Zeros
+            tell a cell where it is. Then a network that learns to count can light the same cells whatever the image shows.
         first_px: (row, col) on the image where an object of cell (0, 0) is. By default the centre of its first pixel, about
             which the cell sees; :mod:`agents.supervised.centring` measures it.
 
@@ -174,6 +191,7 @@ class CompactResNet(ActivationModel):
         output_stride: int = 16,
         lower_level: bool = False,
         deeper: int = 0,
+        padding: Padding = "zeros",
         first_px: tuple[float, float] = FIRST_PX,
     ) -> None:
         super().__init__()
@@ -185,28 +203,31 @@ class CompactResNet(ActivationModel):
         self.first_px = checked_first_px(first_px)
         if not 0 <= deeper <= _MOST_DEEPER:
             raise ConfigError(f"Expected deeper in 0..{_MOST_DEEPER}; got {deeper}.")
+        if padding not in get_args(Padding):
+            raise ConfigError(f"Expected padding to be zeros or replicate; got {padding!r}.")
         self.arguments = {
             "in_channels": in_channels,
             "output_stride": output_stride,
             "lower_level": lower_level,
             "deeper": deeper,
+            "padding": padding,
             "first_px": self.first_px,
         }
         self.in_channels, self.stride_px, self.lower_level = in_channels, output_stride, lower_level
         self.saliency_channels = 128
         self.channels = self.saliency_channels + 4 * 96 * lower_level
         self.layers = nn.Sequential(
-            nn.Conv2d(in_channels, 24, 3, stride=2, padding=1, bias=False),
+            _convolution(in_channels, 24, 2, 1, padding),
             nn.BatchNorm2d(24),
             nn.ReLU(),
-            ResidualBlock(24, 48),
-            ResidualBlock(48, 96, stride=1 if output_stride == 4 else 2),
-            ResidualBlock(96, 128, stride=2 if output_stride == 16 else 1, dilation=2 if output_stride == 4 else 1),
+            ResidualBlock(24, 48, padding=padding),
+            ResidualBlock(48, 96, 1 if output_stride == 4 else 2, padding=padding),
+            ResidualBlock(96, 128, 2 if output_stride == 16 else 1, 2 if output_stride == 4 else 1, padding=padding),
         )
         self.receptive_field_px = 87 + 96 * deeper
         dilation = {16: (1, 1), 8: (1, 2), 4: (2, 4)}[output_stride]
         self.more = nn.ModuleList(
-            nn.Sequential(*(ResidualBlock(c, c, 1, d, shortcut=False) for _ in range(deeper)))
+            nn.Sequential(*(ResidualBlock(c, c, 1, d, shortcut=False, padding=padding) for _ in range(deeper)))
             for c, d in zip((96, 128), dilation, strict=True)
         )
         # convolutions in NCHW order are several times slower on a CPU
