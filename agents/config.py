@@ -225,8 +225,8 @@ class PretrainConfig:
     """more residual blocks after each of the last two stages of compact, which change nothing at first; default: as init has it,
     else 0"""
     padding: Padding | None = None
-    """what compact's convolutions see beyond the edge: zeros, or the values at the edge (replicate), which do not tell a cell where
-    it is; default: as init has it, else zeros"""
+    """what compact's convolutions see beyond the edge: zeros, or the values at the edge (replicate), which do not tell a cell
+    where it is; default: as init has it, else zeros"""
     init: str | None = None
     """bundled model or model file to start from, or scratch (random weights); default: the published weights of the
     architecture, or scratch where there are none"""
