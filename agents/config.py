@@ -221,9 +221,9 @@ class PretrainConfig:
     output_stride: int | None = None
     """px from one cell to the next: 16 (7x7 cells), 8 (14x14) or 4 (28x28) for compact; 32, 16 or 8 for a resnet; default: as
     init has it, else the largest"""
-    deeper: int | None = None
-    """more residual blocks after each of the last two stages of compact, which change nothing at first; default: as init has it,
-    else 0"""
+    deeper: int | tuple[int, int] | None = None
+    """more residual blocks after each of the last two stages of compact, or a number for each; they change nothing at first;
+    default: as init has it, else 0"""
     padding: Padding | None = None
     """what compact's convolutions see beyond the edge: zeros, or the values at the edge (replicate), which do not tell a cell
     where it is; default: as init has it, else zeros"""
@@ -246,15 +246,14 @@ class PretrainConfig:
     """weight decay of AdamW"""
     sharp_coef: float = 0.2
     """weight of the penalty on cells whose saliency is neither 0 nor 1 (count only)"""
+    sharp_ramp: tuple[float, float] = (0.0, 0.0)
+    """shares of the training between which that weight rises from 0; before, a cell may be unsure what it shows"""
     scale: float = 1.0
     """each batch is shown at a size of its own: larger or smaller by at most this factor, so that nothing is cut off"""
     first_scale: float = 1.0
     """size of the images in the first half of the passes, as a share of theirs: small images teach the coarse sooner"""
     warp_px: float = 3.0
     """largest amplitude of the smooth random displacements of a training canvas"""
-    skew: float = 0.0
-    """training canvases are turned, stretched and slanted by a matrix whose entries differ from 1 and 0 by at most this, and made
-    so small that they stay whole"""
     val_canvases: int = 2_000
     """canvases for the accuracy after every pass"""
     test_canvases: int = 10_000
@@ -283,10 +282,10 @@ class PretrainConfig:
             raise ConfigError(
                 f"Expected average_passes of at least 0 and less than passes; got {self.average_passes} of {self.passes}."
             )
-        if not 0 <= self.skew <= 0.4:
-            raise ConfigError(f"Expected skew of 0 to 0.4; got {self.skew}.")
         if not 1 <= self.scale <= 4:
             raise ConfigError(f"Expected scale of 1 to 4; got {self.scale}.")
+        if not 0 <= self.sharp_ramp[0] <= self.sharp_ramp[1] <= 1:
+            raise ConfigError(f"Expected sharp_ramp as two shares in 0..1, the lower one first; got {self.sharp_ramp}.")
         if not 0 < self.first_scale <= 1:
             raise ConfigError(f"Expected first_scale above 0 and at most 1; got {self.first_scale}.")
         if self.seed < 0 or self.learning_rate <= 0 or self.weight_decay < 0:

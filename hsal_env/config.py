@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any, Literal, cast
 
 from hsal_env.data.annotations import ImagesFormat
-from hsal_env.data.augmentation import Augment, FiniteSource, Varied
+from hsal_env.data.augmentation import Augment, FiniteSource, Variation, Varied
 from hsal_env.data.canvases import MOST_CANVAS_PX, CanvasConfig, CanvasLook, CanvasSource
 from hsal_env.data.custom import CustomSplit, LabelledImages, given_images, load_images
 from hsal_env.data.fitting import Fit, FitMode, checked_px
@@ -47,10 +47,11 @@ class EnvConfig(MetaStepRules, CanvasLook):
             your own images, all.
         data_root: folder of MNIST or SVHN. None: ``$HSAL_DATA``, else the cache folder.
         extra: whether SVHN's part ``extra`` is added to its training split (D4).
-        augment: of SVHN and of your own images. ``"none"``: the images as they are. Otherwise the training split holds ever new
-            variations of its images, so that a few teach as many would (:mod:`hsal_env.data.augmentation`). ``"upright"``: turned
-            a little. Of your own images only: ``"mirrored"``, also mirrored; ``"turned"``, by any angle, for things that may lie
-            anyhow. Of SVHN only: ``"beside"``, a quarter of the numbers beside another one. The other splits are never varied.
+        augment: of all but house numbers. ``"none"``: the images as they are. Otherwise the training split holds ever new
+            variations, so that a few images teach as many would (:mod:`hsal_env.data.augmentation`). ``"upright"``: turned a
+            little; of composed canvases each digit by itself. Of your own images only: ``"mirrored"``, also mirrored;
+            ``"turned"``, by any angle, for things that may lie anyhow. Of SVHN only: ``"beside"``, a quarter of the numbers
+            beside another one. The other splits are never varied.
         images: your own images: uint8 ``[N, h_px, w_px]`` or ``[N, h_px, w_px, 3]``, or a folder as :mod:`hsal_env.data.custom`
             describes it, or :class:`hsal_env.data.custom.LabelledImages`.
         labels: the labels of ``images`` that are an array: for each image a list of whole numbers from 0 on, or of class names.
@@ -227,16 +228,20 @@ class EnvConfig(MetaStepRules, CanvasLook):
                 "class_names": [*self.label_names] or None,
                 "image_px": [*self.image_fit.image_px],
             }
-        return {name: value for name, value in values.items() if name not in SOURCES["custom"].arguments}
+        foreign = {*SOURCES["custom"].arguments}.difference(SOURCES[self.source].arguments)
+        return {name: value for name, value in values.items() if name not in foreign}
 
     @property
     def is_finite(self) -> bool:
         """Whether there is a fixed number of images."""
-        return SOURCES[self.source].finite and not self._is_varied
+        return SOURCES[self.source].finite and self.variation is None
 
     @property
-    def _is_varied(self) -> bool:
-        return self.augment != "none" and self.split == "train"
+    def variation(self) -> Variation | None:
+        """How the images of this split are varied; None: not at all."""
+        return (
+            None if self.augment == "none" or self.split != "train" else SOURCES[self.source].variations[self.augment]
+        )
 
     @property
     def is_custom(self) -> bool:
@@ -264,9 +269,9 @@ class EnvConfig(MetaStepRules, CanvasLook):
         """
         source = SOURCES[self.source]
         images = source.open(self)
-        if not self._is_varied:
+        if not source.finite or self.variation is None:
             return images
-        return Varied(cast(FiniteSource, images), source.variations[self.augment], self.seed)
+        return Varied(cast(FiniteSource, images), self.variation, self.seed)
 
     @property
     def objects_limit(self) -> int:

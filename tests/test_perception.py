@@ -1,5 +1,6 @@
 """Activation and saliency models, examples, and the stores of their features."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -91,16 +92,16 @@ def test_the_compact_model_is_fixed(name):
     assert model is activation_model(name)
 
 
-@pytest.mark.parametrize("deeper", [0, 1])
-def test_a_compact_cell_sees_87_px_16_px_apart_and_96_more_for_each_step_in_depth(deeper):
+@pytest.mark.parametrize(("deeper", "more_px"), [(0, 0), (1, 96), ((1, 0), 32), ([0, 2], 128)])
+def test_a_compact_cell_sees_87_px_16_px_apart_and_more_with_more_blocks(deeper, more_px):
     torch.manual_seed(0)
     model = CompactResNet(deeper=deeper).eval()
     for part in model.more.modules():
         if isinstance(part, nn.BatchNorm2d):
             nn.init.ones_(part.weight)
-    side_px = 132 + 96 * deeper
+    side_px = 132 + more_px
     images = torch.rand(8, 1, side_px, side_px, requires_grad=True)  # the middle cells see no border
-    middle = 4 + 3 * deeper
+    middle = 4 + more_px // 32
 
     def seen(row, col):
         """First row and column that the cell sees, and how many."""
@@ -109,8 +110,8 @@ def test_a_compact_cell_sees_87_px_16_px_apart_and_96_more_for_each_step_in_dept
         return lit.amin(dim=0), (lit.amax(dim=0) - lit.amin(dim=0) + 1).tolist()
 
     (first, extent), (next_first, next_extent) = seen(middle, middle), seen(middle, middle + 1)
-    assert extent == next_extent == [87 + 96 * deeper] * 2
-    assert model.receptive_field_px == 87 + 96 * deeper
+    assert extent == next_extent == [87 + more_px] * 2
+    assert model.receptive_field_px == 87 + more_px
     assert (next_first - first).tolist() == [0, 16]
 
 
@@ -307,9 +308,9 @@ def test_unknown_padding_is_refused():
         CompactResNet(padding="reflect")
 
 
-@pytest.mark.parametrize("deeper", [-1, 9])
+@pytest.mark.parametrize("deeper", [-1, 9, (0, 9), (1, 2, 3), [-1, 0]])
 def test_a_depth_outside_its_range_is_refused(deeper):
-    with pytest.raises(ConfigError, match=f"deeper in 0..8; got {deeper}"):
+    with pytest.raises(ConfigError, match=re.escape(f"deeper in 0..8, or two such numbers; got {deeper}")):
         CompactResNet(deeper=deeper)
 
 

@@ -1,5 +1,6 @@
 """The command that pretrains perception, and the canvases that it learns from."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -139,7 +140,9 @@ def test_pretraining_goes_on_from_weights(mnist_root: str, tmp_path: Path, monke
     [
         ("--average-passes 18", "Expected average_passes of at least 0 and less than passes; got 18 of 18"),
         ("--scale 0.5", "Expected scale of 1 to 4; got 0.5"),
-        ("--skew 0.5", "Expected skew of 0 to 0.4; got 0.5"),
+        ("--sharp-ramp 0.5 0.2", "Expected sharp_ramp as two shares in 0..1, the lower one first"),
+        ("--deeper 9", "Expected deeper in 0..8, or two such numbers; got 9"),
+        ("--deeper 0 9", "Expected deeper in 0..8, or two such numbers; got (0, 9)"),
         ("--first-scale 0", "Expected first_scale above 0 and at most 1; got 0.0"),
         ("--first-scale 1.5", "Expected first_scale above 0 and at most 1; got 1.5"),
         ("--passes 0", "Expected passes, val_canvases and test_canvases of at least 1"),
@@ -302,3 +305,14 @@ def test_svhn_may_be_learned_with_synthetic_numbers_and_is_tested_alone():
     assert (svhn.extra, svhn.augment, synthetic.augment) == (True, "upright", "none")
     assert list(pretrain_perception.supplies(args, "val", 0)) == ["svhn"]
     assert list(pretrain_perception.supplies(pretrain_perception.Args(objects="svhn"), "train", 0)) == ["svhn"]
+
+
+def test_the_digits_of_canvases_may_be_varied_while_it_learns():
+    args = pretrain_perception.Args(augment="upright")
+    for split, varied in (("train", True), ("val", False)):
+        for looks in pretrain_perception.supplies(args, split, 0).values():
+            assert [(supply.config.variation is not None) for supply in looks.values()] == [varied] * 3
+    numbers = pretrain_perception.supplies(pretrain_perception.Args(objects="house-numbers"), "train", 0)
+    assert numbers["house-numbers"]["plain"].config.augment == "none"
+    with pytest.raises(ConfigError, match="source='house-numbers' takes; got augment"):
+        pretrain_perception.supplies(dataclasses.replace(args, objects="house-numbers"), "train", 0)

@@ -119,27 +119,11 @@ def test_a_warp_is_smooth_and_of_each_image_its_own():
     assert (bent[0] - bent[1]).abs().mean() > 0.2
 
 
-def test_a_skewed_image_stays_whole_and_touches_its_frame():
-    torch.manual_seed(0)
-    matrices = pretraining.skewed(500, 0.3)
-    assert not matrices[:, :, 2].any()
-    corners = torch.tensor([[x, y] for x in (-1.0, 1.0) for y in (-1.0, 1.0)]).T
-    seen = torch.linalg.inv(matrices[:, :, :2]) @ corners  # where the corners of the image are shown
-    torch.testing.assert_close(seen.abs().amax(dim=(1, 2)), torch.ones(500))
-    scale = torch.linalg.det(matrices[:, :, :2]).sqrt()
-    assert 1 <= scale.min() < 1.05
-    assert 1.3 < scale.max() < 2
-    apart = matrices[:, :, :2] / scale[:, None, None] - torch.eye(2)
-    assert (apart[:, 0, 1] * apart[:, 1, 0] < 0).float().mean() == pytest.approx(0.5, abs=0.1)  # turned or slanted
-    assert torch.equal(pretraining.skewed(2, 0.0), torch.eye(2, 3).expand(2, 2, 3))
-
-
-def test_a_skewed_image_by_hand(monkeypatch: pytest.MonkeyPatch):
-    stretched = torch.tensor([[[1.0, 0.0, 0.0], [0.0, 2.0, 0.0]]])  # rows come from twice as far
-    monkeypatch.setattr(pretraining, "skewed", lambda *_: stretched)
-    image = torch.tensor([0.0, 0.0, 4.0, 8.0, 8.0, 4.0, 0.0, 0.0])[None, None, :, None].expand(1, 1, 8, 8)
-    found = pretraining.warped(image, 0.0, 0.1)[0, 0, :, 4]
-    torch.testing.assert_close(found, torch.tensor([0.0, 0.0, 0.0, 6.0, 6.0, 0.0, 0.0, 0.0]))
+def test_a_weight_rises_between_two_shares_of_the_training():
+    found = [pretraining.risen(done, 0.2, 0.6) for done in (0.0, 0.2, 0.3, 0.4, 0.6, 1.0)]
+    assert found == pytest.approx([0, 0, 0.25, 0.5, 1, 1])
+    assert [pretraining.risen(done, 0.0, 0.0) for done in (0.0, 0.5)] == [1, 1]
+    assert [pretraining.risen(done, 0.5, 0.5) for done in (0.49, 0.5)] == [0, 1]
 
 
 def test_resized_images_by_hand():

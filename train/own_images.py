@@ -51,6 +51,7 @@ _SMALL_PX, _FIRST_PX = 40_000, 36_000  # features of images of more than the for
 _FEATURES_PX = 1_200_000_000  # that the features learn from, so that they take about as long whatever the size
 _LEAST_IMAGES, _MOST_IMAGES = 24_000, 96_000
 _PHOTOGRAPH_STRIDE_PX = 8
+_SHARP_RAMP = (0.15, 0.5)
 _SCALE = 1.5  # that batches of photographs are shown larger or smaller by, at most
 
 
@@ -78,8 +79,9 @@ class Args:
     init: str | None = None
     """bundled model or model file whose weights the features start from, scratch for random ones; default: compact-house-numbers
     for compact, ImageNet's weights for a resnet"""
-    deeper: int | None = None
-    """more residual blocks of compact, so that a cell sees more of a large object; default: 1, or as init has it"""
+    deeper: int | tuple[int, int] | None = None
+    """more residual blocks after each of the last two stages of compact, or a number for each, so that a cell sees more of a
+    large object; default: 1, or as init has it"""
     output_stride: int | None = None
     """px from one cell of the map to the next: 16, 8 or 4, and finer for smaller objects; default: 8 for compact, but 16 where
     images are only turned a little (upright), or as init has it"""
@@ -253,6 +255,7 @@ def learn_features(args: Args, env: EnvConfig) -> None:
         output_stride=output_stride(args, env),
         deeper=1 if ours and args.deeper is None else args.deeper,
         padding="replicate" if ours else None,
+        sharp_ramp=_SHARP_RAMP,
         scale=scale(args, env),
         first_scale=first_scale(env),
         init="compact-house-numbers" if ours else args.init,

@@ -95,8 +95,8 @@ class Args(PretrainConfig):
     fit: FitMode = "letterbox"
     """how they are brought to that size"""
     augment: Augment = "none"
-    """how photographs are varied: not at all, turned a little (upright), also mirrored, turned by any angle, or
-    (svhn) some beside another one"""
+    """how the images that are learned from are varied: not at all; turned a little (upright), or each digit of a canvas; of
+    photographs also mirrored, or turned by any angle; (svhn) some beside another one"""
     data_root: str | None = None
     """folder of MNIST or SVHN; default: $HSAL_DATA, else the cache folder"""
     resume: bool = False
@@ -137,15 +137,16 @@ def supplies(args: Args, split: str, seed: int) -> dict[str, dict[str, Supply]]:
         if kind in ("house-numbers", "svhn")
         else {"mnist": args.mnist_share, "digits": 1 - args.mnist_share}
     )
-    photographs: dict[str, Any] = {}
+    varied: dict[str, Any] = {"augment": args.augment}
     if kind == "svhn":
-        photographs = {"extra": args.extra, "augment": args.augment}
+        varied["extra"] = args.extra
         if split == "train" and args.synthetic_share:
             shares = {"svhn": 1 - args.synthetic_share, "house-numbers": args.synthetic_share}
+    synthetic = "house-numbers" if kind == "svhn" else None  # its images come in all the variety there is
     return {
         source: {
             look: Supply(
-                config(source, place, canvas_px=args.canvas_px, **kwargs, **(photographs if source == "svhn" else {})),
+                config(source, place, canvas_px=args.canvas_px, **kwargs, **(varied if synthetic != source else {})),
                 of_source * share,
             )
             for place, (look, (kwargs, share)) in enumerate(LOOKS[args.objects].items())

@@ -21,7 +21,7 @@ from agents.config import PretrainConfig
 from agents.learning.distributed import ALONE, Processes
 from agents.learning.provenance import versions
 from agents.supervised.centring import centre, displacement_px, map_variation
-from agents.supervised.pretraining import Pretrainer, Supply, accuracy, batches, resized, warped
+from agents.supervised.pretraining import Pretrainer, Supply, accuracy, batches, resized, risen, warped
 from hsal_env.errors import CheckpointError, ConfigError, DivergenceError
 from hsal_env.isolation import own_defaults
 from hsal_env.perception.examples import to_images
@@ -57,10 +57,10 @@ class _Loss(nn.Module):
 
     def __init__(self, net: Pretrainer, config: PretrainConfig) -> None:
         super().__init__()
-        self.net, self.config = net, config
+        self.net, self.objective = net, config.objective
 
-    def forward(self, images: torch.Tensor, counts: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return self.net.loss(images, counts, self.config.objective, self.config.sharp_coef), None
+    def forward(self, images: torch.Tensor, counts: torch.Tensor, sharp_coef: float) -> tuple[torch.Tensor, None]:
+        return self.net.loss(images, counts, self.objective, sharp_coef), None
 
 
 class Pretraining:
@@ -199,8 +199,8 @@ class Pretraining:
     def _shown(self, canvases: np.ndarray) -> torch.Tensor:
         """Training images as the network sees them in this pass."""
         images = to_images(canvases, self.net.model.in_channels).to(self.device)
-        if self.config.warp_px or self.config.skew:
-            images = warped(images, self.config.warp_px, self.config.skew)
+        if self.config.warp_px:
+            images = warped(images, self.config.warp_px)
         factor = self.config.scale ** float(2 * torch.rand(()) - 1) if self.config.scale > 1 else 1.0
         return resized(images, factor * self._scale(self.passes))
 
@@ -234,8 +234,10 @@ class Pretraining:
             canvases, label_counts = next(supply)
             counts = torch.from_numpy(label_counts).float()
             images = self._shown(canvases)
+            done = (self.passes + step / self.steps) / config.passes
+            sharp_coef = config.sharp_coef * risen(done, *config.sharp_ramp)
             with torch.autocast(self.device, dtype=torch.bfloat16, enabled=has_matrix_unit(self.device)):
-                loss, _ = self.objective(images, counts)
+                loss, _ = self.objective(images, counts, sharp_coef)
             self.optimiser.zero_grad()
             loss.backward()
             grad_norm = nn.utils.clip_grad_norm_(net.parameters(), 1.0)

@@ -7,7 +7,8 @@ a linear classifier W of its column says of which class. The expected counts are
 
 This is the negative log-likelihood of Poisson counts. The term ``sharp_coef sum_ij s_ij |1 - s_ij|`` is added. With it an object
 becomes one cell with s = 1 instead of two cells with s = 1/2, so that an agent that visits the peaks of the map meets each
-object once.
+object once. It pulls low cells to 0, where they have no gradient, so on photographs its weight rises only when the network has
+begun to see (:func:`risen`).
 
 ``classify`` is the paper's (section 5, "Implementation Details"): the cross-entropy of ``softmax(W mean_ij V_ij)`` to one of the
 labels of the image. That label is drawn anew each time the image is used.
@@ -91,6 +92,13 @@ def counting_loss(saliency: Tensor, log_probs: Tensor, counts: Tensor, sharp_coe
     return (poisson + sharp_coef * between).mean()
 
 
+def risen(done: float, start: float, end: float) -> float:
+    """What has risen evenly from 0 at ``start`` to 1 at ``end``, when ``done`` of a training is done, all in [0, 1]."""
+    if done >= end:
+        return 1.0
+    return (done - start) / (end - start) if done > start else 0.0
+
+
 def expected_counts(saliency: Tensor, log_probs: Tensor) -> Tensor:
     """``lambda_c = sum_ij s_ij p_ij(c)`` ``[B, C]``, from s ``[B, H, W]`` and log p ``[B, H, W, C]``."""
     return (saliency[..., None] * log_probs.exp()).sum(dim=(1, 2))
@@ -110,28 +118,17 @@ def classification_loss(scores: Tensor, counts: Tensor) -> Tensor:
     return cross_entropy(scores[labelled.to(scores.device)], drawn, reduction="sum") / len(counts)
 
 
-def warped(images: Tensor, warp_px: float, skew: float = 0.0) -> Tensor:
+def warped(images: Tensor, warp_px: float) -> Tensor:
     """Displace the pixels of each image ``[B, C, h_px, w_px]`` smoothly and at random, so that strokes bend, turn and stretch.
 
     The displacements are normal at 5x5 points and interpolated bicubically between them. Their standard deviation is drawn
-    uniformly from 0 to ``warp_px`` for each image. With ``skew`` the image is first turned, stretched and slanted by a matrix
-    ``s (I + E)``: a bound is drawn uniformly from 0 to ``skew``, the entries of E uniformly within it, and s is the least at
-    which all of the image stays in its frame.
+    uniformly from 0 to ``warp_px`` for each image.
     """
     lanes, size_px = len(images), images.shape[-1]
     amplitude = torch.rand(lanes, 1, 1, 1) * warp_px * 2 / size_px  # grid_sample measures in half images
     bend = interpolate(torch.randn(lanes, 2, 5, 5) * amplitude, images.shape[2:], mode="bicubic", align_corners=True)
-    still = affine_grid(skewed(lanes, skew), list(images.shape), align_corners=False)
+    still = affine_grid(torch.eye(2, 3).expand(lanes, 2, 3), list(images.shape), align_corners=False)
     return grid_sample(images, (still + bend.permute(0, 2, 3, 1)).to(images.device), align_corners=False)
-
-
-def skewed(lanes: int, skew: float) -> Tensor:
-    """The matrices of :func:`warped` ``[lanes, 2, 3]``, from a place in the new image to one in the old, without a shift."""
-    whole = torch.eye(2, 3).repeat(lanes, 1, 1)
-    if skew:
-        matrix = torch.eye(2) + skew * torch.rand(lanes, 1, 1) * (2 * torch.rand(lanes, 2, 2) - 1)
-        whole[:, :, :2] = matrix * torch.linalg.inv(matrix).abs().sum(dim=2).amax(dim=1)[:, None, None]
-    return whole
 
 
 def resized(images: Tensor, scale: float) -> Tensor:

@@ -34,6 +34,7 @@ class Variation:
         turn_deg: largest angle; 180 for any.
         shear: largest way of a row against the one as far above as the image is wide, as a share of that way.
         bend: largest standard deviation of the smooth random displacements, as a share of the image.
+        still: share of the images that keep their form; all above is nothing to them.
         mirrored: whether half of the images are mirrored.
         blur_px: largest standard deviation of the Gaussian that half of the images are blurred by.
         saturation: least and greatest factor.
@@ -54,6 +55,7 @@ class Variation:
     turn_deg: float = 8.0
     shear: float = 0.1
     bend: float = 0.01
+    still: float = 0.0
     mirrored: bool = False
     blur_px: float = 0.8
     saturation: tuple[float, float] = (0.3, 1.6)
@@ -89,6 +91,10 @@ NUMBERS = Variation(
 
 NUMBERS_BESIDE = replace(NUMBERS, beside=0.25)
 """More digits than SVHN has in an image: features learn from them to tell neighbours apart, but an agent to expect too many."""
+
+
+DIGITS = Variation(zoom=(0.87, 1.15), stretch=0.25, turn_deg=15.0, shear=0.25, bend=0.04, still=0.25)
+"""Of the digits that canvases are composed of, each by itself and in its form alone."""
 
 
 class FiniteSource(CanvasSource, Protocol):

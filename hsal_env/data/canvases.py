@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -19,10 +19,14 @@ from hsal_env.errors import ConfigError, DataError
 from hsal_env.fields import check_at_most, check_fields
 from hsal_env.rules import MOST_OBJECTS, Rules
 
+if TYPE_CHECKING:
+    from hsal_env.data.augmentation import Variation
+
 Task = Literal["single", "set", "multiset"]
 MOST_CANVAS_PX = 4_096
 _DRAWS_PER_OBJECT = 6  # label, glyph, size, patch, row offset, column offset
 _DRAWS_PER_CROP = 4  # glyph, row, column, cell
+_FORMS = 400  # a third key beside seed and stream, so that the digits' forms have random numbers of their own
 
 
 @dataclass(frozen=True)
@@ -134,11 +138,20 @@ class Canvases:
         config: the look of a canvas.
         seed: with ``stream``, picks the sequence of canvases.
         stream: a second key, so that splits of one seed differ.
+        variation: how far the form of each digit is varied; None: not at all.
     """
 
-    def __init__(self, glyphs: Glyphs, config: CanvasConfig | None = None, seed: int = 0, stream: int = 0) -> None:
+    def __init__(
+        self,
+        glyphs: Glyphs,
+        config: CanvasConfig | None = None,
+        seed: int = 0,
+        stream: int = 0,
+        variation: Variation | None = None,
+    ) -> None:
         self.config = config or CanvasConfig()
-        self.glyphs = glyphs
+        self.glyphs, self.variation = glyphs, variation
+        self._form_key = np.random.SeedSequence([seed, stream, _FORMS]).generate_state(2, np.uint64)
         present = np.bincount(glyphs.labels, minlength=NUM_CLASSES)
         if len(present) != NUM_CLASSES or not present.all():
             raise DataError(f"Expected glyphs of every label in 0..9; got counts {present.tolist()}.")
@@ -157,6 +170,10 @@ class Canvases:
     def content(self) -> tuple[str | np.ndarray, ...]:
         """The configuration, the key, the glyphs, and the code that draws."""
         code = source_of(Canvases, Draws, bilinear_resize)
+        if self.variation is not None:
+            from hsal_env.data.variation import bent  # torch: not before --help
+
+            code += [repr(self.variation), *source_of(bent)]
         return repr(self.config), self._random.key, self.glyphs.images, self.glyphs.labels, *code
 
     def compose(self, indices: Sequence[int] | np.ndarray) -> CanvasBatch:
@@ -170,7 +187,7 @@ class Canvases:
         labels, glyph, sizes, boxes = self._layout(draw)
         images = np.zeros((len(indices), self.config.canvas_px, self.config.canvas_px), np.uint8)
         self._paste_clutter(images, draw)
-        self._paste_objects(images, glyph, sizes, boxes)
+        self._paste_objects(images, indices, glyph, sizes, boxes)
         return CanvasBatch(images, labels, boxes)
 
     def _layout(self, draw: Draws) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -213,15 +230,33 @@ class Canvases:
         lanes = np.arange(draw.lanes)[:, None, None, None]
         images[lanes, rows[..., :, None], columns[..., None, :]] = crops
 
-    def _paste_objects(self, images: np.ndarray, glyph: np.ndarray, sizes: np.ndarray, boxes: np.ndarray) -> None:
+    def _paste_objects(
+        self, images: np.ndarray, indices: np.ndarray, glyph: np.ndarray, sizes: np.ndarray, boxes: np.ndarray
+    ) -> None:
         lane, slot = np.nonzero(sizes)
         order = np.argsort(sizes[lane, slot], kind="stable")
         lane, slot = lane[order], slot[order]
-        size = sizes[lane, slot]
+        size, glyphs = sizes[lane, slot], self._formed(indices, glyph, lane, slot)
         for size_px in np.unique(size):  # one resize per size; digits never overlap, so their order is free
             first, last = np.searchsorted(size, [size_px, size_px + 1])
-            digits = bilinear_resize(self.glyphs.images[glyph[lane[first:last], slot[first:last]]], int(size_px))
+            digits = bilinear_resize(glyphs[first:last], int(size_px))
             corners = boxes[lane[first:last], slot[first:last], :2].tolist()
             for digit, i, (top, left) in zip(digits, lane[first:last].tolist(), corners, strict=True):
                 window = images[i, top : top + size_px, left : left + size_px]
                 np.copyto(window, digit, where=digit > 0)
+
+    def _formed(self, indices: np.ndarray, glyph: np.ndarray, lane: np.ndarray, slot: np.ndarray) -> np.ndarray:
+        """The digits of the objects at ``[lane, slot]``, ``[n, 28, 28]``."""
+        glyphs = self.glyphs.images[glyph[lane, slot]]
+        if self.variation is None or not len(glyphs):
+            return glyphs
+        from hsal_env.data.variation import Numbers, bent
+
+        drawn = [
+            Numbers.drawn(
+                self.config.max_objects, np.random.Generator(np.random.Philox(key=self._form_key, counter=at))
+            )
+            for at in ([0, index, 0, 0] for index in indices.tolist())
+        ]
+        uniform, normal = (np.stack(part)[lane, slot] for part in zip(*drawn, strict=True))
+        return bent(glyphs, self.variation, Numbers(uniform, normal))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Literal, Protocol, cast
 
-from hsal_env.data.augmentation import NUMBERS, NUMBERS_BESIDE, VARIATIONS, Augment, Variation
+from hsal_env.data.augmentation import DIGITS, NUMBERS, NUMBERS_BESIDE, VARIATIONS, Augment, Variation
 from hsal_env.data.canvases import CanvasConfig, Canvases, CanvasLook, CanvasSource, Task
 from hsal_env.data.custom import CustomCanvases, CustomSplit, LabelledImages
 from hsal_env.data.fitting import FitMode
@@ -45,6 +45,8 @@ class _ImageConfig(Protocol):
     def data_root(self) -> str | None: ...
     @property
     def extra(self) -> bool: ...
+    @property
+    def variation(self) -> Variation | None: ...
     @property
     def data(self) -> LabelledImages: ...
 
@@ -95,12 +97,14 @@ def _digits(licence: str, limits: str | None) -> Source:
             config.canvas,
             config.seed,
             stream=SPLITS.index(_split(config)),
+            variation=config.variation,
         ),
-        arguments=("glyphs", *(field.name for field in fields(CanvasLook))),
+        arguments=("glyphs", "augment", *(field.name for field in fields(CanvasLook))),
         most_objects=CanvasConfig.max_objects,
         licence=licence,
         limits=limits,
         fit="letterbox",
+        variations={"upright": DIGITS},
     )
 
 

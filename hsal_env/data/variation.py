@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -32,20 +33,44 @@ def varied(
     """
     v = variation
     pixels = torch.from_numpy(image.reshape(*image.shape[:2], -1)).permute(2, 0, 1)[None].float() / 255
-    matrix, way = _place(v, image.shape[1] / image.shape[0], random)
-    if v.mirrored:
-        matrix = matrix * np.array([[random.choice([-1.0, 1.0])], [1.0]])
-    half = np.array(image.shape[1::-1]) / 2
-    matrix = matrix * half / half[:, None]  # angles are measured in px
-    shift = matrix @ way
-    pixels = _moved(pixels, matrix, shift, random.uniform(0, v.bend), random)
+    form = _form(v, image.shape[1], image.shape[0], Numbers.drawn(1, random))
+    pixels = _moved(pixels, form)
     if random.random() < 0.5:
         pixels = _blurred(pixels, random.uniform(0.3, max(v.blur_px, 0.3)))
     pixels = _recoloured(pixels, v, random)
     pixels = _covered(pixels, *v.covered, random)
     pixels += random.uniform(0, v.noise) * torch.from_numpy(random.standard_normal(pixels.shape, np.float32))
-    values = (pixels.clamp_(0, 1) * 255).round_().byte()[0].permute(1, 2, 0).numpy()
-    return values.reshape(image.shape), _moved_boxes(boxes, matrix, shift, image.shape[:2])
+    values = _as_bytes(pixels)[0].permute(1, 2, 0).numpy()
+    return values.reshape(image.shape), _moved_boxes(boxes, form.matrix[0], form.shift[0], image.shape[:2])
+
+
+class Numbers(NamedTuple):
+    """Random numbers that decide the form of n images.
+
+    Attributes:
+        uniform: in [0, 1), ``[n, 9]``.
+        normal: ``[n, 2, 5, 5]``, float32.
+    """
+
+    uniform: np.ndarray
+    normal: np.ndarray
+
+    @classmethod
+    def drawn(cls, n: int, random: np.random.Generator) -> Numbers:
+        """Those of n images."""
+        return cls(random.random((n, 9)), random.standard_normal((n, 2, _POINTS, _POINTS), np.float32))
+
+
+@own_defaults()
+def bent(images: np.ndarray, variation: Variation, numbers: Numbers) -> np.ndarray:
+    """Grey images uint8 ``[n, h, w]``, each in another form: :func:`varied` without its colours, blur, covers and noise."""
+    pixels = torch.from_numpy(images)[:, None].float() / 255
+    form = _form(variation, images.shape[2], images.shape[1], numbers)
+    return _as_bytes(_moved(pixels, form))[:, 0].numpy()
+
+
+def _as_bytes(pixels: Tensor) -> Tensor:
+    return (pixels.clamp_(0, 1) * 255).round_().byte()
 
 
 @own_defaults()
@@ -81,36 +106,73 @@ def _squeezed(image: np.ndarray, width: int) -> np.ndarray:
     return narrow.round_().byte()[0].permute(1, 2, 0).numpy().reshape(image.shape[0], width, *image.shape[2:])
 
 
-def _place(v: Variation, ratio: float, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A ``[2, 2]``, of (column, row) in px, and the way ``[2]`` of the content in half images; ``ratio`` is width over height."""
-    zoom, stretch = math.exp(random.uniform(*np.log(v.zoom))), math.exp(random.uniform(-v.stretch, v.stretch) / 2)
-    shear = np.array([[1.0, random.uniform(-v.shear, v.shear)], [0.0, 1.0]])
-    angle_deg = random.uniform(-v.turn_deg, v.turn_deg)
-    turn = _turned(angle_deg) / _fitting(angle_deg, ratio)
-    room = max(1 - zoom, 0.0) + 2 * v.shift * zoom
-    return np.diag([stretch, 1 / stretch]) @ shear @ turn / zoom, random.uniform(-room, room, 2)
+class _Form(NamedTuple):
+    """Where the pixels of n images come from, in (column, row) and half images.
+
+    Attributes:
+        matrix: A ``[n, 2, 2]``.
+        shift: t ``[n, 2]``.
+        points: displacements at 5x5 points ``[n, 2, 5, 5]``, float32.
+    """
+
+    matrix: np.ndarray
+    shift: np.ndarray
+    points: np.ndarray
 
 
-def _fitting(angle_deg: float, ratio: float) -> float:
-    """The greatest zoom at which the ellipse with axes 1 and ``ratio`` stays in its frame when it is turned."""
-    cos, sin = math.cos(math.radians(angle_deg)), math.sin(math.radians(angle_deg))
-    return 1 / max(math.hypot(cos, sin * ratio), math.hypot(cos, sin / ratio))
+def _form(v: Variation, width: int, height: int, numbers: Numbers) -> _Form:
+    """The form of images of one size."""
+
+    def between(low: float, high: float, place: int) -> np.ndarray:
+        return low + (high - low) * numbers.uniform[:, place]
+
+    zoom, stretch = (
+        np.exp(between(math.log(v.zoom[0]), math.log(v.zoom[1]), 0)),
+        np.exp(between(-v.stretch, v.stretch, 1) / 2),
+    )
+    slant, angle = between(-v.shear, v.shear, 2), np.radians(between(-v.turn_deg, v.turn_deg, 3))
+    cos, sin, none, one = np.cos(angle), np.sin(angle), np.zeros_like(angle), np.ones_like(angle)
+    turned = _matrices(cos, -sin, sin, cos) * _needed(cos, sin, width / height)[:, None, None]
+    matrix = _matrices(stretch, none, none, 1 / stretch) @ _matrices(one, slant, none, one) @ turned
+    half = np.array([width, height]) / 2
+    matrix = matrix / zoom[:, None, None] * half / half[:, None]  # angles are measured in px
+    moved = numbers.uniform[:, 8] >= v.still
+    matrix[~moved] = np.eye(2)
+    if v.mirrored:
+        matrix[:, 0] *= np.where(between(0, 1, 4) < 0.5, -1, 1)[:, None]
+    room = (np.maximum(1 - zoom, 0.0) + 2 * v.shift * zoom) * moved
+    way = np.stack([room * between(-1, 1, place) for place in (5, 6)], axis=1)
+    bend = (between(0, 2 * v.bend, 7) * moved).astype(np.float32)  # twice, since the image is two halves wide
+    return _Form(matrix, (matrix @ way[..., None])[..., 0], bend[:, None, None, None] * numbers.normal)
 
 
-def _turned(angle_deg: float) -> np.ndarray:
-    cos, sin = math.cos(math.radians(angle_deg)), math.sin(math.radians(angle_deg))
-    return np.array([[cos, -sin], [sin, cos]])
+def _needed(cos: np.ndarray, sin: np.ndarray, ratio: float) -> np.ndarray:
+    """How much smaller the ellipse with axes 1 and ``ratio`` has to become, turned by an angle, to stay in its frame."""
+    return np.maximum(np.hypot(cos, sin * ratio), np.hypot(cos, sin / ratio))
 
 
-def _moved(pixels: Tensor, matrix: np.ndarray, shift: np.ndarray, bend: float, random: np.random.Generator) -> Tensor:
+def _matrices(*entries: np.ndarray) -> np.ndarray:
+    """``[n, 2, 2]`` of their four entries ``[n]``."""
+    return np.stack(entries, axis=-1).reshape(-1, 2, 2)
+
+
+def _moved(pixels: Tensor, form: _Form) -> Tensor:
+    """The pixels ``[n, channels, h, w]`` in another form. Beyond its edge an image goes on as it ends."""
     height, width = pixels.shape[2:]
     rows, columns = ((torch.arange(size) + 0.5) * 2 / size - 1 for size in (height, width))
-    a, t = matrix.tolist(), shift.tolist()
-    at = torch.stack([a[i][0] * columns + a[i][1] * rows[:, None] + t[i] for i in range(2)], dim=-1)  # [h, w, 2]
-    if bend:
-        points = torch.from_numpy(random.standard_normal((1, 2, _POINTS, _POINTS), np.float32)) * (2 * bend)
-        at += (_spline(height) @ points[0] @ _spline(width).T).permute(1, 2, 0)
-    return grid_sample(pixels, at[None], padding_mode="border", align_corners=False)
+    a, t = (torch.from_numpy(part).float()[..., None, None] for part in (form.matrix, form.shift))
+    at = a[:, :, 0] * columns + a[:, :, 1] * rows[:, None] + t  # [n, 2, h, w]
+    at += _spread(_spread(torch.from_numpy(form.points), width).mT, height).mT
+    return grid_sample(pixels, at.permute(0, 2, 3, 1), padding_mode="border", align_corners=False)
+
+
+def _spread(points: Tensor, size: int) -> Tensor:
+    """Values at 5 points in a row ``[..., 5]`` as those at ``size`` px, without a matrix product, which rounds by its batch."""
+    taps = _spline(size)
+    values = points[..., 0, None] * taps[:, 0]
+    for i in range(1, _POINTS):
+        values = values + points[..., i, None] * taps[:, i]
+    return values
 
 
 @cache

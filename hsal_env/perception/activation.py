@@ -172,8 +172,8 @@ class CompactResNet(ActivationModel):
         output_stride: px from one cell to the next: 16, 8 or 4.
         lower_level: append to each column the activations of the stage before the last, at the 2x2 finer places inside the cell
             (paper section 5.2, "Activation Resolution"). These 4 * 96 channels do not count for saliency.
-        deeper: so many more residual blocks after each of the last two stages, which change nothing at first. So weights without
-            them can be trained on with them. Each widens what a cell sees, by 32 px and 64 px.
+        deeper: so many more residual blocks after each of the last two stages, or a number for each. They change nothing at
+            first, so weights without them can be trained on with them. Each widens what a cell sees, by 32 px and 64 px.
         padding: what every convolution sees beyond the edge: zeros, or the values at the edge once more (``"replicate"``). Zeros
             tell a cell where it is. Then a network that learns to count can light the same cells whatever the image shows.
         first_px: (row, col) on the image where an object of cell (0, 0) is. By default the centre of its first pixel, about
@@ -190,7 +190,7 @@ class CompactResNet(ActivationModel):
         in_channels: int = 1,
         output_stride: int = 16,
         lower_level: bool = False,
-        deeper: int = 0,
+        deeper: int | tuple[int, int] = 0,
         padding: Padding = "zeros",
         first_px: tuple[float, float] = FIRST_PX,
     ) -> None:
@@ -201,8 +201,9 @@ class CompactResNet(ActivationModel):
                 f"{in_channels}, {output_stride}, {lower_level}."
             )
         self.first_px = checked_first_px(first_px)
-        if not 0 <= deeper <= _MOST_DEEPER:
-            raise ConfigError(f"Expected deeper in 0..{_MOST_DEEPER}; got {deeper}.")
+        more = (deeper, deeper) if isinstance(deeper, int) else tuple(deeper)
+        if len(more) != 2 or not all(isinstance(number, int) and 0 <= number <= _MOST_DEEPER for number in more):
+            raise ConfigError(f"Expected deeper in 0..{_MOST_DEEPER}, or two such numbers; got {deeper}.")
         if padding not in get_args(Padding):
             raise ConfigError(f"Expected padding to be zeros or replicate; got {padding!r}.")
         self.arguments = {
@@ -224,11 +225,11 @@ class CompactResNet(ActivationModel):
             ResidualBlock(48, 96, 1 if output_stride == 4 else 2, padding=padding),
             ResidualBlock(96, 128, 2 if output_stride == 16 else 1, 2 if output_stride == 4 else 1, padding=padding),
         )
-        self.receptive_field_px = 87 + 96 * deeper
+        self.receptive_field_px = 87 + 32 * more[0] + 64 * more[1]
         dilation = {16: (1, 1), 8: (1, 2), 4: (2, 4)}[output_stride]
         self.more = nn.ModuleList(
-            nn.Sequential(*(ResidualBlock(c, c, 1, d, shortcut=False, padding=padding) for _ in range(deeper)))
-            for c, d in zip((96, 128), dilation, strict=True)
+            nn.Sequential(*(ResidualBlock(c, c, 1, d, shortcut=False, padding=padding) for _ in range(number)))
+            for c, d, number in zip((96, 128), dilation, more, strict=True)
         )
         # convolutions in NCHW order are several times slower on a CPU
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
