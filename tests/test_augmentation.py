@@ -12,7 +12,7 @@ from hsal_env.config import EnvConfig
 from hsal_env.data.augmentation import NUMBERS, NUMBERS_BESIDE, VARIATIONS, Variation, Varied
 from hsal_env.data.canvases import CanvasBatch
 from hsal_env.data.custom import CustomCanvases, LabelledImages
-from hsal_env.data.variation import Numbers, bent, beside, varied
+from hsal_env.data.variation import FormDraw, bent, beside, varied
 from hsal_env.errors import ConfigError, DataError
 
 STILL = Variation(
@@ -304,7 +304,7 @@ def test_the_form_of_an_image_is_that_of_a_variation_without_its_colours():
     for seed in range(20):
         whole, _ = varied(image, NO_BOXES, form, np.random.default_rng(seed))
         random = np.random.default_rng(seed)
-        alone = bent(image[None], form, Numbers.drawn(1, random))[0]
+        alone = bent(image[None], form, FormDraw.of(1, random))[0]
         if random.random() >= 0.5:  # it is not blurred
             assert np.abs(whole.astype(int) - alone).max() <= 1
             compared += 1

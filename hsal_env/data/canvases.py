@@ -250,13 +250,11 @@ class Canvases:
         glyphs = self.glyphs.images[glyph[lane, slot]]
         if self.variation is None or not len(glyphs):
             return glyphs
-        from hsal_env.data.variation import Numbers, bent
+        from hsal_env.data.variation import FormDraw, bent
 
         drawn = [
-            Numbers.drawn(
-                self.config.max_objects, np.random.Generator(np.random.Philox(key=self._form_key, counter=at))
-            )
+            FormDraw.of(self.config.max_objects, np.random.Generator(np.random.Philox(key=self._form_key, counter=at)))
             for at in ([0, index, 0, 0] for index in indices.tolist())
         ]
         uniform, normal = (np.stack(part)[lane, slot] for part in zip(*drawn, strict=True))
-        return bent(glyphs, self.variation, Numbers(uniform, normal))
+        return bent(glyphs, self.variation, FormDraw(uniform, normal))

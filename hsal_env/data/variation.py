@@ -33,7 +33,7 @@ def varied(
     """
     v = variation
     pixels = torch.from_numpy(image.reshape(*image.shape[:2], -1)).permute(2, 0, 1)[None].float() / 255
-    form = _form(v, image.shape[1], image.shape[0], Numbers.drawn(1, random))
+    form = _form(v, image.shape[1], image.shape[0], FormDraw.of(1, random))
     pixels = _moved(pixels, form)
     if random.random() < 0.5:
         pixels = _blurred(pixels, random.uniform(0.3, max(v.blur_px, 0.3)))
@@ -44,7 +44,7 @@ def varied(
     return values.reshape(image.shape), _moved_boxes(boxes, form.matrix[0], form.shift[0], image.shape[:2])
 
 
-class Numbers(NamedTuple):
+class FormDraw(NamedTuple):
     """Random numbers that decide the form of n images.
 
     Attributes:
@@ -56,13 +56,13 @@ class Numbers(NamedTuple):
     normal: np.ndarray
 
     @classmethod
-    def drawn(cls, n: int, random: np.random.Generator) -> Numbers:
-        """Those of n images."""
+    def of(cls, n: int, random: np.random.Generator) -> FormDraw:
+        """Draw them."""
         return cls(random.random((n, 9)), random.standard_normal((n, 2, _POINTS, _POINTS), np.float32))
 
 
 @own_defaults()
-def bent(images: np.ndarray, variation: Variation, numbers: Numbers) -> np.ndarray:
+def bent(images: np.ndarray, variation: Variation, numbers: FormDraw) -> np.ndarray:
     """Grey images uint8 ``[n, h, w]``, each in another form: :func:`varied` without its colours, blur, covers and noise."""
     pixels = torch.from_numpy(images)[:, None].float() / 255
     form = _form(variation, images.shape[2], images.shape[1], numbers)
@@ -120,7 +120,7 @@ class _Form(NamedTuple):
     points: np.ndarray
 
 
-def _form(v: Variation, width: int, height: int, numbers: Numbers) -> _Form:
+def _form(v: Variation, width: int, height: int, numbers: FormDraw) -> _Form:
     """The form of images of one size."""
 
     def between(low: float, high: float, place: int) -> np.ndarray:
