@@ -276,7 +276,8 @@ def learn_features(args: Args, env: EnvConfig) -> None:
     }
     finished = output.with_suffix(".json")
     if args.resume and finished.is_file():
-        if json.loads(finished.read_text(encoding="utf-8"))["args"] != told:
+        as_written = json.loads(json.dumps(told))  # tuples are lists there
+        if json.loads(finished.read_text(encoding="utf-8"))["args"] != as_written:
             raise CheckpointError(
                 f"{output} was learned with other flags or from other images. Go on with those it was started with, or choose "
                 "another --output-dir."
