@@ -303,6 +303,15 @@ def test_without_zeros_beyond_the_edge_no_cell_knows_its_place(stride, image_px)
         assert zeros(flat).std(dim=(2, 3)).amax() > 0.01
 
 
+def test_a_model_file_keeps_the_blocks_of_each_stage_and_the_padding(tmp_path):
+    model = CompactResNet(deeper=(0, 2), padding="replicate").eval()
+    save_model(tmp_path / "m.pt", "compact", model)
+    again, images = load_model(tmp_path / "m.pt", ARCHITECTURES).eval(), torch.rand(1, 1, 48, 64)
+    assert [len(stage) for stage in again.more] == [0, 2]
+    with torch.no_grad():
+        assert torch.equal(again(images), model(images))
+
+
 def test_unknown_padding_is_refused():
     with pytest.raises(ConfigError, match="padding to be zeros or replicate; got 'reflect'"):
         CompactResNet(padding="reflect")

@@ -11,6 +11,7 @@ from commands import PRETRAIN, Command, script
 from PIL import Image
 
 from agents.supervised import features
+from agents.supervised.pretraining import Pretrainer
 from hsal_env import functional as F
 from hsal_env.config import EnvConfig
 from hsal_env.errors import CheckpointError, ConfigError, DivergenceError
@@ -316,3 +317,17 @@ def test_the_digits_of_canvases_may_be_varied_while_it_learns():
     assert numbers["house-numbers"]["plain"].config.augment == "none"
     with pytest.raises(ConfigError, match="source='house-numbers' takes; got augment"):
         pretrain_perception.supplies(dataclasses.replace(args, objects="house-numbers"), "train", 0)
+
+
+def test_the_penalty_on_unsure_cells_rises_while_it_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    met, loss = [], Pretrainer.loss
+
+    def recorded(self, images, counts, objective, sharp_coef):
+        met.append(sharp_coef)
+        return loss(self, images, counts, objective, sharp_coef)
+
+    monkeypatch.setattr(Pretrainer, "loss", recorded)
+    few = {"passes": 2, "num_canvases": 16, "batch_size": 8, "val_canvases": 8, "test_canvases": 8}
+    args = {"mnist_share": 0.0, "sharp_coef": 0.4, "sharp_ramp": (0.25, 0.75), **few}
+    pretrain_perception.main(pretrain_perception.Args(output=tmp_path / "m.pt", **args))
+    assert met == pytest.approx([0.0, 0.2, 0.4, 0.4])  # after 1/4, 2/4, 3/4 and all of it

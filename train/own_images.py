@@ -51,7 +51,7 @@ _SMALL_PX, _FIRST_PX = 40_000, 36_000  # features of images of more than the for
 _FEATURES_PX = 1_200_000_000  # that the features learn from, so that they take about as long whatever the size
 _LEAST_IMAGES, _MOST_IMAGES = 24_000, 96_000
 _PHOTOGRAPH_STRIDE_PX = 8
-_SHARP_RAMP = (0.15, 0.5)
+_SHARP_RAMP = (0.15, 0.5)  # earlier, the penalty puts out cells that have not learned yet what they show
 _SCALE = 1.5  # that batches of photographs are shown larger or smaller by, at most
 
 
