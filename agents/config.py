@@ -18,7 +18,7 @@ from hsal_env.perception import Architecture, Padding
 AttentionPolicy = Literal["learned", "drawn", "winner-take-all"]
 LocationPolicy = Literal["learned", "greedy", "uniform"]
 Algorithm = Literal["reinforce", "ppo", "cross-entropy", "multiset-loss"]
-Estimator = Literal["sampled", "exact", "log"]
+Estimator = Literal["sampled", "exact", "log", "assigned"]
 _SIZES = ("meta_hidden", "controller_hidden", "location_hidden")
 MOST_HIDDEN = 8_192  # a recurrent state of this size has 400 million weights
 _COUNTS = ("batch_size", "passes", "update_epochs", "num_minibatches")
@@ -113,7 +113,8 @@ class LearnerConfig:
             supervised rival from the authors' later paper).
         estimator: what the algorithm ``"reinforce"`` maximises. ``"sampled"``: REINFORCE with the rewards that the
             environment pays. ``"exact"``: the expected reward of every decision. ``"log"``: for labels, the logarithm of the
-            expected success. See :mod:`agents.learning.losses`.
+            expected success. ``"assigned"``: the log-probability of each label at the meta-step that it suits, for images most
+            of whose objects are of one class. See :mod:`agents.learning.losses`.
         batch_size: images in a roll-out.
         passes: passes over the training images.
         learning_rate: peak of Adam's learning rate.

@@ -134,7 +134,7 @@ def blind_guess(train: EnvConfig, test: EnvConfig) -> dict[str, Any]:
     """
     from hsal_env.perception.examples import Examples
 
-    plain = dataclasses.replace(train, augment="none")
+    plain = train.unvaried
     few = dataclasses.replace(plain, features="lazy", num_examples=min(10_000, plain.size))
     seen, true = (
         multiset.label_counts(Examples(config).compose(np.arange(config.size)).labels, config.classes)

@@ -52,6 +52,8 @@ class EnvConfig(MetaStepRules, CanvasLook):
             little; of composed canvases each digit by itself. Of your own images only: ``"mirrored"``, also mirrored;
             ``"turned"``, by any angle, for things that may lie anyhow. Of SVHN only: ``"beside"``, a quarter of the numbers
             beside another one. The other splits are never varied.
+        overlaid: share of your own training images that another one is laid over, so that classes stand together that no image
+            holds together; ``augment`` has to vary them, too. See :class:`hsal_env.data.augmentation.Variation`.
         images: your own images: uint8 ``[N, h_px, w_px]`` or ``[N, h_px, w_px, 3]``, or a folder as :mod:`hsal_env.data.custom`
             describes it, or :class:`hsal_env.data.custom.LabelledImages`.
         labels: the labels of ``images`` that are an array: for each image a list of whole numbers from 0 on, or of class names.
@@ -101,6 +103,7 @@ class EnvConfig(MetaStepRules, CanvasLook):
     data_root: str | None = None
     extra: bool = False
     augment: Augment = "none"
+    overlaid: float = 0.0
     images: Any = None
     labels: Any = None
     labels_are: LabelsAre | None = None
@@ -149,6 +152,10 @@ class EnvConfig(MetaStepRules, CanvasLook):
             raise ConfigError(
                 f"Expected augment to be one of {', '.join(known)} with source={self.source!r}; got {self.augment!r}."
             )
+        if not 0 <= self.overlaid < 1:
+            raise ConfigError(f"Expected overlaid in [0, 1); got {self.overlaid}.")
+        if self.overlaid and self.augment == "none":
+            raise ConfigError("Expected augment to vary the images that overlaid lays over one another; got 'none'.")
         SOURCES[self.source].check(self)
 
     @classmethod
@@ -239,9 +246,15 @@ class EnvConfig(MetaStepRules, CanvasLook):
     @property
     def variation(self) -> Variation | None:
         """How the images of this split are varied; None: not at all."""
-        return (
-            None if self.augment == "none" or self.split != "train" else SOURCES[self.source].variations[self.augment]
-        )
+        if self.augment == "none" or self.split != "train":
+            return None
+        chosen = SOURCES[self.source].variations[self.augment]
+        return replace(chosen, overlaid=self.overlaid) if self.overlaid else chosen
+
+    @property
+    def unvaried(self) -> EnvConfig:
+        """The same configuration with the images as they are."""
+        return replace(self, augment="none", overlaid=0.0)
 
     @property
     def is_custom(self) -> bool:

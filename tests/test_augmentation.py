@@ -12,7 +12,7 @@ from hsal_env.config import EnvConfig
 from hsal_env.data.augmentation import NUMBERS, NUMBERS_BESIDE, VARIATIONS, Variation, Varied
 from hsal_env.data.canvases import CanvasBatch
 from hsal_env.data.custom import CustomCanvases, LabelledImages
-from hsal_env.data.variation import FormDraw, bent, beside, varied
+from hsal_env.data.variation import FormDraw, bent, beside, overlaid, varied
 from hsal_env.errors import ConfigError, DataError
 
 STILL = Variation(
@@ -28,7 +28,11 @@ STILL = Variation(
     noise=0.0,
 )
 """Changes nothing, but for the blur of 0.3 px that half of the images get."""
+OVERLAID = replace(VARIATIONS["mirrored"], overlaid=0.7)
 NO_BOXES = np.full((1, 4), -1, np.int64)
+
+
+OWN = {"source": "custom", "images": np.zeros((3, 8, 8), np.uint8), "labels": [[0]] * 3}
 
 
 @pytest.fixture
@@ -200,7 +204,62 @@ def test_about_so_many_images_stand_beside_another():
     assert counts[2] / 400 == pytest.approx(0.1 + 0.9 * 0.5 * 0.9, abs=0.07)
 
 
-@pytest.mark.parametrize("variation", [*VARIATIONS.values(), NUMBERS_BESIDE, None])
+def squares(background: int, *places: tuple[int, int, int], labels: list[int]) -> CanvasBatch:
+    """One image of 32x48 px: squares of 8 px of (row, col, value) on one background, with room for three objects."""
+    image = np.full((1, 32, 48), background, np.uint8)
+    boxes = np.full((1, 3, 4), -1)
+    for i, (row, col, value) in enumerate(places):
+        image[0, row : row + 8 : 4, col : col + 8] = value  # striped: a block of one value has no variance
+        boxes[0, i] = row, col, 8, 8
+    padded = np.full((1, 3), -1)
+    padded[0, : len(labels)] = labels
+    return CanvasBatch(image, padded, boxes)
+
+
+def stacked(*batches: CanvasBatch) -> CanvasBatch:
+    return CanvasBatch(*(np.concatenate(parts) for parts in zip(*batches, strict=True)))
+
+
+def test_an_image_laid_over_another_by_hand():
+    """What differs from the background of the one is added to the other: 50 + (90 - 100) and 200 + 0, at most 255."""
+    below = squares(50, (0, 0, 200), (8, 8, 250), labels=[4, 5])
+    above = squares(100, (8, 8, 190), (16, 24, 90), labels=[6])
+    found = overlaid(below, 0, above)
+    assert found is not None
+    image, labels, boxes = found
+    assert [image[0, 0], image[8, 8], image[16, 24], image[17, 24], image[31, 47]] == [200, 255, 40, 50, 50]
+    assert labels.tolist() == [4, 5, 6]
+    assert boxes.tolist() == [[0, 0, 8, 8], [8, 8, 8, 8], [8, 8, 8, 8]]
+    assert below.labels.tolist() == [[4, 5, -1]]  # as it was
+    colour = [np.repeat(batch.images[..., None], 3, axis=3) for batch in (below, above)]
+    found = overlaid(below._replace(images=colour[0]), 0, above._replace(images=colour[1]))
+    assert found is not None
+    assert (found.images == image[..., None]).all()
+
+
+def test_the_image_that_covers_least_is_laid_over_another():
+    below = squares(50, (8, 8, 200), labels=[0])
+    on_it, near, away = (squares(50, (row, col, 200), labels=[7]) for row, col in ((8, 8), (12, 8), (16, 32)))
+    too_many = squares(50, (16, 32, 100), labels=[1, 2, 3])
+    without = squares(50, labels=[])
+    for others in ((on_it, near, away), (away, on_it), (too_many, without, near, away)):
+        found = overlaid(below, 0, stacked(*others))
+        assert found is not None
+        assert found.boxes[1].tolist() == [16, 32, 8, 8]
+    assert overlaid(below, 0, stacked(too_many, without)) is None
+
+
+def test_images_are_laid_over_one_another_until_there_are_as_many_objects_as_one_may_hold():
+    pixels = np.zeros((10, 24, 32, 3), np.uint8)
+    ones = CustomCanvases(LabelledImages(pixels, [[i] for i in range(9)] + [[9, 9, 9]], labels_are="lists"), "all")
+    batch = Varied(ones, dataclasses.replace(STILL, overlaid=0.5), seed=0).compose(range(1000))
+    counts = np.bincount((batch.labels >= 0).sum(axis=1), minlength=4) / 1000
+    # of ten images nine have one object: a half of them stays, a half of the others stops at two, one of three at once
+    assert counts.tolist() == pytest.approx([0, 0.45, 0.225, 0.325], abs=0.04)
+    assert any(len({*row}) == 3 for row in batch.labels.tolist())
+
+
+@pytest.mark.parametrize("variation", [*VARIATIONS.values(), NUMBERS_BESIDE, OVERLAID, None])
 def test_an_index_decides_its_canvas(images, variation):
     supply = Varied(images, variation, seed=3)
     batch = supply.compose(range(25))
@@ -318,6 +377,10 @@ def test_the_form_of_an_image_is_that_of_a_variation_without_its_colours():
         ({"source": "mnist", "augment": "mirrored"}, "one of none, upright with"),
         ({"source": "svhn", "augment": "turned"}, "one of none, upright, beside with"),
         ({"source": "svhn", "augment": "sideways"}, "augment"),
+        ({"source": "svhn", "augment": "upright", "overlaid": 0.5}, "overlaid"),
+        ({**OWN, "augment": "mirrored", "overlaid": 1.0}, r"\[0, 1\); got 1.0"),
+        ({**OWN, "augment": "mirrored", "overlaid": -0.1}, r"\[0, 1\); got -0.1"),
+        ({**OWN, "overlaid": 0.5}, "augment to vary"),
     ],
 )
 def test_a_wrong_augmentation_is_refused(arguments, got):

@@ -47,6 +47,7 @@ LEARNER = LearnerConfig(batch_size=8, passes=2, learning_rate=1e-3)
 VARIANTS = {
     "sampled": ({}, {"gamma": 0.5, "gae_lambda": 0.9, "ent_coef": 0.1}),
     "log": ({}, {"estimator": "log"}),
+    "assigned": ({}, {"estimator": "assigned"}),
     "cross-entropy": ({}, {"algorithm": "cross-entropy"}),
     "multiset-loss": ({}, {"algorithm": "multiset-loss"}),
     "ppo": ({}, {"algorithm": "ppo", "num_minibatches": 1}),

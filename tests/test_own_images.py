@@ -188,6 +188,31 @@ def test_signs_are_not_mirrored(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
+    ("labels", "overlaid"),
+    [
+        (["a a", "b b b", "a", "b b"], 0.5),
+        (
+            ["a a", "b b b", "a b", "a b b"],
+            0.0,
+        ),  # as independent objects would be: sum_c (1 - (1 - p_c)^n) is about 1.7
+        (["a", "b", "a", ""], 0.0),  # none has several
+        (["a a", "a", "a a a", "a"], 0.0),  # there is one class
+    ],
+)
+def test_images_of_one_class_each_are_laid_over_one_another(tmp_path: Path, labels: list[str], overlaid: float):
+    module = script(OWN)
+    for i in range(40):
+        Image.fromarray(np.full((32, 32), 6 * i, np.uint8)).save(tmp_path / f"{i}.png")
+    rows = [f"{i}.png,{labels[i % 4].replace('a', 'cup').replace('b', 'jug')}" for i in range(40)]
+    (tmp_path / "labels.csv").write_text("\n".join(["file,labels", *rows]))
+    env = module.read(module.Args(folder=tmp_path))
+    assert env.overlaid == overlaid
+    assert ("50% are laid over one another" in module.told(env)) == bool(overlaid)
+    assert module.read(module.Args(folder=tmp_path, augment="none")).overlaid == 0
+    assert module.read(module.Args(folder=tmp_path, overlaid=0.2)).overlaid == 0.2
+
+
+@pytest.mark.parametrize(
     ("flags", "said"),
     [
         ("nowhere", "error: No folder nowhere"),

@@ -51,6 +51,8 @@ class Args:
     augment: Augment = "none"
     """how training photographs are varied: not at all, turned a little (upright), also mirrored, turned by any angle, or
     (svhn) some beside another one"""
+    overlaid: float = 0.0
+    """share of your own training images that another one is laid over"""
     extra: bool = False
     """learn from SVHN's part extra, too"""
     hidden: int = 512
@@ -73,7 +75,7 @@ class Args:
     """folder for metrics.json"""
 
 
-_OF_IMAGES = ("activation", "images", "images_format", "image_px", "fit", "augment", "extra")
+_OF_IMAGES = ("activation", "images", "images_format", "image_px", "fit", "augment", "overlaid", "extra")
 
 
 def task(args: Args) -> EnvConfig:

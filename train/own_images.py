@@ -51,7 +51,10 @@ _SMALL_PX, _FIRST_PX = 40_000, 36_000  # features of images of more than the for
 _FEATURES_PX = 1_200_000_000  # that the features learn from, so that they take about as long whatever the size
 _LEAST_IMAGES, _MOST_IMAGES = 24_000, 96_000
 _PHOTOGRAPH_STRIDE_PX = 8
+_AGENT_IMAGES, _AGENT_OBJECTS, _BATCH_SIZE = 10_000, 5, 128  # for more objects an image, fewer images
 _SHARP_RAMP = (0.15, 0.5)  # earlier, the penalty puts out cells that have not learned yet what they show
+_OVERLAID = 0.5
+_LEARNER: dict[str, Any] = {**BEST_LEARNER, "estimator": "assigned"}  # one class may outnumber the others
 _SCALE = 1.5  # that batches of photographs are shown larger or smaller by, at most
 
 
@@ -74,6 +77,9 @@ class Args:
     augment: Augment | Literal["auto"] = "auto"
     """how the training images are varied: not at all, turned a little (upright), also mirrored, or turned by any angle (for
     what is seen from above); auto: mirrored, but upright if the classes are single letters or digits"""
+    overlaid: float | Literal["auto"] = "auto"
+    """share of the training images that another one is laid over, so that classes are seen together that no image holds together;
+    auto: 0.5 if nearly all images hold objects of one class alone, else 0"""
     architecture: Architecture = "compact"
     """activation model: compact, or resnet18 and resnet34, torchvision's"""
     init: str | None = None
@@ -94,8 +100,8 @@ class Args:
     feature_scale: float | Literal["auto"] = "auto"
     """each batch of theirs is shown larger or smaller by up to this factor; auto: 1.5, but 1 where images are only turned a
     little (upright), as characters fill their line"""
-    agent_images: int = 10_000
-    """varied images that the agent learns from"""
+    agent_images: int | None = None
+    """varied images that the agent learns from; default: 10,000, or as many as hold 50,000 objects"""
     agent_passes: int = 4
     """passes over them"""
     seed: int = 0
@@ -152,7 +158,28 @@ def read(args: Args) -> EnvConfig:
     chosen = args.augment
     if chosen == "auto":
         chosen = "upright" if all(len(name) == 1 for name in class_names(env)) else "mirrored"
-    return dataclasses.replace(env, augment=chosen)
+    env = dataclasses.replace(env, augment=chosen)
+    overlaid = args.overlaid
+    if overlaid == "auto":
+        overlaid = _OVERLAID if chosen != "none" and classes_keep_apart(env) else 0.0
+    return dataclasses.replace(env, overlaid=overlaid)
+
+
+def classes_keep_apart(env: EnvConfig) -> bool:
+    """Whether a training image tells little of what else may be in one: it holds far fewer classes than its objects allow.
+
+    That is, over training images with n > 1 objects, the mean number of classes above 1 is less than half of what it is where
+    each object is of class c with the class's share p_c whatever the others are, ``sum_c (1 - (1 - p_c)^n) - 1``. Features of
+    such images learn to read an object off its neighbours.
+    """
+    labels = env.data.labels[env.data.part("train")]
+    held = np.stack([(labels == c).sum(axis=1) for c in range(env.classes)], axis=1)  # [N, C]
+    several = held[held.sum(axis=1) > 1]
+    if not len(several):
+        return False
+    shares, n = held.sum(axis=0) / held.sum(), several.sum(axis=1)
+    expected = (1 - (1 - shares) ** n[:, None]).sum(axis=1).mean()
+    return bool((several > 0).sum(axis=1).mean() - 1 < (expected - 1) / 2)
 
 
 def suited(args: Args) -> tuple[int, int] | None:
@@ -182,8 +209,9 @@ def told(env: EnvConfig) -> str:
     """What the folder holds, in a few lines."""
     data = env.data
     rows, columns, channels = env.image_shape
+    over = f"; {env.overlaid:.0%} are laid over one another" if env.overlaid else ""
     lines = [
-        f"{len(data)} images of {rows}x{columns} px in {'colour' if channels == 3 else 'grey'}, varied: {env.augment}"
+        f"{len(data)} images of {rows}x{columns} px in {'colour' if channels == 3 else 'grey'}, varied: {env.augment}{over}"
     ]
     for split in SPLITS:
         counts = class_counts(env, split)
@@ -272,6 +300,7 @@ def learn_features(args: Args, env: EnvConfig) -> None:
         "output": output.name,
         "init": config.init and Path(config.init).name,
         "augment": env.augment,
+        "overlaid": env.overlaid,
         "images_digest": env.data.digest,
     }
     finished = output.with_suffix(".json")
@@ -289,17 +318,25 @@ def learn_features(args: Args, env: EnvConfig) -> None:
     Pretraining(config, Images([Supply(env, 1.0)], held_out), told, args.resume).run()
 
 
+def share_for_agent(env: EnvConfig) -> float:
+    """The share of the usual number of images that suits the agent: of images with many objects fewer teach as much."""
+    return min(1.0, _AGENT_OBJECTS / max(1e-6, class_counts(env, "train").sum() / len(env.data.part("train"))))
+
+
 def run_config(args: Args, env: EnvConfig) -> RunConfig:
     """The settings of the agent's training."""
     from agents.learning.provenance import without_paths
     from agents.learning.run import RunConfig
 
+    share = share_for_agent(env)
     return RunConfig(
         folder=args.output_dir,
         env=with_features(args, env),
         agent_name="hsal",
         agent=AgentConfig(**BEST_AGENT),
-        learner=LearnerConfig(**BEST_LEARNER, batch_size=128, passes=args.agent_passes),
+        learner=LearnerConfig(
+            **{**BEST_LEARNER, "estimator": "assigned"}, batch_size=round(_BATCH_SIZE * share), passes=args.agent_passes
+        ),
         seed=args.seed,
         device=args.device,
         command=["python", "train/own_images.py", *(told_folder(args, arg) for arg in without_paths(sys.argv[1:]))],
@@ -318,7 +355,7 @@ def with_features(args: Args, env: EnvConfig) -> EnvConfig:
         activation=str(args.output_dir / "features.pt"),
         features="store",
         **BEST_ENV,
-        num_examples=args.agent_images,
+        num_examples=args.agent_images or round(_AGENT_IMAGES * share_for_agent(env)),
         protocol="teacher",
         include_image=False,
     )

@@ -97,6 +97,8 @@ class Args(PretrainConfig):
     augment: Augment = "none"
     """how the images that are learned from are varied: not at all; turned a little (upright), or each digit of a canvas; of
     photographs also mirrored, or turned by any angle; (svhn) some beside another one"""
+    overlaid: float = 0.0
+    """share of your own images that another one is laid over; they have to be varied, too"""
     data_root: str | None = None
     """folder of MNIST or SVHN; default: $HSAL_DATA, else the cache folder"""
     resume: bool = False
@@ -110,6 +112,8 @@ class Args(PretrainConfig):
                 raise ConfigError(f"Expected --{flag} between 0 and 1; got {getattr(self, name)}.")
         if self.images is not None and self.objects != Args.objects:
             raise ConfigError(f"Expected --objects or --images, not both; got {self.objects} and {self.images}.")
+        if self.overlaid and self.images is None:
+            raise ConfigError(f"Expected --overlaid with --images only; got {self.overlaid}.")
 
 
 def supplies(args: Args, split: str, seed: int) -> dict[str, dict[str, Supply]]:
@@ -129,7 +133,7 @@ def supplies(args: Args, split: str, seed: int) -> dict[str, dict[str, Supply]]:
 
     if args.images is not None:
         taken = {"images_format": args.images_format, "image_px": args.image_px, "fit": args.fit}
-        own = config("custom", 0, images=str(args.images), augment=args.augment, **taken)
+        own = config("custom", 0, images=str(args.images), augment=args.augment, overlaid=args.overlaid, **taken)
         return {"custom": {"plain": Supply(own, 1.0)}}
     kind = args.objects.removeprefix("long-").removesuffix("-single")
     shares = (

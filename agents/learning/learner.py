@@ -101,6 +101,8 @@ class Objective(nn.Module):
             return losses.expected_reward(trajectory, evaluation)
         if config.estimator == "log":
             return losses.expected_success(trajectory, evaluation)
+        if config.estimator == "assigned":
+            return losses.assigned_success(trajectory, evaluation)
         return losses.reinforce(trajectory, evaluation, advantage)
 
     def _weight(self, term: str, progress: float = 0.0) -> float:

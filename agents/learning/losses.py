@@ -17,7 +17,9 @@ The objectives differ in the reward that they read:
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from agents.trajectory import AttentionScores, Evaluation, Trajectory, taken
@@ -73,6 +75,52 @@ def expected_success(trajectory: Trajectory, evaluation: Evaluation) -> dict[str
         **_policy(trajectory, _location_reward(evaluation), label),
         **_common(trajectory, evaluation),
     }
+
+
+def assigned_success(trajectory: Trajectory, evaluation: Evaluation) -> dict[str, Tensor]:
+    """Minus the log-probability of the labels of an image, each at the meta-step that it suits: the estimator ``"assigned"``.
+
+    ``-log p_t(y_t)``, where the labels y are in the order that is most probable, see :func:`best_order`. To
+    :func:`expected_success` every label that remains is a success. So where one class outnumbers the others, naming it whatever
+    is seen succeeds until the end of the episode, and the agent hardly learns to name others.
+    Locations: as :func:`expected_reward`.
+
+    Args:
+        trajectory: the decisions taken.
+        evaluation: the scores of all decisions, and what each would earn.
+    """
+    named = _named(trajectory)
+    order = best_order(evaluation.label_log_probs.detach(), trajectory.example.counts, named)
+    label = -evaluation.label_log_probs.gather(-1, order.clamp(min=0)[..., None]).squeeze(-1)
+    return {
+        **_policy(trajectory, _location_reward(evaluation), torch.where(order < 0, 0.0, label)),
+        **_common(trajectory, evaluation),
+    }
+
+
+def best_order(log_probs: Tensor, counts: Tensor, named: Tensor) -> Tensor:
+    """Of all orders of an image's labels, the one that ``argmax_y sum_t log p_t(y_t)`` is.
+
+    Args:
+        log_probs: of each label at each meta-step ``[M, B, C + 1]``.
+        counts: how often each label is in the image ``[B, C]``.
+        named: bool ``[M, B]``: the meta-steps that name a label.
+
+    Returns:
+        ``[M, B]``, int64; -1 at meta-steps that name none, or have none left to name.
+
+    Example:
+        >>> p = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.8, 0.2]])  # of labels 0 and 1 at three meta-steps
+        >>> best_order(p.log()[:, None], torch.tensor([[2, 1]]), torch.ones(3, 1, dtype=torch.bool)).squeeze(1)
+        tensor([0, 1, 0])
+    """
+    order = torch.full(named.shape, -1)
+    scores, classes = log_probs.clamp(min=-1e4).cpu().numpy(), np.arange(counts.shape[1])
+    for lane, (row, steps) in enumerate(zip(counts.cpu().numpy(), named.T.cpu().numpy(), strict=True)):
+        labels, places = classes.repeat(row), steps.nonzero()[0]
+        chosen, of_them = linear_sum_assignment(scores[places, lane][:, labels], maximize=True)
+        order[places[chosen], lane] = torch.from_numpy(labels[of_them])
+    return order.to(log_probs.device)
 
 
 def ppo(trajectory: Trajectory, evaluation: Evaluation, advantage: Tensor, clip_coef: float) -> dict[str, Tensor]:

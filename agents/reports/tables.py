@@ -9,7 +9,12 @@ from typing import Any
 
 from hsal_env.data.sources import SOURCES
 
-_FORMS = {"sampled": "REINFORCE (sampled)", "exact": "expected reward (exact)", "log": "expected success (log)"}
+_FORMS = {
+    "sampled": "REINFORCE (sampled)",
+    "exact": "expected reward (exact)",
+    "log": "expected success (log)",
+    "assigned": "best order (assigned)",
+}
 
 
 OTHER_MEASURES = {

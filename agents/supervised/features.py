@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import time
 import warnings
@@ -209,7 +208,7 @@ class Pretraining:
 
         Also measured is how much the maps depend on the image, with a warning where they hardly do.
         """
-        model, plain = self.net.model.eval(), dataclasses.replace(self.images.training[0].config, augment="none")
+        model, plain = self.net.model.eval(), self.images.training[0].config.unvaried
         canvases = plain.canvases.compose(np.arange(min(_MEASURED, plain.size)))
         images = to_images(canvases.images, model.in_channels).to(self.device)
         found = displacement_px(model, images)

@@ -19,6 +19,7 @@ from hsal_env.errors import DataError
 
 Augment = Literal["none", "upright", "mirrored", "turned", "beside"]
 
+_CANDIDATES = 24  # to be laid over an image: the one that covers least of it is taken
 _STREAM = 300  # a second key beside the seed, so that variations have random numbers of their own
 
 
@@ -47,6 +48,9 @@ class Variation:
             image's. Small ones leave an object recognisable, and teach to read it by all its parts (DeVries and Taylor, 2017).
         beside: share of the images that stand beside another one, each squeezed to a width in proportion to its objects. Their
             labels are those of both. Images without objects, and pairs with too many, stay single.
+        overlaid: share of the images that another one is laid over, and of these that a third one is laid over, and so on, as
+            long as the objects are not too many. Their labels are those of all
+            (:func:`hsal_env.data.variation.overlaid`).
     """
 
     zoom: tuple[float, float] = (0.75, 1.0)
@@ -66,6 +70,7 @@ class Variation:
     noise: float = 0.03
     covered: tuple[int, float] = (0, 0.0)
     beside: float = 0.0
+    overlaid: float = 0.0
 
 
 VARIATIONS: dict[Augment, Variation] = {
@@ -144,7 +149,7 @@ class Varied:
         batch = self._images.compose([orders[r][place] for r, place in zip(rounds.tolist(), places, strict=True)])
         if self.variation is None:
             return batch
-        from hsal_env.data.variation import beside, varied
+        from hsal_env.data.variation import beside, overlaid, varied
 
         made = CanvasBatch(*map(np.copy, batch))
         for lane, index in enumerate(indices.tolist()):  # each alone, so that a batch rounds nothing otherwise
@@ -152,6 +157,13 @@ class Varied:
             if self.variation.beside and random.random() < self.variation.beside:
                 other = self._images.compose([int(random.integers(len(self._images)))])
                 for whole, part in zip(made, beside(batch, lane, other), strict=True):
+                    whole[lane] = part
+            while self.variation.overlaid and random.random() < self.variation.overlaid:
+                others = self._images.compose(random.integers(len(self._images), size=_CANDIDATES))
+                joined = overlaid(made, lane, others)
+                if joined is None:
+                    break
+                for whole, part in zip(made, joined, strict=True):
                     whole[lane] = part
             made.images[lane], made.boxes[lane] = varied(made.images[lane], made.boxes[lane], self.variation, random)
         return made

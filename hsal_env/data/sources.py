@@ -177,6 +177,7 @@ SOURCES: dict[str, Source] = {
             "image_px",
             "fit",
             "augment",
+            "overlaid",
         ),
         most_objects=None,
         licence="your own images",

@@ -99,6 +99,36 @@ def beside(batch: CanvasBatch, lane: int, other: CanvasBatch) -> CanvasBatch:
     return CanvasBatch(np.concatenate(halves, axis=1), padded, joined)
 
 
+def overlaid(batch: CanvasBatch, lane: int, others: CanvasBatch) -> CanvasBatch | None:
+    """One canvas of a batch with one of ``others`` laid over it: an image ``[h, w]`` or ``[h, w, 3]``, labels, boxes.
+
+    The image is ``A + B - m(B)``, where m is the median colour: where B shows its background, A stays as it is, and the other way
+    round. Of the others that have objects, but not more than the labels have places for, the one is taken that is busy least
+    where A is, by ``sum v(A) v(B)`` over blocks of 8x8 px, v the variance of a block's grey values. None if there is none.
+    """
+    image, labels, boxes = (part[lane] for part in batch)
+    count, more = int((labels >= 0).sum()), (others.labels >= 0).sum(axis=1)  # [], [candidates]
+    fitting = np.flatnonzero((more > 0) & (count + more <= len(labels)))
+    if not len(fitting):
+        return None
+    covered = (_busy(image[None]) * _busy(others.images[fitting])).sum(axis=(1, 2))
+    other = fitting[covered.argmin()]
+    above = others.images[other].astype(np.int32)
+    image = image + above - np.median(above, axis=(0, 1)).astype(np.int32)
+    labels, boxes = labels.copy(), boxes.copy()
+    places = slice(count, count + int(more[other]))
+    labels[places], boxes[places] = (part[other, : more[other]] for part in others[1:])
+    return CanvasBatch(np.clip(image, 0, 255).astype(np.uint8), labels, boxes)
+
+
+def _busy(images: np.ndarray) -> np.ndarray:
+    """Variances of grey in blocks of 8x8 px, from every second px: ``[n, h, w, ...]`` to ``[n, h // 8, w // 8]``."""
+    some = images[:, ::2, ::2]
+    lanes, rows, columns = len(some), some.shape[1] // 4, some.shape[2] // 4
+    grey = some.reshape(*some.shape[:3], -1).mean(axis=-1, dtype=np.float32)[:, : rows * 4, : columns * 4]
+    return grey.reshape(lanes, rows, 4, columns, 4).var(axis=(2, 4))
+
+
 def _squeezed(image: np.ndarray, width: int) -> np.ndarray:
     """An image brought to another width."""
     pixels = torch.from_numpy(image.reshape(*image.shape[:2], -1)).permute(2, 0, 1)[None].float()
