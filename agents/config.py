@@ -243,6 +243,9 @@ class PretrainConfig:
     """peak of the one-cycle schedule (AdamW)"""
     average_passes: int = 0
     """so many last passes go on at a quarter of that rate, and the mean of their weights is kept: it errs less on new images"""
+    fixed_passes: int = 0
+    """in so many last passes batch norm keeps its statistics, as it does in use; where images are shown at many sizes, those of a
+    batch are others"""
     weight_decay: float = 0.01
     """weight decay of AdamW"""
     sharp_coef: float = 0.2
@@ -250,7 +253,8 @@ class PretrainConfig:
     sharp_ramp: tuple[float, float] = (0.0, 0.0)
     """shares of the training between which that weight rises from 0; before, a cell may be unsure what it shows"""
     scale: float = 1.0
-    """each batch is shown at a size of its own: larger or smaller by at most this factor, so that nothing is cut off"""
+    """each batch is shown at a size of its own, so that nothing is cut off: larger or smaller by at most this factor than the
+    images, enlarged by as much as their variations make what is in them smaller in the mean"""
     first_scale: float = 1.0
     """size of the images in the first half of the passes, as a share of theirs: small images teach the coarse sooner"""
     warp_px: float = 3.0
@@ -282,6 +286,10 @@ class PretrainConfig:
         if not 0 <= self.average_passes < self.passes:
             raise ConfigError(
                 f"Expected average_passes of at least 0 and less than passes; got {self.average_passes} of {self.passes}."
+            )
+        if not 0 <= self.fixed_passes < self.passes:
+            raise ConfigError(
+                f"Expected fixed_passes of at least 0 and less than passes; got {self.fixed_passes} of {self.passes}."
             )
         if not 1 <= self.scale <= 4:
             raise ConfigError(f"Expected scale of 1 to 4; got {self.scale}.")

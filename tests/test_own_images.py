@@ -109,6 +109,35 @@ def test_photographs_have_finer_cells_unless_other_weights_or_flags_say_how_fine
     assert [stride("mirrored", output_stride=16), stride("upright", output_stride=4)] == [16, 4]
 
 
+def test_cells_see_more_of_characters_which_fill_their_line():
+    module = script(OWN)
+
+    def deeper(augment: str, **given: object) -> object:
+        return module.deeper(module.Args(Path("x"), **given), SimpleNamespace(augment=augment))
+
+    assert [deeper(augment) for augment in ("none", "upright", "mirrored", "turned")] == [1, 1, 0, 0]
+    assert [deeper("mirrored", init="compact-svhn"), deeper("upright", architecture="resnet18")] == [None, None]
+    assert [deeper("mirrored", deeper=2), deeper("upright", deeper=(0, 1))] == [2, (0, 1)]
+
+
+def test_an_agent_learns_from_fewer_images_where_they_hold_many_objects():
+    module = script(OWN)
+
+    def share(objects: int, images: int) -> float:
+        data = SimpleNamespace(labels=np.zeros((images, objects), np.int64), part=lambda split: np.arange(images))
+        return module.share_for_agent(SimpleNamespace(data=data, classes=2))
+
+    assert [share(objects, 7) for objects in (0, 3, 5, 10)] == [1.0, 1.0, 1.0, 0.5]
+
+
+def test_large_photographs_are_brought_to_about_50_000_px(tmp_path: Path):
+    module = script(OWN)
+    for i in range(3):
+        Image.fromarray(np.full((480, 640), i, np.uint8)).save(tmp_path / f"{i}.png")
+    (tmp_path / "labels.csv").write_text("file,labels\n0.png,0\n1.png,0\n2.png,0")
+    assert module.suited(module.Args(folder=tmp_path)) == (192, 256)
+
+
 def test_the_format_of_the_labels_may_be_said_in_one_word():
     module = script(OWN)
     assert tyro.cli(module.Args, args=["FOLDER", "--format", "voc"]) == module.Args(Path("FOLDER"), images_format="voc")

@@ -98,6 +98,28 @@ def test_each_batch_may_be_shown_at_a_size_of_its_own(tmp_path: Path, monkeypatc
     assert 120 < max(shown) <= 150
 
 
+def test_batches_are_larger_where_variations_make_their_content_smaller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """At 0.75 to 1 of its size it has 0.87 in the mean. So images are shown at 0.77 to 1.73 of theirs, and not at 0.67 to 1.5."""
+    module, shown = script(PRETRAIN), []
+    loss = features.Pretrainer.loss
+
+    def told(net, images, *others):
+        shown.append(images.shape[2])
+        return loss(net, images, *others)
+
+    monkeypatch.setattr(features.Pretrainer, "loss", told)
+    for i in range(5):
+        Image.fromarray(np.full((48, 64), 40 * i, np.uint8)).save(tmp_path / f"{i}.png")
+    (tmp_path / "labels.csv").write_text("\n".join(["file,labels", *(f"{i}.png,{i % 2}" for i in range(5))]))
+    few = {"passes": 2, "num_canvases": 10, "batch_size": 1, "val_canvases": 1, "test_canvases": 1}
+    args = module.Args(output=tmp_path / "model.pt", images=tmp_path, augment="mirrored", scale=1.5, warp_px=0.0, **few)
+    module.main(args)
+    assert 37 <= min(shown) < 45
+    assert 72 < max(shown) <= 83
+
+
 def test_pretraining_that_diverges_leaves_the_output_as_it_was(tmp_path: Path):
     module, output = script(PRETRAIN), tmp_path / "model.pt"
     output.write_bytes(b"good")
@@ -139,6 +161,7 @@ def test_pretraining_goes_on_from_weights(mnist_root: str, tmp_path: Path, monke
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
+        ("--fixed-passes 18", "Expected fixed_passes of at least 0 and less than passes; got 18 of 18"),
         ("--average-passes 18", "Expected average_passes of at least 0 and less than passes; got 18 of 18"),
         ("--scale 0.5", "Expected scale of 1 to 4; got 0.5"),
         ("--sharp-ramp 0.5 0.2", "Expected sharp_ramp as two shares in 0..1, the lower one first"),
@@ -228,20 +251,38 @@ def test_the_weights_of_the_last_passes_are_averaged(tmp_path: Path, monkeypatch
     assert weights["layers.1.num_batches_tracked"] == 100  # batch norm measures anew
 
 
-@pytest.mark.parametrize("average_passes", [0, 2])
+def test_in_the_last_passes_batch_norm_keeps_its_statistics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """They are measured anew before, and the weights learn to do with them."""
+    module, seen = script(PRETRAIN), []
+    save = features.Pretraining._save
+
+    def told(self: features.Pretraining, random: list[torch.Tensor]) -> None:
+        state = self.net.model.state_dict()
+        seen.append({name: state[name].clone() for name in state if "running_var" in name or name.endswith("0.weight")})
+        save(self, random)
+
+    monkeypatch.setattr(features.Pretraining, "_save", told)
+    few = {"passes": 4, "num_canvases": 32, "batch_size": 16, "val_canvases": 1, "test_canvases": 1}
+    module.main(module.Args(output=tmp_path / "model.pt", objects="house-numbers", fixed_passes=2, **few))
+    for name, last in seen[3].items():
+        assert not torch.equal(seen[1][name], last)
+        assert torch.equal(seen[2][name], last) == ("running_var" in name)
+
+
+@pytest.mark.parametrize(("average_passes", "fixed_passes"), [(0, 0), (2, 0), (0, 2)])
 def test_an_interrupted_pretraining_goes_on_as_if_it_had_not_been(
-    average_passes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    average_passes: int, fixed_passes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     module = script(PRETRAIN)
     few = {"passes": 3, "num_canvases": 32, "batch_size": 16, "val_canvases": 1, "test_canvases": 1}
-    flags = {"objects": "house-numbers", "average_passes": average_passes, **few}
+    flags = {"objects": "house-numbers", "average_passes": average_passes, "fixed_passes": fixed_passes, **few}
     module.main(module.Args(output=tmp_path / "whole.pt", **flags))
     save, saved = features.Pretraining._save, []
 
     def interrupted(self: features.Pretraining, random: list[torch.Tensor]) -> None:
         save(self, random)
         saved.append(self.passes)
-        if len(saved) == (average_passes or 1):  # amid the averaged ones
+        if len(saved) == (average_passes or fixed_passes or 1):  # amid these
             raise KeyboardInterrupt
 
     monkeypatch.setattr(features.Pretraining, "_save", interrupted)

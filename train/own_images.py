@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 _FEW_IMAGES, _FEW_OBJECTS = 100, 20  # of the training share; below that a warning says that it may be too few
 _PLENTY_TEST = 1_000_000
-_LARGE_PX = 80_000  # rows times columns; images of more are brought to the size that suits them
+_LARGE_PX, _SUITED_PX = 80_000, 49_152  # rows times columns: images of more than the former are brought to the latter
 _SMALL_PX, _FIRST_PX = 40_000, 36_000  # features of images of more than the former begin with images of the latter
 _FEATURES_PX = 1_200_000_000  # that the features learn from, so that they take about as long whatever the size
 _LEAST_IMAGES, _MOST_IMAGES = 24_000, 96_000
@@ -87,7 +87,8 @@ class Args:
     for compact, ImageNet's weights for a resnet"""
     deeper: int | tuple[int, int] | None = None
     """more residual blocks after each of the last two stages of compact, or a number for each, so that a cell sees more of a
-    large object; default: 1, or as init has it"""
+    large object; default: 0, but 1 where images are only turned a little (upright), as characters fill their line; or as init
+    has it"""
     output_stride: int | None = None
     """px from one cell of the map to the next: 16, 8 or 4, and finer for smaller objects; default: 8 for compact, but 16 where
     images are only turned a little (upright), or as init has it"""
@@ -191,7 +192,7 @@ def suited(args: Args) -> tuple[int, int] | None:
             sizes.append(read_size(str(file))[:2])
     if not sizes or (len({*sizes}) == 1 and math.prod(sizes[0]) <= _LARGE_PX):
         return None
-    return suited_px(np.array(sizes))
+    return suited_px(np.array(sizes), _SUITED_PX)
 
 
 def class_names(env: EnvConfig) -> tuple[str, ...]:
@@ -256,6 +257,13 @@ def output_stride(args: Args, env: EnvConfig) -> int | None:
     return args.output_stride
 
 
+def deeper(args: Args, env: EnvConfig) -> int | tuple[int, int] | None:
+    """More blocks of the network: a cell that sees much more than its object reads it off what is about it."""
+    if args.deeper is None and starts_from_ours(args):
+        return 0 if are_photographs(env) else 1
+    return args.deeper
+
+
 def scale(args: Args, env: EnvConfig) -> float:
     """How much larger or smaller the features see a batch: photographs of other people may be taken from nearer or farther."""
     if args.feature_scale == "auto":
@@ -281,13 +289,14 @@ def learn_features(args: Args, env: EnvConfig) -> None:
         output=output,
         architecture=args.architecture,
         output_stride=output_stride(args, env),
-        deeper=1 if ours and args.deeper is None else args.deeper,
+        deeper=deeper(args, env),
         padding="replicate" if ours else None,
         sharp_ramp=_SHARP_RAMP,
         scale=scale(args, env),
         first_scale=first_scale(env),
         init="compact-house-numbers" if ours else args.init,
         passes=args.feature_passes,
+        fixed_passes=args.feature_passes // 4,
         num_canvases=max(batch_size, images_for_features(args, env) // args.feature_passes),
         batch_size=batch_size,
         learning_rate=args.feature_learning_rate,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -66,6 +67,7 @@ class Pretraining:
     """One training of an activation model, whose output is refused to other processes while this object lives.
 
     With ``average_passes`` the weights of the last passes are averaged (Izmailov et al., 2018), and batch norm measures anew.
+    In the last ``fixed_passes`` its statistics are fixed.
 
     After every pass the model file is written, and beside it FILE.resume.pt, with which ``resume`` goes on. The latter is
     removed at the end, when FILE.json with arguments and accuracies is written. Then the model file also says where the objects
@@ -189,19 +191,31 @@ class Pretraining:
         self._resume_path.unlink(missing_ok=True)
 
     def _take_average(self, average: AveragedModel) -> None:
-        """Go on with the averaged weights, and with statistics of batch norm that fit them."""
+        """Go on with the averaged weights."""
         self.net.load_state_dict(average.module.state_dict())
-        supply = batches(self.images.training, self.config.batch_size, _NORMALISED, self.config.seed)
         with self._own_random(self._random):
-            update_bn((self._shown(canvases) for canvases, _ in supply), self.net)
+            self._normalise()
+
+    def _normalise(self) -> None:
+        """Measure the statistics of batch norm that fit the weights."""
+        supply = batches(self.images.training, self.config.batch_size, _NORMALISED, self.config.seed)
+        update_bn((self._shown(canvases) for canvases, _ in supply), self.net)
 
     def _shown(self, canvases: np.ndarray) -> torch.Tensor:
         """Training images as the network sees them in this pass."""
         images = to_images(canvases, self.net.model.in_channels).to(self.device)
         if self.config.warp_px:
             images = warped(images, self.config.warp_px)
-        factor = self.config.scale ** float(2 * torch.rand(()) - 1) if self.config.scale > 1 else 1.0
+        factor = 1.0
+        if self.config.scale > 1:
+            factor = self.config.scale ** float(2 * torch.rand(()) - 1) / self._zoom
         return resized(images, factor * self._scale(self.passes))
+
+    @property
+    def _zoom(self) -> float:
+        """Size of what is in a varied image over its size in the image, the geometric mean."""
+        variation = self.images.training[0].config.variation
+        return math.sqrt(math.prod(variation.zoom)) if variation else 1.0
 
     def _centre(self) -> dict[str, Any]:
         """Measure where the objects of the cells are, and write it into the model file; returns how far off they were, in px.
@@ -229,6 +243,13 @@ class Pretraining:
         config, net = self.config, self.net
         finite = torch.ones((), dtype=torch.bool, device=self.device)
         loss = torch.zeros(())
+        fixed_from = config.passes - config.fixed_passes
+        if self.passes == fixed_from:
+            self._normalise()
+        if self.passes >= fixed_from:
+            for part in net.modules():
+                if isinstance(part, nn.BatchNorm2d):
+                    part.eval()
         for step in range(1, self.steps + 1):
             canvases, label_counts = next(supply)
             counts = torch.from_numpy(label_counts).float()
