@@ -30,10 +30,17 @@ from hsal_env.spaces import attention_action
 
 
 class AgentState(NamedTuple):
-    """The recurrent states of both levels, ``[B, ...]`` each: the meta-controller's ``state_size``, and ``controller_hidden``."""
+    """What an agent keeps from one decision to the next.
+
+    Attributes:
+        meta_state: recurrent state of the meta-controller, ``[B, state_size]``.
+        controller_state: recurrent state of the controller, ``[B, controller_hidden]``.
+        stopped: probability of having said stop by now, ``1 - prod_t (1 - p_t(stop))`` over the labels so far, ``[B, 1]``.
+    """
 
     meta_state: Tensor
     controller_state: Tensor
+    stopped: Tensor
 
 
 class Attended(NamedTuple):
@@ -110,6 +117,7 @@ class ActorCritic(nn.Module):
         return AgentState(
             weight.new_zeros(lanes, self.meta_controller.state_size),
             weight.new_zeros(lanes, self.config.controller_hidden),
+            weight.new_zeros(lanes, 1),
         )
 
     def act(
@@ -124,7 +132,8 @@ class ActorCritic(nn.Module):
         Args:
             observation: batched native observation: parts of :class:`hsal_env.dynamics.State` under the same names.
             state: from :meth:`initial` or the previous decision.
-            deterministic: take the most probable action. Uniform locations are drawn even then.
+            deterministic: take the most probable action; when that is to stop, :attr:`AgentConfig.stop` says. Uniform locations
+                are drawn even then.
             generator: draws the samples.
         """
         phases = observation["phase"].unique().tolist()
@@ -141,7 +150,7 @@ class ActorCritic(nn.Module):
             group = (observation["phase"] == phase).nonzero().squeeze(1).to(log_prob.device)
             decision = self._act(
                 {name: part[group] for name, part in observation.items() if name != "phase"},
-                AgentState(state.meta_state[group], state.controller_state[group]),
+                AgentState(*(part[group] for part in state)),
                 phase,
                 deterministic,
                 generator,
@@ -154,10 +163,8 @@ class ActorCritic(nn.Module):
             if decision.entropy is not None:
                 among = partial(_spread, group=group, lanes=len(observation["phase"]))
                 draws, entropy = each(among, decision.draws), among(decision.entropy)
-            state = AgentState(
-                state.meta_state.index_copy(0, group, decision.state.meta_state),
-                state.controller_state.index_copy(0, group, decision.state.controller_state),
-            )
+            pairs = zip(state, decision.state, strict=True)
+            state = AgentState(*(before.index_copy(0, group, after) for before, after in pairs))
         return Decision(action, log_prob, value, state, draws=draws, entropy=entropy)
 
     def _act(
@@ -185,8 +192,14 @@ class ActorCritic(nn.Module):
             name, log_probs = "location", self.controller.location_log_probs(controller_state, observation["priority"])
         else:
             name, log_probs = "label", self.controller.label_log_probs(controller_state)
-        greedy = deterministic and not (name == "location" and self.config.location_policy == "uniform")
-        chosen = log_probs.argmax(1) if greedy else sample(log_probs.exp(), generator)
+        if name == "label":
+            state = state._replace(stopped=1 - (1 - state.stopped) * (1 - log_probs[:, -1:].exp()))
+        if not deterministic or (name == "location" and self.config.location_policy == "uniform"):
+            chosen = sample(log_probs.exp(), generator)
+        elif name == "label" and self.config.stop == "median":
+            chosen = torch.where(state.stopped[:, 0] < 0.5, log_probs[:, :-1].argmax(1), self.world.num_classes)
+        else:
+            chosen = log_probs.argmax(1)
         log_prob = log_probs.gather(1, chosen[:, None]).squeeze(1)
         return Decision({name: chosen}, log_prob, self.controller.values(controller_state), state, log_probs)
 
@@ -263,7 +276,8 @@ class ActorCritic(nn.Module):
     def _begun(self, meta_state: Tensor, before: AgentState) -> AgentState:
         """The states with which a meta-step begins."""
         carry = self.config.controller_state == "carry"
-        return AgentState(meta_state, before.controller_state if carry else torch.zeros_like(before.controller_state))
+        controller_state = before.controller_state if carry else torch.zeros_like(before.controller_state)
+        return before._replace(meta_state=meta_state, controller_state=controller_state)
 
     def read(
         self,

@@ -54,6 +54,9 @@ class AgentConfig:
         saliency_prior: first value of the learned weights of saliency in drawn attention (:mod:`agents.drawn_attention`).
         location_policy: ``"learned"``, or one of two controls: ``"greedy"`` looks at the cell of highest priority,
             ``"uniform"`` at any cell.
+        stop: when an agent that takes its most probable actions says stop. ``"greedy"``: where no label is more probable.
+            ``"median"``: when it would have said stop by then in half of all cases, by its own probabilities; for many objects,
+            whose end is sure at no meta-step.
         bfloat16: multiply matrices in bfloat16 where the device does so faster (an accelerator, and some CPUs). All else stays
             float32, the recurrent state too.
     """
@@ -69,6 +72,7 @@ class AgentConfig:
     attention_policy: AttentionPolicy = "learned"
     saliency_prior: float = 20.0
     location_policy: LocationPolicy = "learned"
+    stop: Literal["greedy", "median"] = "greedy"
     bfloat16: bool = False
 
     def __post_init__(self) -> None:

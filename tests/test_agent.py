@@ -196,7 +196,7 @@ def test_the_papers_sizes_are_the_defaults():
     assert agent.meta_controller.encode.weight.shape == (128, 49 + 11)
     assert agent.meta_controller.attention.weight.shape == (4 * 5, 128)
     assert agent.controller.encode.weight.shape == (512, 49 + 11 + 49 + 512)
-    assert [part.shape for part in agent.initial(3)] == [(3, 128), (3, 512)]
+    assert [part.shape for part in agent.initial(3)] == [(3, 128), (3, 512), (3, 1)]
     assert agent.controller.location[0].weight.shape == (64, 512)
 
 
@@ -245,7 +245,7 @@ def test_uniform_locations_are_uniform(prior: float):
 @pytest.mark.parametrize("controller_state", ["reset", "carry"])
 def test_the_controller_forgets_at_a_meta_step_unless_its_state_is_carried(controller_state: str):
     agent = small_agent(controller_state=controller_state)
-    before = AgentState(torch.randn(2, 12), torch.randn(2, 20))
+    before = AgentState(torch.randn(2, 12), torch.randn(2, 20), torch.zeros(2, 1))
     _, after = agent.attend(torch.rand(2, 2, 3), torch.tensor([0, 1]), before)
     assert not torch.equal(after.meta_state, before.meta_state)
     expected = torch.zeros(2, 20) if controller_state == "reset" else before.controller_state
@@ -324,7 +324,7 @@ def test_the_mask_of_winner_take_all_peaks_at_the_winner(cell: int, coordinates:
 @pytest.mark.parametrize("controller_state", ["reset", "carry"])
 def test_winner_take_all_resets_the_controller_as_learned_attention_does(controller_state: str):
     agent = small_agent(attention_policy="winner-take-all", controller_state=controller_state)
-    before = AgentState(torch.randn(2, 12), torch.randn(2, 20))
+    before = AgentState(torch.randn(2, 12), torch.randn(2, 20), torch.zeros(2, 1))
     _, after = agent.attend(torch.rand(2, 2, 3), torch.tensor([0, 1]), before)
     assert torch.equal(after.meta_state, before.meta_state)
     expected = torch.zeros(2, 20) if controller_state == "reset" else before.controller_state
@@ -515,7 +515,7 @@ def test_lanes_in_mixed_phases_decide_as_they_would_alone(controller_state: str)
         "last_label": torch.tensor([2, NO_LABEL, STOP, 0, 5, NO_LABEL, 9]),
         "phase": torch.tensor(phases),
     }
-    state = AgentState(torch.randn(lanes, 12), torch.randn(lanes, 20))
+    state = AgentState(torch.randn(lanes, 12), torch.randn(lanes, 20), torch.rand(lanes, 1))
     together = agent.act(observation, state, deterministic=True)
     for lane, phase in enumerate(phases):
         alone = agent.act(
@@ -663,6 +663,27 @@ def test_samples_follow_the_policy_and_greedy_decisions_are_its_mode(phase: int,
     greedy = agent.act(observation_at(phase, 1), agent.initial(1), deterministic=True, generator=generator)
     assert greedy.action[name].item() == probability.argmax().item()
     assert torch.equal(generator.get_state(), before)
+
+
+@torch.no_grad()
+def test_an_agent_may_stop_when_it_would_have_stopped_in_half_of_all_cases():
+    """With p(stop) of 0.2 at each meta-step it would have stopped by 1 - 0.8^3 = 0.488 at the third, and 0.59 at the fourth."""
+    for stop, said in (("greedy", [0] * 5), ("median", [0, 0, 0, STOP, STOP])):
+        agent = small_agent(stop=stop)
+        label = agent.controller.label
+        label.weight.zero_()
+        label.bias.copy_(torch.tensor([0.7, *[1e-9] * (CLASSES - 2), 0.1, 0.2]).log())
+        state, labels, stopped = agent.initial(1), [], []
+        for _ in range(5):
+            for phase in range(4):
+                decision = agent.act(observation_at(phase, 1), state, deterministic=True)
+                state = decision.state
+            labels.append(decision.action["label"].item())
+            stopped.append(round(state.stopped.item(), 3))
+        assert labels == said
+        assert stopped == [0.2, 0.36, 0.488, 0.59, 0.672]
+        drawn = agent.act(observation_at(3, 2_000), agent.initial(2_000), generator=torch.Generator().manual_seed(0))
+        assert (drawn.action["label"] == STOP).float().mean().item() == pytest.approx(0.2, abs=0.04)
 
 
 @pytest.mark.parametrize("deterministic", [False, True])

@@ -390,6 +390,8 @@ def test_arguments_that_do_not_fit_are_refused():
     env = lanes_of(2, action_mode="packed")
     with pytest.raises(ConfigError, match="use_sde"):
         HSALPolicy(env.observation_space, env.action_space, lambda _: 1e-3, use_sde=True)
+    with pytest.raises(ConfigError, match="expected stop='greedy', got 'median'"):
+        HSALPolicy(env.observation_space, env.action_space, lambda _: 1e-3, config=AgentConfig(stop="median"))
     with pytest.raises(ConfigError, match=r"49 cells, 5 Gaussians; got \(7, 8\)"):
         HSALPolicy(env.observation_space, env.action_space, lambda _: 1e-3, map_size=(7, 8))
 

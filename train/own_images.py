@@ -342,7 +342,7 @@ def run_config(args: Args, env: EnvConfig) -> RunConfig:
         folder=args.output_dir,
         env=with_features(args, env),
         agent_name="hsal",
-        agent=AgentConfig(**BEST_AGENT),
+        agent=AgentConfig(**BEST_AGENT, stop="median"),
         learner=LearnerConfig(
             **{**BEST_LEARNER, "estimator": "assigned"}, batch_size=round(_BATCH_SIZE * share), passes=args.agent_passes
         ),

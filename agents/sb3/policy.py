@@ -167,6 +167,8 @@ class HSALPolicy(RecurrentActorCriticPolicy):
                 f"Expected map_size and rules of the environment: {cells} cells, {components} Gaussians; got "
                 f"{self.map_size} and {self.rules.components}."
             )
+        if self.config.stop != "greedy":
+            raise ConfigError(f"HSALPolicy stops greedily; expected stop='greedy', got {self.config.stop!r}.")
         world = World(self.rules, self.map_size, part["glimpse"].shape[0], int(part["last_label"].n) - 2)
         self.agent = ActorCritic(world, self.config)
         self.draws = self.config.attention_policy == "drawn"
@@ -259,7 +261,8 @@ class HSALPolicy(RecurrentActorCriticPolicy):
         seen = {name: obs[name].reshape(len(hidden), -1)[:, 0].long() for name in ("last_label", "last_location")}
         seen |= {name: obs[name].unflatten(1, self.map_size) for name in ("saliency", "priority")}
         seen["glimpse"] = obs["glimpse"]
-        before = AgentState(*(hidden * (1 - episode_starts)[:, None]).split(self._sizes, dim=1))
+        meta_state, controller_state = (hidden * (1 - episode_starts)[:, None]).split(self._sizes, dim=1)
+        before = AgentState(meta_state, controller_state, hidden.new_zeros(len(hidden), 1))
 
         stored_location, stored_label = (None, None) if taken is None else (taken[:, -2], taken[:, -1])
         place = self._attend(seen["saliency"], seen["last_label"], before, stored_location, deterministic)
@@ -284,7 +287,9 @@ class HSALPolicy(RecurrentActorCriticPolicy):
             value=torch.where(attends, place.value, self.agent.controller.values(read)),
             log_prob=by_phase(place.cell.log_prob, location.log_prob, label.log_prob),
             entropy=by_phase(place.cell.entropy, location.entropy, label.entropy),
-            hidden=torch.where(attends[:, None], torch.cat(begun, dim=1), torch.cat([before.meta_state, read], dim=1)),
+            hidden=torch.where(
+                attends[:, None], torch.cat(begun[:2], dim=1), torch.cat([before.meta_state, read], dim=1)
+            ),
             placed=placed,
         )
 
