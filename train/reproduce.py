@@ -222,11 +222,11 @@ ROWS = {
         model="svhn-2000",
     ),
     **{
-        name: Row(what, "", (0, 1, 2), OWN_IMAGES, "custom", folder=f"photographs/{name.replace('-', '_')}")
-        for name, what in (
-            ("dice", "1 to 5 dice, by the pips on top"),
-            ("handwritten-amounts", "amounts of 1 to 7 handwritten digits"),
-            ("blood-cells", "1 to 30 blood cells of three kinds"),
+        name: Row(what, flags, (0, 1, 2), OWN_IMAGES, "custom", folder=f"photographs/{name.replace('-', '_')}")
+        for name, what, flags in (
+            ("dice", "1 to 5 dice, by the pips on top", ""),
+            ("handwritten-amounts", "amounts of 1 to 7 handwritten digits", ""),
+            ("blood-cells", "1 to 30 blood cells of three kinds", "--output-stride 16"),
         )
     },
     "svhn-multiset": Row(
