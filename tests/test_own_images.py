@@ -130,6 +130,19 @@ def test_an_agent_learns_from_fewer_images_where_they_hold_many_objects():
     assert [share(objects, 7) for objects in (0, 3, 5, 10)] == [1.0, 1.0, 1.0, 0.5]
 
 
+@pytest.mark.parametrize(("objects", "batch_size", "images"), [(2, 128, 10_000), (20, 32, 2_500), (2_000, 1, 25)])
+def test_batches_hold_about_as_many_objects(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objects: int, batch_size: int, images: int
+):
+    module = script(OWN)
+    args = module.Args(folder=folder, output_dir=tmp_path)
+    env = module.read(args)
+    monkeypatch.setattr(env.data, "labels", np.zeros((len(env.data), objects), np.int64))
+    learner, task = module.run_config(args, env).learner, module.with_features(args, env)
+    assert (learner.batch_size, task.num_examples) == (batch_size, images)
+    assert learner.estimator == "assigned"
+
+
 def test_large_photographs_are_brought_to_about_50_000_px(tmp_path: Path):
     module = script(OWN)
     for i in range(3):
@@ -220,10 +233,7 @@ def test_signs_are_not_mirrored(tmp_path: Path):
     ("labels", "overlaid"),
     [
         (["a a", "b b b", "a", "b b"], 0.5),
-        (
-            ["a a", "b b b", "a b", "a b b"],
-            0.0,
-        ),  # as independent objects would be: sum_c (1 - (1 - p_c)^n) is about 1.7
+        (["a a", "b b b", "a b", "a b b"], 0.0),  # about as independent objects would be
         (["a", "b", "a", ""], 0.0),  # none has several
         (["a a", "a", "a a a", "a"], 0.0),  # there is one class
     ],

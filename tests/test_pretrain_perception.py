@@ -82,15 +82,20 @@ def test_the_first_half_of_the_passes_may_show_smaller_images(tmp_path: Path, mo
     assert measured == [0.68, 1.0, 1.0, 1.0]  # after each pass, and the test
 
 
-def test_each_batch_may_be_shown_at_a_size_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    module, shown = script(PRETRAIN), []
-    loss = features.Pretrainer.loss
+def rows_shown(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list that grows by the rows in px of each batch that is learned from."""
+    shown, loss = [], Pretrainer.loss
 
     def told(net, images, *others):
         shown.append(images.shape[2])
         return loss(net, images, *others)
 
-    monkeypatch.setattr(features.Pretrainer, "loss", told)
+    monkeypatch.setattr(Pretrainer, "loss", told)
+    return shown
+
+
+def test_each_batch_may_be_shown_at_a_size_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    module, shown = script(PRETRAIN), rows_shown(monkeypatch)
     few = {"passes": 2, "num_canvases": 10, "batch_size": 1, "val_canvases": 1, "test_canvases": 1}
     module.main(module.Args(output=tmp_path / "model.pt", objects="house-numbers", scale=1.5, **few))
     assert len({*shown}) > 10
@@ -102,14 +107,7 @@ def test_batches_are_larger_where_variations_make_their_content_smaller(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """At 0.75 to 1 of its size it has 0.87 in the mean. So images are shown at 0.77 to 1.73 of theirs, and not at 0.67 to 1.5."""
-    module, shown = script(PRETRAIN), []
-    loss = features.Pretrainer.loss
-
-    def told(net, images, *others):
-        shown.append(images.shape[2])
-        return loss(net, images, *others)
-
-    monkeypatch.setattr(features.Pretrainer, "loss", told)
+    module, shown = script(PRETRAIN), rows_shown(monkeypatch)
     for i in range(5):
         Image.fromarray(np.full((48, 64), 40 * i, np.uint8)).save(tmp_path / f"{i}.png")
     (tmp_path / "labels.csv").write_text("\n".join(["file,labels", *(f"{i}.png,{i % 2}" for i in range(5))]))

@@ -329,7 +329,8 @@ def learn_features(args: Args, env: EnvConfig) -> None:
 
 def share_for_agent(env: EnvConfig) -> float:
     """The share of the usual number of images that suits the agent: of images with many objects fewer teach as much."""
-    return min(1.0, _AGENT_OBJECTS / max(1e-6, class_counts(env, "train").sum() / len(env.data.part("train"))))
+    objects = class_counts(env, "train").sum()
+    return min(1.0, _AGENT_OBJECTS * len(env.data.part("train")) / max(1, objects))
 
 
 def run_config(args: Args, env: EnvConfig) -> RunConfig:
@@ -337,14 +338,13 @@ def run_config(args: Args, env: EnvConfig) -> RunConfig:
     from agents.learning.provenance import without_paths
     from agents.learning.run import RunConfig
 
-    share = share_for_agent(env)
     return RunConfig(
         folder=args.output_dir,
         env=with_features(args, env),
         agent_name="hsal",
         agent=AgentConfig(**BEST_AGENT, stop="median"),
         learner=LearnerConfig(
-            **{**BEST_LEARNER, "estimator": "assigned"}, batch_size=round(_BATCH_SIZE * share), passes=args.agent_passes
+            **_LEARNER, batch_size=max(1, round(_BATCH_SIZE * share_for_agent(env))), passes=args.agent_passes
         ),
         seed=args.seed,
         device=args.device,
@@ -387,7 +387,8 @@ def compare(args: Args, env: EnvConfig) -> dict[str, Any]:
     from hsal_env.perception.examples import Examples
 
     task = with_features(args, env)
-    net = learn(Examples(task), "columns", 256, args.agent_passes, 128, 1e-3, args.seed)
+    examples = Examples(task)
+    net = learn(examples, "columns", 256, args.agent_passes, min(_BATCH_SIZE, len(examples)), 1e-3, args.seed)
     return score(net, Examples(evaluation_config(task, "test", _PLENTY_TEST)))
 
 

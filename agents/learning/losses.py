@@ -10,6 +10,7 @@ The objectives differ in the reward that they read:
 - :func:`expected_reward`, :func:`expected_success` and :func:`multiset_loss` read what every location and label would earn,
   ``evaluation.location_rewards`` and ``evaluation.label_rewards``. ``agent.evaluate`` computes them anew, by the environment's
   own functions. The rewards paid are not in these losses. The actions taken only decide what is seen and remains next.
+- :func:`assigned_success` reads ``evaluation.location_rewards`` alone; its labels are those of the image.
 - :func:`cross_entropy` reads no reward.
 
 :func:`upper_level` has the terms of an upper level that draws its attention. They are added to any of these.
