@@ -411,7 +411,7 @@ def test_some_lanes_of_a_trajectory_keep_their_draws(agent: ActorCritic, rollout
 def test_lanes_in_mixed_phases_decide_together_what_they_decide_alone(env: HSALVectorEnv, agent: ActorCritic):
     seen, _ = env.reset(options={"index": np.arange(LANES)})
     seen = {name: part.clone() for name, part in seen.items()}
-    state = AgentState(torch.randn(LANES, 12 + 49), torch.randn(LANES, 20))
+    state = AgentState(torch.randn(LANES, 12 + 49), torch.randn(LANES, 20), torch.rand(LANES, 1))
     alone = agent.act(seen, state, True)
     seen["phase"][::2] = 3
     mixed = agent.act(seen, state, True)
@@ -429,7 +429,7 @@ def test_lanes_in_mixed_phases_decide_together_what_they_decide_alone(env: HSALV
 def test_attention_without_drawing_is_the_mode(env: HSALVectorEnv, agent: ActorCritic, controller_state: str):
     agent = drawing(agent.world, controller_state=controller_state)
     saliency, label = torch.rand(3, 7, 7), torch.tensor([0, 1, NO_LABEL])
-    before = AgentState(torch.randn(3, 12 + 49), torch.randn(3, 20))
+    before = AgentState(torch.randn(3, 12 + 49), torch.randn(3, 20), torch.rand(3, 1))
     raw, after = agent.attend(saliency, label, before)
     attended = agent.draw(saliency, label, before, deterministic=True)
     assert torch.equal(raw, attended.attention)
@@ -479,7 +479,7 @@ def test_the_score_function_is_the_gradient_of_the_expected_reward():
 
 
 def test_states_of_ended_lanes_can_be_left_out(agent: ActorCritic):
-    state = AgentState(torch.randn(3, 12 + 49), torch.randn(3, 20))
+    state = AgentState(torch.randn(3, 12 + 49), torch.randn(3, 20), torch.rand(3, 1))
     saliency, label = torch.rand(3, 7, 7), torch.tensor([0, 1, 2])
     whole = agent.draw(saliency, label, state, deterministic=True)
     part = agent.draw(saliency[:2], label[:2], first_lanes(state, 2), deterministic=True)
