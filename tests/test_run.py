@@ -22,7 +22,7 @@ from agents.config import AgentConfig, LearnerConfig
 from agents.evaluation import blind_guess, evaluation_config, make_env, score_agent, scores_by_count
 from agents.learning.learner import Learner, all_finite
 from agents.learning.provenance import resources
-from agents.learning.run import Run, RunConfig
+from agents.learning.run import Run, RunConfig, as_good
 from agents.protocol import Decision, World
 from agents.rollout import collect
 from agents.tracing import record
@@ -482,7 +482,21 @@ def validating(monkeypatch: pytest.MonkeyPatch, scores: list[float]) -> None:
     )
 
 
-@pytest.mark.parametrize(("scores", "best"), [([0.5, 0.75], 8), ([0.75, 0.5], 4), ([0.5, 0.5], 8)])
+@pytest.mark.parametrize(("score", "best", "episodes", "good"), [
+    (0.9, 0.8, 10, True),
+    (0.5, 0.6, 48, True),  # sqrt(0.49 / 49) = 0.1
+    (0.5, 0.6, 50, False),
+    (0.87, 0.89, 200, True),
+    (0.87, 0.89, 500, True),  # sqrt(0.211 / 527) = 0.02
+    (0.87, 0.89, 550, False),
+    (0.0, 1.0, 1, False),
+    (1.0, 1.0, 5, True),
+])  # fmt: skip
+def test_chance_makes_no_weights_worse(score: float, best: float, episodes: int, good: bool):
+    assert as_good(score, best, episodes) is good
+
+
+@pytest.mark.parametrize(("scores", "best"), [([0.5, 0.75], 8), ([0.75, 0.5], 4), ([0.5, 0.5], 8), ([0.75, 0.7], 8)])
 def test_the_weights_that_validate_best_are_kept_and_tested(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scores: list[float], best: int
 ):
