@@ -93,7 +93,8 @@ class Args:
     """px from one cell of the map to the next: 16, 8 or 4, and finer for smaller objects; default: 8 for compact, but 16 where
     images are only turned a little (upright), or as init has it"""
     feature_images: int | None = None
-    """varied images that the features learn from; default: as many as hold 1.2 billion px, but 24,000 to 96,000"""
+    """varied images that the features learn from; default: as many as hold 1.2 billion px, but 24,000 to 96,000, and twice
+    that where some are laid over one another"""
     feature_passes: int = 8
     """passes that they are counted in; the features are measured and saved after each"""
     feature_learning_rate: float = 2e-3
@@ -272,9 +273,9 @@ def scale(args: Args, env: EnvConfig) -> float:
 
 
 def images_for_features(args: Args, env: EnvConfig) -> int:
-    """How many varied images the features learn from."""
+    """How many varied images the features learn from; more where objects lie in ever new company, which takes longer to learn."""
     suited = _FEATURES_PX / math.prod(env.image_shape[:2]) * 2 / (1 + first_scale(env) ** 2)
-    return args.feature_images or min(max(_LEAST_IMAGES, int(suited)), _MOST_IMAGES)
+    return args.feature_images or min(max(_LEAST_IMAGES, int(suited)), _MOST_IMAGES) * (2 if env.overlaid else 1)
 
 
 def learn_features(args: Args, env: EnvConfig) -> None:
