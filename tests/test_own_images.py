@@ -72,14 +72,15 @@ def test_a_run_tells_the_folder_by_its_name(folder: Path, tmp_path: Path, monkey
 def test_features_learn_from_more_images_where_they_are_small():
     module = script(OWN)
 
-    def images(*image_px: int, **given: int) -> int:
-        env = SimpleNamespace(image_shape=(*image_px, 3))
+    def images(*image_px: int, overlaid: float = 0.0, **given: int) -> int:
+        env = SimpleNamespace(image_shape=(*image_px, 3), overlaid=overlaid)
         return module.images_for_features(module.Args(Path("x"), **given), env)
 
     assert (images(160, 224), images(64, 160)) == (33_482, 96_000)  # 1.2e9 / 35840
     assert images(192, 256) == 28_184  # half of 49152 px, half of 36000
     assert images(1000, 1000) == 24_000
-    assert images(64, 160, feature_images=7) == 7
+    assert images(1000, 1000, overlaid=0.5) == 48_000
+    assert images(64, 160, feature_images=7, overlaid=0.5) == 7
 
 
 def test_features_begin_with_smaller_images_where_they_are_large():
