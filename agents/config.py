@@ -295,6 +295,16 @@ class PretrainConfig:
             raise ConfigError(
                 f"Expected fixed_passes of at least 0 and less than passes; got {self.fixed_passes} of {self.passes}."
             )
+        if self.average_passes and self.fixed_passes:
+            raise ConfigError(
+                "Expected average_passes or fixed_passes, not both, since averaged weights need statistics of their own; got "
+                f"{self.average_passes} and {self.fixed_passes}."
+            )
+        if self.first_scale < 1 and self.fixed_passes > self.passes - self.passes // 2:
+            raise ConfigError(
+                "Expected fixed_passes among those of whole images, the last half, where first_scale is below 1; got "
+                f"{self.fixed_passes} of {self.passes} passes."
+            )
         if not 1 <= self.scale <= 4:
             raise ConfigError(f"Expected scale of 1 to 4; got {self.scale}.")
         if not 0 <= self.sharp_ramp[0] <= self.sharp_ramp[1] <= 1:

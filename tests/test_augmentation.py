@@ -259,6 +259,13 @@ def test_images_are_laid_over_one_another_until_there_are_as_many_objects_as_one
     assert any(len({*row}) == 3 for row in batch.labels.tolist())
 
 
+def test_no_image_is_laid_over_itself():
+    pixels = np.zeros((2, 24, 32, 3), np.uint8)
+    both = CustomCanvases(LabelledImages(pixels, [[0, 0, 0], [1]], labels_are="lists"), "all")
+    batch = Varied(both, dataclasses.replace(STILL, overlaid=0.9), seed=0).compose(range(40))
+    assert {tuple(row) for row in batch.labels.tolist()} == {(0, 0, 0), (1, -1, -1)}
+
+
 @pytest.mark.parametrize("variation", [*VARIATIONS.values(), NUMBERS_BESIDE, OVERLAID, None])
 def test_an_index_decides_its_canvas(images, variation):
     supply = Varied(images, variation, seed=3)

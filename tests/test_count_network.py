@@ -51,9 +51,10 @@ def test_a_count_network_reads_images_of_your_own(tmp_path: Path):
     module = script(COUNT)
     own = {"env_id": "HSAL-Custom-v0", "images": str(tmp_path / "own"), "activation": "compact-house-numbers"}
     few = {"batch_size": 16, "num_examples": 32, "passes": 1, "hidden": 8, "output_dir": tmp_path / "out"}
-    args = module.Args(**own, image_px=(48, 64), augment="turned", **few)
+    args = module.Args(**own, image_px=(48, 64), augment="turned", overlaid=0.25, **few)
     task = module.task(args)
     assert (task.split, task.augment, task.image_shape, task.size) == ("train", "turned", (48, 64, 3), 32)
+    assert task.overlaid == 0.25
     module.main(args)
     metrics = metrics_of(tmp_path / "out")
     assert set(metrics["test"]["count_error"]["by_class"]) == {"cup", "plate"}

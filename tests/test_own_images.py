@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def learned(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("learned")
     module = script(OWN)
-    module.main(module.Args(folder=folder, output_dir=output, **FEW))
+    module.main(module.Args(folder=folder, output_dir=output, overlaid=0.3, **FEW))
     return output
 
 
@@ -141,7 +141,25 @@ def test_batches_hold_about_as_many_objects(
     monkeypatch.setattr(env.data, "labels", np.zeros((len(env.data), objects), np.int64))
     learner, task = module.run_config(args, env).learner, module.with_features(args, env)
     assert (learner.batch_size, task.num_examples) == (batch_size, images)
-    assert learner.estimator == "assigned"
+
+
+def test_an_agent_of_own_images_learns_by_the_best_order_and_stops_at_the_median(folder: Path, tmp_path: Path):
+    module = script(OWN)
+    args = module.Args(folder=folder, output_dir=tmp_path, agent_images=50)
+    run = module.run_config(args, module.read(args))
+    assert (run.learner.estimator, run.agent.stop) == ("assigned", "median")
+    assert (run.learner.batch_size, run.env.num_examples) == (50, 50)  # no more than there are
+
+
+@pytest.mark.parametrize(("passes", "fixed"), [(8, 2), (3, 0)])
+def test_features_keep_their_statistics_in_the_last_quarter_of_their_training(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, passes: int, fixed: int
+):
+    module, seen = script(OWN), []
+    monkeypatch.setattr(features, "Pretraining", lambda config, *_: seen.append(config) or SimpleNamespace(run=int))
+    args = module.Args(folder=folder, output_dir=tmp_path, feature_passes=passes)
+    module.learn_features(args, module.read(args))
+    assert [config.fixed_passes for config in seen] == [fixed]
 
 
 def test_large_photographs_are_brought_to_about_50_000_px(tmp_path: Path):
@@ -247,7 +265,8 @@ def test_images_of_one_class_each_are_laid_over_one_another(tmp_path: Path, labe
     (tmp_path / "labels.csv").write_text("\n".join(["file,labels", *rows]))
     env = module.read(module.Args(folder=tmp_path))
     assert env.overlaid == overlaid
-    assert ("50% are laid over one another" in module.told(env)) == bool(overlaid)
+    assert ("50% of the training images have another laid over them" in module.told(env)) == bool(overlaid)
+    assert env.unvaried.variation is None
     assert module.read(module.Args(folder=tmp_path, augment="none")).overlaid == 0
     assert module.read(module.Args(folder=tmp_path, overlaid=0.2)).overlaid == 0.2
 

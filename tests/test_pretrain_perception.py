@@ -161,6 +161,9 @@ def test_pretraining_goes_on_from_weights(mnist_root: str, tmp_path: Path, monke
     [
         ("--fixed-passes 18", "Expected fixed_passes of at least 0 and less than passes; got 18 of 18"),
         ("--average-passes 18", "Expected average_passes of at least 0 and less than passes; got 18 of 18"),
+        ("--average-passes 2 --fixed-passes 1", "Expected average_passes or fixed_passes, not both"),
+        ("--passes 5 --fixed-passes 4 --first-scale 0.9", "Expected fixed_passes among those of whole images"),
+        ("--overlaid 0.5", "Expected --overlaid with --images only; got 0.5"),
         ("--scale 0.5", "Expected scale of 1 to 4; got 0.5"),
         ("--sharp-ramp 0.5 0.2", "Expected sharp_ramp as two shares in 0..1, the lower one first"),
         ("--deeper 9", "Expected deeper in 0..8, or two such numbers; got 9"),
@@ -267,7 +270,7 @@ def test_in_the_last_passes_batch_norm_keeps_its_statistics(tmp_path: Path, monk
         assert torch.equal(seen[2][name], last) == ("running_var" in name)
 
 
-@pytest.mark.parametrize(("average_passes", "fixed_passes"), [(0, 0), (2, 0), (0, 2)])
+@pytest.mark.parametrize(("average_passes", "fixed_passes"), [(0, 0), (2, 0), (0, 2), (0, 1)])
 def test_an_interrupted_pretraining_goes_on_as_if_it_had_not_been(
     average_passes: int, fixed_passes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -280,7 +283,7 @@ def test_an_interrupted_pretraining_goes_on_as_if_it_had_not_been(
     def interrupted(self: features.Pretraining, random: list[torch.Tensor]) -> None:
         save(self, random)
         saved.append(self.passes)
-        if len(saved) == (average_passes or fixed_passes or 1):  # amid these
+        if len(saved) == (average_passes or 2 * bool(fixed_passes) or 1):  # amid these, or right before them
             raise KeyboardInterrupt
 
     monkeypatch.setattr(features.Pretraining, "_save", interrupted)
@@ -333,6 +336,8 @@ def test_pretraining_on_images_of_your_own(tmp_path: Path):
     assert set(results["test"]["custom"]["plain"]) == {"counts", "peaks", "count_error"}
     assert results["args"]["images"] == "mine"
     assert load_model(output, ARCHITECTURES).in_channels == 3
+    laid = pretrain_perception.supplies(module.Args(images=folder, augment="mirrored", overlaid=0.25), "train", 0)
+    assert laid["custom"]["plain"].config.overlaid == 0.25
     with pytest.raises(ConfigError, match="--objects or --images, not both"):
         module.Args(images=folder, objects="ten")
 

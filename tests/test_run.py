@@ -7,6 +7,7 @@ import re
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -113,10 +114,12 @@ def test_a_toy_task_is_learnt(tmp_path: Path, variant: str, passes: int):
         assert last["attention/saliency_ratio"] > 1.4 * first["attention/saliency_ratio"]
 
 
-@pytest.mark.parametrize("attention", ["learned", "winner-take-all"])
-def test_a_run_that_diverges_stops_with_one_line_and_writes_no_weights(tmp_path: Path, attention: str):
+@pytest.mark.parametrize(
+    ("attention", "estimator"), [("learned", "sampled"), ("winner-take-all", "sampled"), ("learned", "assigned")]
+)
+def test_a_run_that_diverges_stops_with_one_line_and_writes_no_weights(tmp_path: Path, attention: str, estimator: str):
     agent = dataclasses.replace(AGENT, attention_policy=attention)
-    run = start(tmp_path, agent=agent, learning_rate=1e30)
+    run = start(tmp_path, agent=agent, learning_rate=1e30, estimator=estimator)
     with pytest.raises(
         DivergenceError, match=r"^Training diverged: [^\n]* in update [1-4] of 8\. .* lower learning rate than 1e\+30"
     ):
@@ -473,13 +476,14 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         assert results[part] == expected[part]
 
 
-def validating(monkeypatch: pytest.MonkeyPatch, scores: list[float]) -> None:
+def validating(monkeypatch: pytest.MonkeyPatch, scores: list[float], f1: Sequence[float] = (0.5, 0.5)) -> None:
     """Let the passes of a run validate with these scores."""
-    monkeypatch.setattr(
-        Run,
-        "_validate",
-        lambda run: {"val/exact_match": scores[run.learner.step // run.updates_per_pass - 1], "val/macro_f1": 0.5},
-    )
+
+    def validate(run: Run) -> dict[str, float]:
+        at = run.learner.step // run.updates_per_pass - 1
+        return {"val/exact_match": scores[at], "val/macro_f1": f1[at]}
+
+    monkeypatch.setattr(Run, "_validate", validate)
 
 
 @pytest.mark.parametrize(("score", "best", "episodes", "good"), [
@@ -521,6 +525,25 @@ def test_the_weights_that_validate_best_are_kept_and_tested(
     assert same(weights(resumed), last)
     assert resumed.test(24)["tested_update"] == best
     assert same(weights(resumed), expected)
+
+
+@pytest.mark.parametrize(
+    ("scores", "f1", "best"),
+    [
+        ([0.0, 0.0], (0.7, 0.1), 4),  # the one says nothing, the other decides
+        ([0.0, 0.0], (0.1, 0.7), 8),
+        ([0.0, 0.1], (0.7, 0.1), 8),
+        ([0.5, 0.5], (0.7, 0.1), 8),
+    ],
+)
+def test_macro_f1_chooses_among_weights_that_are_never_exact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scores: list[float], f1: tuple[float, float], best: int
+):
+    validating(monkeypatch, scores, f1)
+    run = start(tmp_path)
+    run.train()
+    assert run.best is not None
+    assert run.best.update == best
 
 
 def test_the_time_before_an_interruption_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

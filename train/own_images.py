@@ -79,7 +79,7 @@ class Args:
     what is seen from above); auto: mirrored, but upright if the classes are single letters or digits"""
     overlaid: float | Literal["auto"] = "auto"
     """share of the training images that another one is laid over, so that classes are seen together that no image holds together;
-    auto: 0.5 if nearly all images hold objects of one class alone, else 0"""
+    auto: 0.5 if images hold far fewer classes than chance would have, else 0"""
     architecture: Architecture = "compact"
     """activation model: compact, or resnet18 and resnet34, torchvision's"""
     init: str | None = None
@@ -211,7 +211,7 @@ def told(env: EnvConfig) -> str:
     """What the folder holds, in a few lines."""
     data = env.data
     rows, columns, channels = env.image_shape
-    over = f"; {env.overlaid:.0%} are laid over one another" if env.overlaid else ""
+    over = f"; {env.overlaid:.0%} of the training images have another laid over them" if env.overlaid else ""
     lines = [
         f"{len(data)} images of {rows}x{columns} px in {'colour' if channels == 3 else 'grey'}, varied: {env.augment}{over}"
     ]
@@ -339,13 +339,15 @@ def run_config(args: Args, env: EnvConfig) -> RunConfig:
     from agents.learning.provenance import without_paths
     from agents.learning.run import RunConfig
 
+    task = with_features(args, env)
+    batch_size = max(1, round(_BATCH_SIZE * share_for_agent(env)))
     return RunConfig(
         folder=args.output_dir,
-        env=with_features(args, env),
+        env=task,
         agent_name="hsal",
         agent=AgentConfig(**BEST_AGENT, stop="median"),
         learner=LearnerConfig(
-            **_LEARNER, batch_size=max(1, round(_BATCH_SIZE * share_for_agent(env))), passes=args.agent_passes
+            **_LEARNER, batch_size=min(batch_size, task.num_examples or batch_size), passes=args.agent_passes
         ),
         seed=args.seed,
         device=args.device,

@@ -116,7 +116,8 @@ def best_order(log_probs: Tensor, counts: Tensor, named: Tensor) -> Tensor:
         tensor([0, 1, 0])
     """
     order = torch.full(named.shape, -1)
-    scores, classes = log_probs.clamp(min=-1e4).cpu().numpy(), np.arange(counts.shape[1])
+    finite = log_probs.nan_to_num(nan=-1e4).clamp(min=-1e4)  # a training that diverged is told by its loss
+    scores, classes = finite.cpu().numpy(), np.arange(counts.shape[1])
     for lane, (row, steps) in enumerate(zip(counts.cpu().numpy(), named.T.cpu().numpy(), strict=True)):
         labels, places = classes.repeat(row), steps.nonzero()[0]
         chosen, of_them = linear_sum_assignment(scores[places, lane][:, labels], maximize=True)

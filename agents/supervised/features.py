@@ -33,7 +33,7 @@ from hsal_env.storage.files import write_text
 from hsal_env.storage.weights import load_weights, save_weights
 
 _MEASURED = 500  # images
-_NORMALISED = 100  # batches that the statistics of batch norm are taken from, for averaged weights
+_NORMALISED = 100  # batches that the statistics of batch norm are taken from, where they are measured anew
 _LEAST_VARIATION = 0.1  # of the maps; below that they hardly depend on the image
 _CHECKED_EVERY = 50  # updates; an accelerator is waited for at each check
 

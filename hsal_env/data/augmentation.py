@@ -48,7 +48,7 @@ class Variation:
             image's. Small ones leave an object recognisable, and teach to read it by all its parts (DeVries and Taylor, 2017).
         beside: share of the images that stand beside another one, each squeezed to a width in proportion to its objects. Their
             labels are those of both. Images without objects, and pairs with too many, stay single.
-        overlaid: share of the images that another one is laid over, and of these that a third one is laid over, and so on, as
+        overlaid: share of the images that another one is laid over, and of these that one more is laid over, and so on, as
             long as the objects are not too many. Their labels are those of all
             (:func:`hsal_env.data.variation.overlaid`).
     """
@@ -146,7 +146,8 @@ class Varied:
             raise DataError(f"Expected canvas indices of at least 0; got {indices.min()}.")
         rounds, places = np.divmod(indices, len(self._images))
         orders = {r: np.random.default_rng([*self._seed, r]).permutation(len(self._images)) for r in {*rounds.tolist()}}
-        batch = self._images.compose([orders[r][place] for r, place in zip(rounds.tolist(), places, strict=True)])
+        shown = [orders[r][place] for r, place in zip(rounds.tolist(), places, strict=True)]
+        batch = self._images.compose(shown)
         if self.variation is None:
             return batch
         from hsal_env.data.variation import beside, overlaid, varied
@@ -159,7 +160,8 @@ class Varied:
                 for whole, part in zip(made, beside(batch, lane, other), strict=True):
                     whole[lane] = part
             while self.variation.overlaid and random.random() < self.variation.overlaid:
-                others = self._images.compose(random.integers(len(self._images), size=_CANDIDATES))
+                drawn = random.integers(len(self._images), size=_CANDIDATES)
+                others = self._images.compose(drawn[drawn != shown[lane]])
                 joined = overlaid(made, lane, others)
                 if joined is None:
                     break
