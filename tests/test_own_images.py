@@ -18,7 +18,7 @@ from hsal_env.errors import CheckpointError, DataError
 from hsal_env.perception.model_file import read_model
 
 OWN = "own_images.py"
-FEW = {"feature_images": 128, "feature_passes": 2, "agent_images": 128, "agent_passes": 1}
+FEW = {"overlaid": 0.3, "feature_images": 128, "feature_passes": 2, "agent_images": 128, "agent_passes": 1}
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def learned(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("learned")
     module = script(OWN)
-    module.main(module.Args(folder=folder, output_dir=output, overlaid=0.3, **FEW))
+    module.main(module.Args(folder=folder, output_dir=output, **FEW))
     return output
 
 
