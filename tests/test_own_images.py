@@ -206,7 +206,7 @@ def test_an_interrupted_start_is_gone_on_with(
         patch.setattr(module, "learn_agent", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             module.main(module.Args(folder=folder, output_dir=output, resume=True, **FEW))
-    for other in ({"augment": "none"}, {"image_px": (32, 48)}):
+    for other in ({"augment": "upright"}, {"image_px": (32, 48)}):
         with pytest.raises(CheckpointError, match="learned with other flags or from other images"):
             module.main(module.Args(folder=folder, output_dir=output, resume=True, **other, **FEW))
     module.main(module.Args(folder=folder, output_dir=output, resume=True, **FEW))
