@@ -143,7 +143,7 @@ ROWS = {
             (0,),
             _EVALUATE,
         )
-        for agent in ("mnist-multiset", "mnist-multiset-deterministic", "mnist-multiset-faithful")
+        for agent in ("mnist-multiset", "mnist-multiset-deterministic")
         for number in (5, 6, 7, 9)
     },
     "digits-multiset": Row("scikit-learn's digits", "--source digits", _TEN_SEEDS, source="digits"),
