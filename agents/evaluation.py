@@ -103,7 +103,7 @@ def _located(rollout: Rollout, env: HSALVectorEnv, canvases: CanvasBatch) -> whe
     cells = trajectory.locations[:, 0] if config.glimpses else torch.full_like(labels, -1)
     return where.where(
         labels.T[:lanes].cpu().numpy(),
-        cells.T[:lanes].cpu().numpy(),
+        env.simulation.examples.places_px(canvases.images, cells.T[:lanes].cpu().numpy()),
         rollout.masks.transpose(0, 1)[:lanes].cpu().numpy(),
         canvases.labels,
         canvases.boxes,

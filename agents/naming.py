@@ -21,7 +21,6 @@ from hsal_env.data.sources import SOURCES
 from hsal_env.errors import ConfigError, DataError
 from hsal_env.perception.registry import activation_model, saliency_model
 from hsal_env.trace import Trace
-from hsal_env.trace.episode import fixations_px
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,7 +43,8 @@ class NamedObject(NamedTuple):
         probability: the probability that the agent gave to this label, in [0, 1].
         stop_probability: the probability that it gave to saying stop instead; NaN if the agent does not tell.
         cell: (row, column) of the cell of the map at which the agent looked first, from 0 on; None if it takes no glimpses.
-        row_px, col_px: the centre of that cell in px of the image as it was given, cut off at its edges; None without a cell.
+        row_px, col_px: where it looked (``location_px`` of :class:`hsal_env.trace.Trace`), in px of the image as it was given,
+            cut off at its edges; None without a cell.
     """
 
     label: int
@@ -149,7 +149,7 @@ def environment(
 
 def _named(loaded: Loaded, trace: Trace, size: tuple[int, int]) -> list[NamedObject]:
     """The objects named in one image, whose size (h, w) was ``size``."""
-    places = loaded.env.image_fit.to_original(fixations_px(trace), size).clip(0, size)
+    places = loaded.env.image_fit.to_original(trace.location_px, size).clip(0, size)
     found = []
     for decision in np.flatnonzero((trace.label >= 0) & (trace.label < trace.num_classes)).tolist():
         label, first = int(trace.label[decision]), decision - trace.glimpses

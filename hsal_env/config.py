@@ -20,6 +20,7 @@ from hsal_env.fields import MOST_COUNTED, check_at_most
 from hsal_env.rules import MOST_OBJECTS, MetaStepRules, Rules
 
 Features = Literal["lazy", "store"]
+Places = Literal["cells", "turned"]
 ActionMode = Literal["native", "flat", "packed", "option", "controller", "macro"]
 Forbidden = Literal["penalise", "raise"]
 
@@ -81,6 +82,10 @@ class EnvConfig(MetaStepRules, CanvasLook):
         features: ``"lazy"``: the activation volume V is computed at each reset. The image is then encoded alone, so that results
             do not depend on the number of lanes. ``"store"``: V is computed once for the whole split, in batches, and kept in the
             cache folder. A thread computes it, and a reset waits for the canvases that it starts.
+        places: where on the image a glimpse is said to look, in pictures, traces and the measures of :mod:`hsal_env.where`; no
+            observation and no reward depends on it. ``"cells"``: at the centre of its cell. ``"turned"``: where the object of the
+            cell is, which is measured by turning each image (:mod:`hsal_env.perception.places`). It costs eight more encodings
+            an image, and suits photographs of things that are still themselves upside down.
         action_mode: the view. ``"native"``: the two-level Dict. ``"flat"``: one Discrete with a mask. ``"packed"``: the
             two-level one in a Box. ``"option"``, ``"controller"`` and ``"macro"``: see :mod:`hsal_env.views`.
         forbidden: what happens in the flat and the controller view on an action that the phase does not allow.
@@ -116,6 +121,7 @@ class EnvConfig(MetaStepRules, CanvasLook):
     activation: Any = "compact"
     saliency: Any = "sum-of-squares"
     features: Features = "lazy"
+    places: Places = "cells"
     action_mode: ActionMode = "native"
     forbidden: Forbidden = "penalise"
     include_image: bool | None = None

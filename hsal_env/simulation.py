@@ -74,7 +74,7 @@ class Simulation:
     def traces(self, recorder: Recorder, indices: np.ndarray) -> list[Trace]:
         """What ``recorder`` has seen, a trace per lane. The lanes hold the canvases ``indices`` ``[B]``."""
         canvases = self.examples.compose(indices)
-        return [
+        recorded = [
             recorder.trace(
                 lane, canvases.images[lane], canvases.labels[lane], canvases.boxes[lane],
                 source=self.examples.source, canvas_index=int(index), grid=self.examples.grid,
@@ -82,6 +82,15 @@ class Simulation:
             )
             for lane, index in enumerate(indices)
         ]  # fmt: skip
+        longest = max((len(trace.location) for trace in recorded), default=0)
+        cells = np.full((len(recorded), longest), -1)
+        for lane, trace in enumerate(recorded):
+            cells[lane, : len(trace.location)] = trace.location
+        places = self.examples.places_px(canvases.images, cells)
+        return [
+            trace._replace(location_px=part[: len(trace.location)])
+            for trace, part in zip(recorded, places, strict=True)
+        ]
 
     def info(self, state: State) -> dict[str, Tensor]:
         """For learners, not for policies: the index of the example, and its label counts: true, remaining and predicted.

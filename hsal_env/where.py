@@ -1,8 +1,9 @@
 """Where an agent looked when it named an object, held against the boxes of the objects. Boxes are for measuring only.
 
 The measures are of meta-steps that name an object: those that say stop name none. An object is looked at by its first glimpse,
-whose place is the centre of its cell on the image. The weight of a mask is normalised: all its cells together have 1. A cell's
-weight fills its area evenly, see :meth:`hsal_env.perception.grid.Grid.areas`.
+at a place on the image: the centre of the cell, or where the object of the cell is (:mod:`hsal_env.perception.places`). The
+weight of a mask is normalised: all its cells together have 1. A cell's weight fills its area evenly, see
+:meth:`hsal_env.perception.grid.Grid.areas`.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Where(NamedTuple):
 
 def where(
     named: np.ndarray,
-    cells: np.ndarray,
+    places_px: np.ndarray,
     masks: np.ndarray,
     labels: np.ndarray,
     boxes: np.ndarray,
@@ -50,7 +51,7 @@ def where(
 
     Args:
         named: the labels named, int64 ``[B, M]``; -1: none.
-        cells: the first glimpse of each meta-step, row-major, int64 ``[B, M]``; -1: none.
+        places_px: where the first glimpse of each meta-step looks, as (row, col) in px ``[B, M, 2]``; NaN: no glimpse.
         masks: the masks M_t ``[B, M, H, W]``, of any scale.
         labels: of the objects, int64 ``[B, N]``, padded with -1.
         boxes: of the objects, int64 ``[B, N, 4]`` as (row, col, height, width) in px; -1: unknown. An episode in which the box
@@ -61,7 +62,8 @@ def where(
     Example:
         >>> grid, boxes = Grid((5, 5), (10, 10), (10, 10)), np.array([[[0, 0, 10, 10], [0, 10, 10, 5]]])
         >>> masks = np.array([[[[3.0, 1.0]], [[0.0, 1.0]]]])  # two meta-steps, a map of one row
-        >>> found = where(np.array([[7, 7]]), np.array([[0, 0]]), masks, np.array([[7, 7]]), boxes, grid, (10, 20))
+        >>> looks = grid.centres(np.array([[0, 0]]), columns=2)
+        >>> found = where(np.array([[7, 7]]), looks, masks, np.array([[7, 7]]), boxes, grid, (10, 20))
         >>> found.pointing, found.mask_in_box  # the second glimpse is in a box that was used up
         (array([[1., 0.]]), array([[0.75, 0.5 ]]))
     """
@@ -77,19 +79,17 @@ def where(
         inside = np.where(objects, _within(mask, areas), 0) / _whole(mask)  # [B, N]
         bright = np.where(objects, _within(mask > HALF * mask.max(axis=(1, 2), keepdims=True), centres), 0) > 0
         wanted = free & (labels == named[:, step, None])
-        row, col = np.divmod(cells[:, step].clip(min=0), masks.shape[3])
-        looks = cells[:, step] >= 0
-        pointed = wanted & looks[:, None] & centres[0][lanes, :, row] & centres[1][lanes, :, col]  # [B, N]
+        place = places_px[:, step, None]  # [B, 1, 2]
+        pointed = wanted & ((place >= boxes[..., :2]) & (place < boxes[..., :2] + boxes[..., 2:])).all(axis=2)  # [B, N]
         share = np.where(wanted, inside, 0).max(axis=1, initial=0)
         right = pointed.any(axis=1)
         if right.any():
-            place = grid.centres(cells[:, step], masks.shape[3])[:, None]
             box = np.where(pointed, np.square(place - middle).sum(axis=2), np.inf).argmin(axis=1)
             share = np.where(right, inside[lanes, box], share)
             free[lanes[right], box[right]] = False
         counts = known & (named[:, step] >= 0)
         for values, these, value in (
-            (found.pointing, counts & looks, right),
+            (found.pointing, counts & ~np.isnan(place).any(axis=(1, 2)), right),
             (found.mask_in_box, counts, share),
             (found.focus, counts, inside.max(axis=1, initial=0)),
             (found.several, counts, bright.sum(axis=1) > 1),

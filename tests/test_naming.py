@@ -22,7 +22,6 @@ from hsal_env.config import EnvConfig
 from hsal_env.errors import CheckpointError, ConfigError, DataError
 from hsal_env.perception.examples import Examples
 from hsal_env.rendering import draw_trace
-from hsal_env.trace.episode import fixations_px
 
 NAMES = ["ant", "bee", "cat", "dog", "elk"]
 COUNT = 4
@@ -77,7 +76,7 @@ def test_what_is_named_is_what_the_test_names(loaded, digits, named):
         names = np.flatnonzero((trace.label >= 0) & (trace.label < 10))
         first = names - 2
         assert [thing.cell for thing in found] == [divmod(cell, 7) for cell in trace.location[first].tolist()]
-        assert [[thing.row_px, thing.col_px] for thing in found] == fixations_px(trace)[first].tolist()
+        assert [[thing.row_px, thing.col_px] for thing in found] == trace.location_px[first].tolist()
         np.testing.assert_allclose([thing.probability for thing in found], np.exp(trace.log_prob[names]), rtol=1e-5)
         np.testing.assert_allclose([thing.stop_probability for thing in found], trace.label_probs[names, 10], rtol=1e-5)
     assert any(named)

@@ -60,10 +60,11 @@ def has_margin(picture: np.ndarray, px: int = 2) -> bool:
 
 
 def changed(trace: Trace, name: str, at: int | slice, value) -> Trace:
-    """``trace`` with one field different at one decision."""
+    """``trace`` with one field different at one decision, and what follows from it."""
     field = getattr(trace, name).copy()
     field[at] = value
-    return trace._replace(**{name: field})
+    follows = {"location_px": trace.grid.centres(field, trace.map_size[1])} if name == "location" else {}
+    return trace._replace(**{name: field}, **follows)
 
 
 def first(trace: Trace, decisions: int) -> Trace:
@@ -125,6 +126,7 @@ def test_pyplot_is_not_imported():
         ("location", 1, 12),
         ("location", slice(1, 3), [5, 0]),
         ("location", slice(1, 3), [0, 0]),
+        ("location_px", slice(1, 3), [40.0, 60.0]),
         ("label", 3, 7),
         ("label", 3, STOP),
         ("log_prob", 3, np.log(0.5)),

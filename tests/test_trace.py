@@ -22,7 +22,7 @@ from hsal_env.errors import ConfigError, DataError
 from hsal_env.perception.activation import ActivationModel
 from hsal_env.perception.grid import Grid
 from hsal_env.trace import Trace, load, save
-from hsal_env.trace.episode import SCHEMA, fixations_px
+from hsal_env.trace.episode import SCHEMA
 
 ROOT = Path(__file__).parents[1]
 ENV = single().simulation.config
@@ -169,7 +169,7 @@ def test_where_a_model_says_nothing_cells_are_bands():
 
 def test_fixations_in_px():
     trace = trace_of([MetaStep((0, 48), 1)], [1])
-    np.testing.assert_array_equal(fixations_px(trace), [[np.nan] * 2, [7.5, 7.5], [97.5, 97.5], [np.nan] * 2])
+    np.testing.assert_array_equal(trace.location_px, [[np.nan] * 2, [7.5, 7.5], [97.5, 97.5], [np.nan] * 2])
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -229,7 +229,7 @@ def test_a_flat_file_has_a_row_per_decision_and_loses_nothing_of_it(tmp_path, tr
         assert row["labels"] == trace.labels.tolist()
         assert row["boxes"] == trace.boxes.ravel().tolist()
         assert row["right"] == (-1 if trace.label[n] < 0 else int(trace.right[n]))
-        np.testing.assert_array_equal([row["location_row_px"], row["location_col_px"]], fixations_px(trace)[n])
+        np.testing.assert_array_equal([row["location_row_px"], row["location_col_px"]], trace.location_px[n])
     save([], tmp_path / f"none.{suffix}")
     assert rows_of(tmp_path / f"none.{suffix}") == []
 

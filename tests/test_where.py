@@ -27,13 +27,19 @@ QUARTERS = Grid.of(None, (100, 100), (2, 2))
 MASK = np.array([[1.0, 2.0], [3.0, 4.0]])
 
 
+def looks(cells, grid, columns):
+    """The places of cells, their centres."""
+    return grid.centres(cells, columns)
+
+
 def one(named, cells, masks, labels, boxes, grid=QUARTERS, image_px=(100, 100)) -> Where:
     """One episode; masks are cells of weight, or maps."""
     maps = [np.eye(4)[mask].reshape(2, 2) if isinstance(mask, int) else np.asarray(mask) for mask in masks]
     boxes = np.array(boxes, np.int64).reshape(1, len(labels), 4)
     found = where(
-        np.array([named]), np.array([cells]), np.array([maps]), np.array([labels], np.int64), boxes, grid, image_px
-    )
+        np.array([named]), looks(np.array([cells]), grid, 2), np.array([maps]), np.array([labels], np.int64), boxes,
+        grid, image_px,
+    )  # fmt: skip
     assert all(part.shape == (1, len(named)) and part.dtype == np.float64 for part in found)
     return Where(*(part[0] for part in found))
 
@@ -235,7 +241,7 @@ def test_the_measures_are_those_of_the_definition():
     boxes[labels < 0] = -1
     named, cells = rng.integers(-1, 3, (lanes, steps)), rng.integers(0, 12, (lanes, steps))
     masks = rng.random((lanes, steps, *map_size)) ** 4
-    found = where(named, cells, masks, labels, boxes, grid, image_px)
+    found = where(named, looks(cells, grid, 3), masks, labels, boxes, grid, image_px)
     for lane in range(lanes):
         expected = naive(named[lane], cells[lane], masks[lane], labels[lane], boxes[lane].tolist(), grid, image_px)
         for part, values in zip(found, expected, strict=True):
@@ -246,7 +252,7 @@ def test_the_measures_are_those_of_the_definition():
 def test_a_hit_is_a_cell_that_the_box_holds():
     grid, boxes = Grid.of(None, (100, 100), (7, 7)), np.array([[[10, 20, 31, 40]]])
     cells = np.arange(49)
-    found = where(np.zeros((49, 1), int), cells[:, None], np.ones((49, 1, 7, 7)), np.zeros((49, 1), int),
+    found = where(np.zeros((49, 1), int), looks(cells[:, None], grid, 7), np.ones((49, 1, 7, 7)), np.zeros((49, 1), int),
                   boxes.repeat(49, axis=0), grid, (100, 100))  # fmt: skip
     assert found.pointing.reshape(7, 7).astype(bool).tolist() == cells_held(boxes, grid, (7, 7))[0, 0].tolist()
 
@@ -267,17 +273,19 @@ def test_a_trace_by_hand():
     found = located(trace)
     same(found.pointing, [1, 0, NAN])
     same(found.mask_in_box, [1, 1, NAN])
-    short = {name: getattr(trace, name)[:7] for name in ("label", "phase", "location", "mask")}  # of twelve decisions
+    short = {
+        name: getattr(trace, name)[:7] for name in ("label", "phase", "location", "location_px", "mask")
+    }  # of twelve decisions
     same(located(trace._replace(**short)).pointing, [1])
     nothing = {name: part[:0] for name, part in short.items()}
     assert located(trace._replace(**nothing)).pointing.shape == (0,)
 
 
-@pytest.mark.parametrize("glimpses", [0, 2])
-def test_the_test_and_the_traces_agree(glimpses: int, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(("glimpses", "places"), [(0, "cells"), (2, "cells"), (2, "turned")])
+def test_the_test_and_the_traces_agree(glimpses: int, places: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("agents.evaluation._LANES", 8)
     loaded = agents.load("mnist-multiset")
-    env = EnvConfig(source="digits", components=25, update="peak", glimpses=glimpses)
+    env = EnvConfig(source="digits", components=25, update="peak", glimpses=glimpses, places=places)
     config = dataclasses.replace(evaluation_config(env, "test", 20), features="lazy")
     agent = loaded.agent
     monkeypatch.setattr(agent, "world", agent.world._replace(rules=config.rules))

@@ -64,9 +64,11 @@ def trace_of(
         if step.label < num_classes and remaining[step.label]:
             remaining[step.label] -= 1
     stacked = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    grid = grid or Grid.of(None, image.shape[:2], map_size)
     stopped = steps[-1].label == num_classes
     known = {
-        "image": image, "source": "digits", "canvas_index": 17, "grid": grid or Grid.of(None, image.shape[:2], map_size),
+        "image": image, "source": "digits", "canvas_index": 17, "grid": grid,
+        "location_px": grid.centres(stacked["location"], map_size[1]),
         "labels": np.array(labels, np.int64), "boxes": np.array(boxes or [[-1] * 4] * len(labels), np.int64).reshape(-1, 4),
         "num_classes": num_classes, "glimpses": glimpses, "terminated": stopped, "truncated": not stopped,
         "states": {"hidden": np.arange(3.0 * len(rows), dtype=np.float32).reshape(-1, 3)},

@@ -22,6 +22,7 @@ from hsal_env.multiset import label_counts
 from hsal_env.perception.activation import same_volumes
 from hsal_env.perception.grid import Grid
 from hsal_env.perception.model_file import fingerprint
+from hsal_env.perception.places import Views, places_px, views
 from hsal_env.perception.precision import native_bfloat16
 from hsal_env.perception.registry import activation_model, model_name, saliency_model
 from hsal_env.perception.saliency import known_boxes
@@ -85,6 +86,7 @@ class Examples:
         self._store = self._open_store(progress) if config.features == "store" else None
         self._raw = np.empty((0, 0, 0), np.float32)  # raw saliency of the store's canvases, where _known says so
         self._known = np.zeros(0, bool)
+        self._viewed: tuple[np.ndarray, Views] | None = None  # the images that were looked at last
         probe = (
             self._store.read([0], "volume")["volume"].transpose(0, 3, 1, 2)
             if self._store
@@ -179,6 +181,28 @@ class Examples:
     def compose(self, indices: np.ndarray) -> CanvasBatch:
         """The canvases of ``indices`` ``[B]``."""
         return self.canvases.compose(indices)
+
+    def places_px(self, images: np.ndarray, cells: np.ndarray) -> np.ndarray:
+        """Where a glimpse at a cell looks on the image, as ``config.places`` says.
+
+        Args:
+            images: as composed, uint8 ``[B, h_px, w_px]`` or ``[B, h_px, w_px, 3]``.
+            cells: row-major, int64 ``[B, M]``; -1: none.
+
+        Returns:
+            (row, col) in px, float64 ``[B, M, 2]``; NaN where there is no cell.
+        """
+        columns = self.map_size[1]
+        if self.config.places == "cells":
+            return self.grid.centres(cells, columns)
+        if self._viewed is None or not np.array_equal(self._viewed[0], images):
+            self._viewed = (images, views(self._encode_some, images, self.grid, self._activation.saliency_channels))
+        return places_px(self._viewed[1], cells, self.grid, columns)
+
+    def _encode_some(self, images: np.ndarray) -> Tensor:
+        """The volumes of any number of images, in batches."""
+        size = _ENCODE_BATCH[native_bfloat16()]
+        return torch.cat([self.encode(images[first : first + size]) for first in range(0, len(images), size)])
 
     def _open_store(self, progress: bool) -> ArrayStore:
         key = fingerprint(

@@ -62,12 +62,15 @@ class Grid(NamedTuple):
     def centres(self, cells: np.ndarray, columns: int) -> np.ndarray:
         """The centres (row, col) in px ``[..., 2]`` of row-major cell indices ``[...]``, in a map of ``columns`` columns.
 
+        Where an index is below 0, there is no cell, and the centre is NaN.
+
         Example:
             >>> Grid(first_px=(8, 8), stride_px=(16, 16), field_px=(16, 16)).centres(np.array([0, 9]), columns=7)
-            array([[ 8,  8],
-                   [24, 40]])
+            array([[ 8.,  8.],
+                   [24., 40.]])
         """
-        return np.array(self.first_px) + np.stack(np.divmod(cells, columns), axis=-1) * np.array(self.stride_px)
+        centres = np.array(self.first_px) + np.stack(np.divmod(cells, columns), axis=-1) * np.array(self.stride_px)
+        return np.where(cells[..., None] >= 0, centres, np.nan)
 
     def areas(self, image_px: tuple[int, int], map_size: tuple[int, int], pixels: tuple[int, int]) -> list[np.ndarray]:
         """The matrices R and C that average a map of the whole image over the areas of cells: ``R @ map @ C.T``.

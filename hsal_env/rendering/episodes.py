@@ -170,8 +170,7 @@ def _draw_meta_step(
     glimpses.image(sheet.axes, trace.image)
     if boxes:
         glimpses.boxes(sheet.axes)
-    looked = trace.location[begun]
-    glimpses.glimpses(sheet.axes, looked[looked >= 0].tolist())
+    glimpses.glimpses(sheet.axes, begun[trace.location[begun] >= 0])
     label = int(trace.label[last])
     if label < 0:
         return
@@ -234,11 +233,11 @@ class Panel(Placement):
             x0, y0, x1, y1 = self.square(np.array([row + height / 2, col + width / 2]), (height, width))
             axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, facecolor="none", edgecolor=BLUE, linewidth=0.9))
 
-    def glimpses(self, axes: Axes, locations: Sequence[int]) -> None:
-        """Draw the glimpses and number them in the order of looking. A cell that was looked at twice has both numbers."""
-        grid, columns = self.trace.grid, self.trace.map_size[1]
+    def glimpses(self, axes: Axes, decisions: np.ndarray) -> None:
+        """Draw the glimpses of some decisions, numbered in the order of looking. A cell looked at twice has both numbers."""
+        grid, locations = self.trace.grid, self.trace.location[decisions].tolist()
         for place, cell in enumerate(dict.fromkeys(locations)):
-            centre = grid.centres(np.array(cell), columns)
+            centre = self.trace.location_px[decisions[locations.index(cell)]]
             self._square(axes, centre, grid.field_px, linewidth=0.9, linestyle=(0, (4, 3)))
             self._square(axes, centre, grid.stride_px, linewidth=1.6)
             numbers = runs([i for i, location in enumerate(locations, start=1) if location == cell])

@@ -77,8 +77,8 @@ def draw_frame(trace: Trace, until: int | None = None) -> np.ndarray:
     if begun:
         _put_contours(picture, panels[1], trace.mask[now])
         _put_map(picture, panels[2], trace.priority[now])
-        _put_glimpses(picture, panels[0], until, numbered=True)
-        _put_glimpses(picture, panels[2], until, numbered=False)
+        _put_glimpses(picture, panels[0], until, trace.location_px, numbered=True)
+        _put_glimpses(picture, panels[2], until, trace.grid.centres(trace.location, trace.map_size[1]), numbered=False)
     _put_labels(picture, trace, until)
     return picture
 
@@ -132,20 +132,20 @@ def _put_contours(picture: np.ndarray, panel: Placement, mask: np.ndarray) -> No
     part[near] = ((1 - line) * (1 - rim) * part[near] + 255 * line + 0.5).astype(np.uint8)
 
 
-def _put_glimpses(picture: np.ndarray, panel: Placement, until: int, numbered: bool) -> None:
+def _put_glimpses(picture: np.ndarray, panel: Placement, until: int, places: np.ndarray, numbered: bool) -> None:
+    """The cells that were looked at, about ``places`` ``[N, 2]``, in px of the image."""
     trace = panel.trace
-    grid, columns, current = trace.grid, trace.map_size[1], trace.meta_step[until - 1]
+    grid, current = trace.grid, trace.meta_step[until - 1]
     location, meta_step = trace.location[:until], trace.meta_step[:until]
     looked = location[(location >= 0) & (meta_step == current)].tolist()
+    centres = dict(zip(location.tolist(), places, strict=False))
     if numbered:
         for cell in {*location[(location >= 0) & (meta_step < current)].tolist()} - {*looked}:
-            _outline(picture, panel.square(grid.centres(np.array(cell), columns), grid.stride_px), _EARLIER, 1)
+            _outline(picture, panel.square(centres[cell], grid.stride_px), _EARLIER, 1)
         if looked:
-            centre = grid.centres(np.array(looked[-1]), columns)
-            _outline(picture, panel.square(centre, grid.field_px), _GLIMPSE, 1, dashed=True)
+            _outline(picture, panel.square(centres[looked[-1]], grid.field_px), _GLIMPSE, 1, dashed=True)
     for place, cell in enumerate(dict.fromkeys(looked)):
-        centre = grid.centres(np.array(cell), columns)
-        x0, y0, x1, y1 = panel.square(centre, grid.stride_px)
+        x0, y0, x1, y1 = panel.square(centres[cell], grid.stride_px)
         _outline(picture, (x0 - 1, y0 - 1, x1 + 1, y1 + 1), _BLACK, 4)
         _outline(picture, (x0, y0, x1, y1), _GLIMPSE, 2)
         if not numbered:

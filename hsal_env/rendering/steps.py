@@ -162,7 +162,7 @@ def _glimpses(trace: Trace, volume: np.ndarray) -> _Page:
     )
     page.panel.image(page.sheet.axes, trace.image)
     page.panel.frame(page.sheet.axes, _FRAME)
-    page.panel.glimpses(page.sheet.axes, trace.location[1 : 1 + trace.glimpses].tolist())
+    page.panel.glimpses(page.sheet.axes, np.arange(1, 1 + trace.glimpses))
     return page
 
 

@@ -44,6 +44,8 @@ class Trace(NamedTuple):
         priority: P_t of the meta-step ``[N, H, W]`` in [0, 1]; at phase 0 the one that follows from the mask that was placed.
         alpha, beta, row, col: the Gaussian mixture of the mask, ``[N, K]`` each, see :class:`hsal_env.functional.Mixture`.
         location: the cell that was chosen, int64 ``[N]``, row-major; -1 at other phases.
+        location_px: where on the image it looks, as (row, col) in px, float64 ``[N, 2]``: at the centre of the cell, or at the
+            object of the cell where ``places="turned"``. NaN at other phases.
         label: the label that was named, int64 ``[N]``; C: stop; -1 at other phases.
         reward: of the decision ``[N]``.
         remaining: how often each label is still to be named, int64 ``[N, C]``, before the decision.
@@ -79,6 +81,7 @@ class Trace(NamedTuple):
     row: np.ndarray
     col: np.ndarray
     location: np.ndarray
+    location_px: np.ndarray
     label: np.ndarray
     reward: np.ndarray
     remaining: np.ndarray
@@ -168,12 +171,12 @@ SCHEMA = (
     _field("phase", "int64", "0: attention; 1..k: a location; k + 1: a label", "0..k + 1"),
     _field("location", "int64", "cell looked at, row-major", "0..H W - 1; -1 at other phases"),
     Column(
-        "location_row_px", "float32", "row of its centre in the image, px", "NaN at other phases",
-        lambda t: fixations_px(t)[:, 0],
+        "location_row_px", "float32", "row of the image that it looks at, px", "NaN at other phases",
+        lambda t: t.location_px[:, 0],
     ),
     Column(
-        "location_col_px", "float32", "column of its centre in the image, px", "NaN at other phases",
-        lambda t: fixations_px(t)[:, 1],
+        "location_col_px", "float32", "column of the image that it looks at, px", "NaN at other phases",
+        lambda t: t.location_px[:, 1],
     ),
     _field("label", "int64", "label named", "0..C - 1, C: stop; -1 at other phases"),
     Column(
@@ -206,12 +209,6 @@ SCHEMA = (
     _constant("boxes", "list<int64>", "their boxes: row, col, height, width in px of each", "4 m numbers; -1: unknown"),
 )  # fmt: skip
 """The columns of the flat files. Before them comes ``episode``, int64, the number of the trace in the file from 0 on."""
-
-
-def fixations_px(trace: Trace) -> np.ndarray:
-    """Centres (row, col) of the chosen cells in px ``[N, 2]``; NaN where the decision chose no location."""
-    centres = trace.grid.centres(trace.location, trace.map_size[1])
-    return np.where(trace.location[:, None] >= 0, centres, np.nan)
 
 
 def save(traces: Sequence[Trace], path: Path | str) -> None:
@@ -298,7 +295,8 @@ _SHAPES = {
     "labels": ("i", "m"), "boxes": ("i", "m 4"), "meta_step": ("i", "N"), "phase": ("i", "N"),
     "saliency": ("f", "N H W"), "mask": ("f", "N H W"), "priority": ("f", "N H W"), "saliency_left": ("f", "H W"),
     "alpha": ("f", "N K"), "beta": ("f", "N K"), "row": ("f", "N K"), "col": ("f", "N K"),
-    "attended": ("i", "N"), "location": ("i", "N"), "label": ("i", "N"), "reward": ("f", "N"), "remaining": ("i", "N C"),
+    "attended": ("i", "N"), "location": ("i", "N"), "location_px": ("f", "N 2"), "label": ("i", "N"),
+    "reward": ("f", "N"), "remaining": ("i", "N C"),
     "log_prob": ("f", "N"), "value": ("f", "N"), "entropy": ("f", "N"),
     "location_probs": ("f", "N HW"), "label_probs": ("f", "N C+1"),
 }  # fmt: skip
@@ -313,9 +311,12 @@ def _rebuilt(part: dict[str, Any]) -> Trace:
         **part,
     }  # not in files of version 0.2
     plain = {name: convert(part.pop(name)) for name, convert in _PLAIN.items()}
+    part.setdefault(
+        "location_px", plain["grid"].centres(part["location"], part["saliency_left"].shape[1])
+    )  # nor is this
     trace = Trace(**part, **plain, states=states)
     (rows, columns), classes = trace.map_size, trace.num_classes
-    sizes = {"4": 4, "H": rows, "W": columns, "HW": rows * columns, "C": classes, "C+1": classes + 1}
+    sizes = {"2": 2, "4": 4, "H": rows, "W": columns, "HW": rows * columns, "C": classes, "C+1": classes + 1}
     sizes |= {"N": len(trace.phase), "K": trace.alpha.shape[1], "m": len(trace.labels)}
     for name, (kind, axes) in _SHAPES.items():
         array = getattr(trace, name)

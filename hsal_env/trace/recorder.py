@@ -141,6 +141,7 @@ class Recorder:
             after[np.searchsorted(meta_step, meta_step)] if len(after) else after
         )  # the state after the mask was placed
         returns = states["returns"][:, lane].sum(axis=1, dtype=np.float64)
+        location = np.where(looks, states["last_location"][after, lane], -1)
         return Trace(
             image=image,
             source=source,
@@ -158,7 +159,8 @@ class Recorder:
             mask=states["mask"][placed, lane],
             priority=states["priority"][placed, lane],
             **{name: part[attended, lane] for name, part in whole.mixture.items()},
-            location=np.where(looks, states["last_location"][after, lane], -1),
+            location=location,
+            location_px=grid.centres(location, states["saliency"].shape[3]),
             label=np.where(names, states["last_label"][after, lane], -1),
             reward=returns[after] - returns[before],
             remaining=states["remaining"][before, lane],

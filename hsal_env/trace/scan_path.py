@@ -113,12 +113,12 @@ def located(trace: Trace) -> Where:
     """The measures of :mod:`hsal_env.where` of each whole meta-step of a trace, ``[M]`` each."""
     names = trace.label >= 0
     starts = np.flatnonzero(trace.phase == 0)[: names.sum()]
-    first = trace.location[starts + 1] if trace.glimpses else np.full(len(starts), -1)
+    first = trace.location_px[starts + 1] if trace.glimpses else np.full((len(starts), 2), np.nan)
     labels = np.where(trace.label < trace.num_classes, trace.label, -1)[names]
-    named, cells, masks, true, boxes = (
+    named, places, masks, true, boxes = (
         part[None] for part in (labels, first, trace.mask[starts], trace.labels, trace.boxes)
     )
-    found = where(named, cells, masks, true, boxes, trace.grid, (trace.image.shape[0], trace.image.shape[1]))
+    found = where(named, places, masks, true, boxes, trace.grid, (trace.image.shape[0], trace.image.shape[1]))
     return Where(*(part[0] for part in found))
 
 
