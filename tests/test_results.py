@@ -80,7 +80,7 @@ def root(tmp_path: Path) -> Path:
         )
         (tmp_path / "results" / name / "progress.csv").write_text(text)
     (tmp_path / "train").mkdir()
-    for name in ("make_results.py", "reproduce.py"):
+    for name in ("make_results.py", "reproduce.py", "attention_table.py"):
         shutil.copy(ROOT / "train" / name, tmp_path / "train")
     (tmp_path / "README.md").write_text(MARKED)
     (tmp_path / "results" / "README.md").write_text(MARKED + OF_OWN + OF_LEARNERS)
@@ -100,6 +100,24 @@ def command(monkeypatch: pytest.MonkeyPatch, root: Path, *flags: str) -> None:
 
 def table(root: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(make.texts(root)[root / "results" / "table.csv"])))
+
+
+def test_the_page_on_attention_is_made_where_there_are_results(root: Path):
+    page = root / "docs" / "attention.md"
+    assert page not in make.texts(root)
+    names = ("scores", "places", "objects", "departures")
+    page.write_text(
+        "# Attention\n"
+        + "".join(f"\n<!-- {n}: made by python train/make_results.py -->\nold\n<!-- /{n} -->\n" for n in names)
+    )
+    row = {"exact_match": 0.9, "macro_f1": 0.95, "pointing": 0.99, "focus": 0.7, "several": 0.0}
+    (root / "results" / "attention").mkdir()
+    (root / "results" / "attention" / "attention.json").write_text(json.dumps({"policy/boxes/0": row}))
+    text = make.texts(root)[page]
+    assert "| policy |  | 0.900 |" in text
+    assert "| policy |  | 0.70 / 0.00 / 0.99 |" in text
+    assert "old" not in text
+    assert all(f"<!-- /{name} -->" in text for name in names)
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Make the tables and figures of README.md, results/README.md, docs/perception.md and results/table.csv from results/.
+"""Make the tables and figures of README.md, results/README.md, docs/attention.md, docs/perception.md and results/table.csv.
 
 python train/make_results.py          # write them
 python train/make_results.py --check  # fail if a table is out of date (figures are not compared)
@@ -24,6 +24,7 @@ from hsal_env.storage.files import replacing, write_text
 sys.path.insert(0, str(Path(__file__).parent))  # the rows stand in a script beside this one
 require_agents()
 
+import attention_table
 from reproduce import LEARNERS, OWN_IMAGES, ROWS
 
 from agents.reports import runs
@@ -284,6 +285,11 @@ def texts(root: Path = ROOT) -> dict[Path, str]:
             (SALIENCY_START, SALIENCY_END, saliency_cells(root, found), SALIENCY_COLUMNS),
         ],
     }
+    if attention := attention_table.read(root / "results" / "attention" / "attention.json"):
+        places[root / "docs" / "attention.md"] = [
+            (f"<!-- {name}: made by python train/make_results.py -->\n", f"<!-- /{name} -->", *made_rows)
+            for name, made_rows in attention_table.pages(attention).items()
+        ]
     for path, tables in places.items():
         at = {root: "results/", root / "results": ""}.get(path.parent, "../results/")
         text = path.read_text()
