@@ -19,6 +19,7 @@ from hsal_env.registration import plain_id
 from hsal_env.storage.files import Terminated, as_path, terminable
 
 _SIGTERM_STATUS = 143  # what a shell reports of a process that SIGTERM has ended: 128 + 15
+_SIGPIPE_STATUS = 141
 
 Args = TypeVar("Args")
 
@@ -39,8 +40,20 @@ def run(main: Callable[[Args], None], parse: Callable[[], Args], interrupted: st
     """Run ``main`` on what ``parse`` returns, and say what goes wrong: once, however many processes torchrun has started.
 
     A deliberate error, another package in the place of ours, and Ctrl-C (with the line ``interrupted``) end in one line on stderr
-    and status 1. SIGTERM ends in the line of Ctrl-C and status 143.
+    and status 1. SIGTERM ends in the line of Ctrl-C and status 143. If nobody reads on, as in ``command | head``, the command ends
+    silently with status 141.
     """
+    try:
+        try:
+            _run(main, parse, interrupted)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is flushed at the end
+        sys.exit(_SIGPIPE_STATUS)
+
+
+def _run(main: Callable[[Args], None], parse: Callable[[], Args], interrupted: str) -> None:
     alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
     try:
         with terminable() if alone else nullcontext():  # see agents.learning.distributed.Processes.tidy

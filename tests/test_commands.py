@@ -158,3 +158,16 @@ def test_an_env_id_may_name_its_module(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "argv", ["command", "--env-id", "hsal_env:HSAL-DigitsSet-v0"])
     run_command(given.append, OfATask)
     assert given == [OfATask("HSAL-DigitsSet-v0")]
+
+
+@pytest.mark.parametrize("flags", [["--list"], ["--help"]])
+def test_a_command_whose_reader_has_gone_ends_silently(flags: list[str]):
+    """As in ``command | head -1``."""
+    reads, writes = os.pipe()
+    os.close(reads)
+    command = [sys.executable, str(ROOT / "train" / "reproduce.py"), *flags]
+    done = subprocess.run(
+        command, stdout=writes, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True
+    )
+    os.close(writes)
+    assert (done.returncode, done.stderr) == (141, "")
