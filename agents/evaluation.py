@@ -101,6 +101,8 @@ def _located(rollout: Rollout, env: HSALVectorEnv, canvases: CanvasBatch) -> whe
     assert rollout.masks is not None
     labels = torch.where(trajectory.live & (trajectory.labels < config.classes), trajectory.labels, -1)
     cells = trajectory.locations[:, 0] if config.glimpses else torch.full_like(labels, -1)
+    if ((canvases.labels >= 0) & (canvases.boxes[..., 2] < 0)).any(axis=1).all():
+        cells = torch.full_like(labels, -1)  # no image has boxes to hold their places against
     return where.where(
         labels.T[:lanes].cpu().numpy(),
         env.simulation.examples.places_px(canvases.images, cells.T[:lanes].cpu().numpy()),

@@ -40,7 +40,7 @@ def run(main: Callable[[Args], None], parse: Callable[[], Args], interrupted: st
     """Run ``main`` on what ``parse`` returns, and say what goes wrong: once, however many processes torchrun has started.
 
     A deliberate error, another package in the place of ours, and Ctrl-C (with the line ``interrupted``) end in one line on stderr
-    and status 1. SIGTERM ends in the line of Ctrl-C and status 143. If nobody reads on, as in ``command | head``, the command ends
+    and status 1. SIGTERM ends in the line of Ctrl-C and status 143. If nobody reads on, as in ``command | head``, it ends
     silently with status 141.
     """
     try:

@@ -8,18 +8,26 @@ import pytest
 import tyro
 from commands import ROOT, Command, script
 
-from hsal_env.errors import CheckpointError
+from hsal_env.errors import CheckpointError, ConfigError
 
 TABLE = "attention_table.py"
 module = script(TABLE)
+SOURCE = "mnist"
 TEST = {"exact_match": 0.5, "macro_f1": 0.75, "pointing": 0.9, "focus": 0.7, "several": 0.01, "other": 1}
+
+
+def parsed_by_its_script(cell, folder: str = ""):
+    """The flags of its command, with seed 3."""
+    path, *flags = module.command(cell, 3, Path("runs/attention"))
+    if "--output-dir" in flags:
+        flags[flags.index("--output-dir") + 1] = f"runs/attention/{folder}"
+    of = script(Path(path).name)
+    return of.parse(flags) if hasattr(of, "parse") else tyro.cli(of.Args, args=flags)
 
 
 @pytest.mark.parametrize("cell", module.cells(), ids=lambda cell: cell.name)
 def test_a_command_parses(cell):
-    path, *flags = module.command(cell, 3, Path("runs/attention"))
-    of = script(Path(path).name)
-    args = of.parse(flags) if hasattr(of, "parse") else tyro.cli(of.Args, args=flags)
+    args = parsed_by_its_script(cell, module.folder_name(cell, 3))
     if cell.trains:
         assert args.seed == 3
         assert args.output_dir == Path("runs/attention", module.folder_name(cell, 3))
@@ -34,7 +42,8 @@ def test_a_command_parses(cell):
 def test_no_two_runs_have_one_name_or_folder():
     cells = module.cells()
     assert len({cell.name for cell in cells}) == len({module.folder_name(cell, 0) for cell in cells}) == len(cells)
-    assert len({(cell.agent if cell.tests else "", cell.trains, cell.tests) for cell in cells}) >= len(cells) - 2
+    trained = [repr(parsed_by_its_script(cell)) for cell in cells if cell.trains]
+    assert len(set(trained)) == len(trained)
 
 
 @pytest.fixture
@@ -51,7 +60,7 @@ def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
         )
         file = Path(place) if "--json" in command else Path(place, "metrics.json")
         (ROOT / file).parent.mkdir(parents=True, exist_ok=True)
-        (ROOT / file).write_text(json.dumps({"test": TEST}))
+        (ROOT / file).write_text(json.dumps({"source": SOURCE, "test": TEST}))
 
     monkeypatch.setattr(module, "run", run)
     monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
@@ -104,6 +113,39 @@ def test_broad_features_are_trained_first(started: list, tmp_path: Path, monkeyp
     )
 
 
+def test_broad_features_that_were_interrupted_are_gone_on_with(
+    started: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(module, "_ROOT", tmp_path)
+    model = tmp_path / module._BROAD
+    model.parent.mkdir(parents=True)
+    model.touch()  # of a pass that was not the last
+    model.with_suffix(".resume.pt").touch()
+    module._train_broad_features()
+    assert started[0][-1] == "--resume"
+    model.with_suffix(".json").touch()
+    module._train_broad_features()
+    assert len(started) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "said"),
+    [
+        ("{", CheckpointError, "is damaged"),
+        ("{}", CheckpointError, "is damaged"),
+        (json.dumps({"source": "digits", "test": TEST}), ConfigError, "Expected .* to be a run on mnist; got digits"),
+    ],
+)
+def test_a_run_that_cannot_count_is_an_error(started: list, tmp_path: Path, text: str, error: type, said: str):
+    cell = next(cell for cell in module.cells() if cell.name == "policy/boxes")
+    file = tmp_path / "runs" / module.folder_name(cell, 0) / "metrics.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(text)
+    with pytest.raises(error, match=said):
+        go(tmp_path, "policy/boxes")
+    assert not (tmp_path / "attention.json").exists()
+
+
 def test_runs_are_listed(command: Command, capsys: pytest.CaptureFixture):
     command(
         TABLE,
@@ -119,7 +161,16 @@ def test_a_name_that_no_run_has_is_an_error(command: Command):
     command.fails(TABLE, "--only nobody", "No run is named like 'nobody'. --list names them.")
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"policy/boxes/0": {"exact_match": 1}}', '{"policy/boxes/0": 3}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        '{"policy/boxes/0": {"exact_match": 1}}',
+        '{"policy/boxes/0": 3}',
+        json.dumps({"a/b/0": TEST | {"focus": "x"}}),
+    ],
+)
 def test_damaged_results_are_an_error(tmp_path: Path, text: str):
     (tmp_path / "attention.json").write_text(text)
     with pytest.raises(CheckpointError, match="is damaged"):
@@ -133,6 +184,7 @@ def test_the_tables_hold_the_means():
     found = {
         "policy/boxes/0": row(0.9), "policy/boxes/1": row(0.94, 0.7), "policy/5 objects/0": row(0.8),
         "policy/sum-of-squares/0": row(0.98), "policy/printed update/0": row(0.7), "count network/set/0": row(0.6, None),
+        "RAM/set/0": row(0.6, None),
     }  # fmt: skip
     pages = module.pages(found)
     assert all(set(columns) == set(row) for rows, columns in pages.values() for row in rows)
@@ -140,8 +192,10 @@ def test_the_tables_hold_the_means():
     assert scores["policy"]["boxes"] == "0.920 ± 0.028"
     assert scores["policy"]["uniform"] == ""
     assert scores["count network"]["set"] == "0.600"
+    assert pages["departures"][0][1]["focus / several"] == ""
     places = {row["agent"]: row for row in pages["places"][0]}
     assert places["policy"]["boxes"] == "0.60 / 0.02 / 0.90"
+    assert places["RAM"]["set"] == "? / 0.02 / 0.90"
     assert "count network" not in places
     assert pages["objects"][0][0]["5 objects"] == "0.800"
     departures = {(row["agent"], row["departure"]): row for row in pages["departures"][0]}

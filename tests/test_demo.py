@@ -850,6 +850,24 @@ def test_drawn_attention_is_shown(browser, drawing):
 
 
 @pytest.mark.browser
+def test_a_glimpse_is_drawn_where_it_looks(page):
+    """Its square lies about the cell's centre, or moved by as many px of the canvas as the place is off it."""
+    trace = press_go(page)
+    n = trace["phase"].index(1)
+    orange = """() => {
+        const { width, height } = document.getElementById('view-image');
+        const { data } = document.getElementById('view-image').getContext('2d').getImageData(0, 0, width, height);
+        const found = [...Array(width * height).keys()].filter((i) => data[4 * i] === 230 && data[4 * i + 1] === 159);
+        return [Math.min(...found.map((i) => Math.floor(i / width))), Math.min(...found.map((i) => i % width))];
+    }"""
+    page.evaluate(f"at = {n}; draw()")
+    before = page.evaluate(orange)
+    page.evaluate(f"trace.location_px[{n}][0] -= 2; trace.location_px[{n}][1] += 4; draw()")
+    px = page.evaluate("document.getElementById('view-image').width") / (7 * trace["grid"][1][1])
+    assert np.subtract(page.evaluate(orange), before) == pytest.approx([-2 * px, 4 * px], abs=1)
+
+
+@pytest.mark.browser
 def test_the_page_fits_a_narrow_screen(page):
     page.set_viewport_size({"width": 360, "height": 740})
     press_go(page)

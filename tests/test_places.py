@@ -11,12 +11,14 @@ from test_centring import STRIDE, Beside
 from torch import Tensor, nn
 
 import agents
+from agents.evaluation import score_agent
 from agents.tracing import record
 from hsal_env.config import EnvConfig
 from hsal_env.perception.activation import completed
 from hsal_env.perception.examples import Examples, to_images
 from hsal_env.perception.grid import Grid
-from hsal_env.perception.places import places_px, views
+from hsal_env.perception.places import Views, places_px, views
+from hsal_env.trace.scan_path import located
 
 MAP = (10, 16)
 
@@ -48,12 +50,16 @@ def seen_by(model: nn.Module, images: np.ndarray) -> tuple[Grid, np.ndarray]:
 
 
 def measured(model: nn.Module, images: np.ndarray, grid: Grid, cells: np.ndarray) -> np.ndarray:
-    return places_px(views(lambda part: model(to_images(part, 1)), images, grid, 1), cells, grid, MAP[1])
+    return places_px(views(lambda part: saliency(model, part), images, grid), cells, grid, MAP[1])
 
 
-@pytest.mark.parametrize("first_px", [(2.0, 2.0), (3.5, 0.5), (1.0, 3.0)])
+def saliency(model: nn.Module, images: np.ndarray) -> np.ndarray:
+    return model(to_images(images, 1))[:, 0].double().square().numpy()
+
+
+@pytest.mark.parametrize("first_px", [(2.0, 2.0), (3.5, 0.5), (1.0, 3.0), (4.0, 2.0), (2.0, 0.0)])
 def test_an_object_is_found_although_its_cell_is_beside_it(first_px: tuple[float, float]):
-    """Cells whose centres are said to be up to 1.5 px beside what they show, and shown to half a cell only."""
+    """Cells whose centres are said to be up to half a cell beside what they show."""
     images, centres = squares()
     model = completed(Beside(0, 0))
     model.first_px = first_px
@@ -89,21 +95,19 @@ def naive(model: nn.Module, image: np.ndarray, cell: int, grid: Grid) -> np.ndar
     height, width = image.shape[:2]
     place, found = grid.centres(np.array(cell), MAP[1]), []
     for turned in (False, True):
+        seen = []
         source = image[::-1, ::-1] if turned else image
-        total, weighted = 0.0, np.zeros(2)
         for down in (0, STRIDE // 2):
             for across in (0, STRIDE // 2):
                 rows, cols = (np.arange(n) + by for n, by in ((height, down), (width, across)))
                 shifted = source[rows.clip(max=height - 1)][:, cols.clip(max=width - 1)]
-                saliency = model(to_images(shifted[None], 1))[0, 0].double().square()
-                for r in range(MAP[0]):
-                    for c in range(MAP[1]):
-                        at = np.array(grid.first_px) + np.array([r, c]) * STRIDE + (down, across)
-                        at = np.array([height, width]) - at if turned else at
-                        if np.hypot(*((at - place) / STRIDE)) <= 1:
-                            total += float(saliency[r, c])
-                            weighted += float(saliency[r, c]) * at
-        place = weighted / total if total > 0 else place
+                for (r, c), mass in np.ndenumerate(saliency(model, shifted[None])[0]):
+                    at = np.array(grid.first_px) + np.array([r, c]) * STRIDE + (down, across)
+                    seen.append((np.array([height, width]) - at if turned else at, mass))
+        for _ in range(2):
+            near = [(at, mass) for at, mass in seen if np.hypot(*((at - place) / STRIDE)) <= 1 + 1e-9]
+            total = sum(mass for _, mass in near)
+            place = sum(mass * at for at, mass in near) / total if total > 0 else place
         found.append(place)
     return (found[0] + found[1]) / 2
 
@@ -116,13 +120,24 @@ def test_places_are_those_of_the_definition(shape: tuple[int, ...]):
     model = completed(Beside(1, -1))
     model.first_px = (2.7, 1.6)
     grid, cells = Grid.of(model, (40, 64), MAP), rng.integers(0, 160, (3, 5))
-    by_one = lambda part: model(to_images(part if part.ndim == 3 else part[..., 1], 1))  # noqa: E731
-    found = places_px(views(by_one, images, grid, 1), cells, grid, MAP[1])
+    seen = views(lambda part: saliency(model, part if part.ndim == 3 else part[..., 1]), images, grid)
+    found = places_px(seen, cells, grid, MAP[1])
     expected = [
         [naive(model, image, cell, grid) for cell in row] for image, row in zip(grey, cells.tolist(), strict=True)
     ]
     np.testing.assert_allclose(found, expected, atol=1e-9)
     assert np.abs(found - grid.centres(cells, MAP[1])).max() > 0.1
+
+
+@pytest.mark.parametrize(("first", "stride"), [(100 / 14, 100 / 7), (10.182976587278233, 8.0), (0.1, 0.3)])
+def test_the_next_cells_count_whatever_the_rounding(first: float, stride: float):
+    """On a map of ones a place moves by nothing, on either axis, as long as all four neighbours of its cell are there."""
+    side = 7
+    grid = Grid((first, first), (stride, stride), (stride, stride))
+    cells = np.arange(side * side).reshape(side, side)[1:-1, 1:-1].reshape(1, -1)
+    points = grid.centres(np.arange(side * side), side)
+    seen = Views(np.ones((2, 1, side * side)), np.stack([points, points]))
+    np.testing.assert_allclose(places_px(seen, cells, grid, side), grid.centres(cells, side), atol=1e-9)
 
 
 def test_cells_of_one_px_are_not_shifted():
@@ -134,7 +149,7 @@ def test_cells_of_one_px_are_not_shifted():
 
     images, _ = squares(1)
     model = completed(Pixels(0, 0))
-    seen = views(lambda part: model(to_images(part, 1)), images, Grid((0.5, 0.5), (1, 1), (1, 1)), 1)
+    seen = views(lambda part: saliency(model, part), images, Grid((0.5, 0.5), (1, 1), (1, 1)))
     assert seen.saliency.shape == (2, 1, 40 * 64)
 
 
@@ -185,3 +200,49 @@ def test_a_place_does_not_depend_on_the_lanes_beside(turned: EnvConfig):
     agent = agents.load("mnist-multiset").agent
     several, alone = record(agent, turned, [0, 1, 2]), record(agent, turned, 1)
     np.testing.assert_allclose(several[1].location_px, alone.location_px, atol=0.05)
+
+
+def test_an_array_that_is_filled_anew_is_looked_at_anew(turned: EnvConfig):
+    examples = Examples(turned)
+    images, cells = examples.compose(np.arange(1)).images.copy(), np.array([[24]])
+    first = examples.places_px(images, cells)
+    images[...] = examples.compose(np.array([1])).images
+    second = examples.places_px(images, cells)
+    assert (first != second).any()
+    assert examples.places_px(images[:0], cells[:0]).shape == (0, 1, 2)
+
+
+def test_without_a_cell_or_a_box_nothing_is_encoded(turned: EnvConfig, monkeypatch: pytest.MonkeyPatch):
+    examples = Examples(turned)
+    monkeypatch.setattr(Examples, "_sums_of_squares", lambda self, images: pytest.fail("encoded"))
+    assert np.isnan(examples.places_px(examples.compose(np.arange(2)).images, np.full((2, 3), -1))).all()
+    images = np.zeros((3, 100, 100), np.uint8)
+    env = EnvConfig(source="custom", images=images, labels=[[1], [2, 2], [3]], num_classes=10, components=25, update="peak",
+                    max_objects=4, places="turned", features="lazy")  # fmt: skip
+    agent = agents.load("mnist-multiset").agent
+    scores = score_agent(agent, dataclasses.replace(env, split="all", protocol="free"), progress=False)
+    assert scores["pointing"] is None
+
+
+def test_the_test_measures_places(turned: EnvConfig, monkeypatch: pytest.MonkeyPatch):
+    """Where every glimpse looks beside the image, none points at anything, neither in the test nor in a trace."""
+    agent, config = agents.load("mnist-multiset").agent, dataclasses.replace(turned, features="lazy", protocol="free")
+    assert score_agent(agent, config, progress=False)["pointing"] > 0.8
+    monkeypatch.setattr(Examples, "places_px", lambda self, images, cells: np.full((*cells.shape, 2), -50.0))
+    assert score_agent(agent, config, progress=False)["pointing"] == 0
+    assert np.nanmean(located(record(agent, config, 0)).pointing) == 0
+
+
+def test_what_is_named_lies_at_measured_places(turned: EnvConfig):
+    loaded = agents.load("mnist-multiset")
+    image = Examples(turned).compose(np.array([3])).images[0]
+    by_places = {}
+    for places in ("cells", "turned"):
+        env = dataclasses.replace(loaded.env, places=places)
+        by_places[places] = loaded._replace(env=env).name_objects(image)
+    cells, turned_ones = by_places["cells"], by_places["turned"]
+    assert [thing.cell for thing in cells] == [thing.cell for thing in turned_ones]
+    assert any((a.row_px, a.col_px) != (b.row_px, b.col_px) for a, b in zip(cells, turned_ones, strict=True))
+    trace = record(loaded.agent, dataclasses.replace(turned, protocol="free"), 3)
+    first = np.flatnonzero((trace.label >= 0) & (trace.label < 10)) - 2
+    np.testing.assert_allclose([[t.row_px, t.col_px] for t in turned_ones], trace.location_px[first], atol=0.05)

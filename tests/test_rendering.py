@@ -13,7 +13,7 @@ from traces import MetaStep, trace_of
 
 from hsal_env.errors import DataError
 from hsal_env.perception.grid import Grid
-from hsal_env.rendering import draw_trace, draw_traces, save_picture
+from hsal_env.rendering import draw_frame, draw_trace, draw_traces, save_picture
 from hsal_env.rendering.words import multiset, runs
 from hsal_env.trace import Trace
 
@@ -388,6 +388,14 @@ def test_maps_of_differing_shapes_are_refused(which):
 def test_numbers_outside_their_range_are_refused(name, value, message):
     with pytest.raises(DataError, match=message):
         draw_trace(changed(trace_of(STEPS, LABELS), name, 0, value))
+
+
+@pytest.mark.parametrize("wrong", [lambda px: px[:-1], lambda px: px[:, :1], lambda px: np.full_like(px, np.nan)])
+def test_a_location_without_a_place_is_refused(wrong):
+    trace = trace_of(STEPS, LABELS)
+    for drawn in (draw_trace, draw_frame):
+        with pytest.raises(DataError, match=r"Expected finite location_px \[12, 2\]"):
+            drawn(trace._replace(location_px=wrong(trace.location_px)))
 
 
 def test_frames_and_columns_that_there_are_not_are_refused():

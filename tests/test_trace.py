@@ -343,3 +343,15 @@ def test_files_from_before_there_were_class_names_are_read(tmp_path):
     np.savez(tmp_path / "old.npz", **parts)
     (read,) = load(tmp_path / "old.npz")
     assert (read.class_names, read.label_name(2)) == ((), "2")
+
+
+def test_files_from_before_there_were_places_look_at_the_centres_of_cells(tmp_path):
+    trace = trace_of([MetaStep((3,), 2)], [2])
+    save([trace._replace(location_px=trace.location_px + 5)], tmp_path / "t.npz")
+    (read,) = load(tmp_path / "t.npz")
+    np.testing.assert_array_equal(read.location_px, trace.location_px + 5)
+    with np.load(tmp_path / "t.npz") as stored:
+        parts = {name: stored[name] for name in stored.files if "location_px" not in name}
+    np.savez(tmp_path / "old.npz", **parts)
+    (read,) = load(tmp_path / "old.npz")
+    np.testing.assert_array_equal(read.location_px, trace.location_px)

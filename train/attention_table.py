@@ -72,13 +72,11 @@ DEPARTURES = {
         "no location prior": "--location-prior 0",
         "no saliency prior": "--saliency-prior 0",
         "no return of the upper level": "--upper-gamma 0",
-        "exact reward": "--estimator exact",
-        "sampled reward": "--estimator sampled --ent-coef 0.03",
         "state carried over": "--controller-state carry",
         "location head not detached": "--no-detach-location-head",
     },
     "as printed": {
-        "attention drawn": "--attention-policy drawn --components 25",
+        "attention drawn, 25 Gaussians": "--attention-policy drawn --components 25",
         "peak update": "--update peak",
         "49 Gaussians on a grid": "--components 49 --attention-init grid",
         "location prior": "--location-prior 30",
@@ -95,7 +93,7 @@ DEPARTURES = {
         "saliency normalised again": "--renormalise-saliency",
     },
 }
-"""Each departure from the paper alone: taken away from the best agent, and added to the printed one."""
+"""Each departure from the paper: taken away from the best agent, and added to the printed one. (For the objective see AGENTS.)"""
 _MEASURES = ("exact_match", "macro_f1", "pointing", "focus", "several")
 
 
@@ -178,16 +176,38 @@ def main(args: Args) -> None:
             print(f"{cell.name}: python {shlex.join(command(cell, seed, runs_dir))}")
         return
     _let_ram_be_found()
-    if any(_BROAD in word for _, cell in missing for word in cell.trains) and not (_ROOT / _BROAD).is_file():
-        run(shlex.split(_BROAD_COMMAND))
+    if any(_BROAD in word for _, cell in missing for word in cell.trains):
+        _train_broad_features()
     for seed, cell in tqdm(missing, desc="runs"):
         file = _ROOT / runs_dir / folder_name(cell, seed) / "metrics.json"
         if not file.is_file():
             run(command(cell, seed, runs_dir))
-        test = json.loads(file.read_text(encoding="utf-8"))["test"]
+        test = tested(file)
         known = read(args.results)  # another process may have added to it
-        known[key(cell, seed)] = {name: test.get(name) for name in _MEASURES}
+        known[key(cell, seed)] = test
         write_text(args.results, json.dumps(dict(sorted(known.items())), indent=0) + "\n")
+
+
+def tested(file: Path) -> dict[str, Any]:
+    """The test scores in a metrics.json.
+
+    Raises:
+        ConfigError: the run was on other images than MNIST's.
+        CheckpointError: the file is damaged.
+    """
+    from agents.reports.metrics_file import read_metrics
+
+    try:
+        metrics = read_metrics(file)[0]
+        source, test = metrics["source"], {name: metrics["test"].get(name) for name in _MEASURES}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{file} is damaged ({error!r}). Delete it and run this again.") from error
+    if source != "mnist":
+        raise ConfigError(
+            f"Expected {file.parent} to be a run on mnist; got {source}. Set HSAL_DATA to a folder that holds MNIST, delete the "
+            "run, and run this again."
+        )
+    return test
 
 
 def key(cell: Cell, seed: int) -> str:
@@ -227,8 +247,10 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
         return {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        assert all(set(_MEASURES) <= set(row) for row in found.values())
-    except (OSError, ValueError, AttributeError, TypeError, AssertionError) as error:
+        values = [row[name] for row in found.values() for name in _MEASURES]
+        if not all(isinstance(value, int | float | None) for value in values):
+            raise TypeError("a measure is no number")
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged ({error!r}). Restore it, or delete it and run this again.") from error
     return found
 
@@ -242,7 +264,11 @@ def pages(found: dict[str, dict[str, Any]]) -> dict[str, tuple[list[dict[str, st
 
     def text(agent: str, task: str, *measures: str) -> str:
         values = [of(agent, task, measure) for measure in measures]
-        return " / ".join(spread(value) if len(values) == 1 else f"{np.mean(value):.2f}" for value in values if value)
+        if not any(values):
+            return ""
+        if len(values) == 1:
+            return spread(values[0])
+        return " / ".join(f"{np.mean(value):.2f}" if value else "?" for value in values)
 
     objects = tuple(f"{n} objects" for n in MORE_OBJECTS)
     agents = [{"agent": agent} for agent in AGENTS]
@@ -273,6 +299,14 @@ def pages(found: dict[str, dict[str, Any]]) -> dict[str, tuple[list[dict[str, st
         ),
         "departures": (departures, ("agent", "departure", "0-1", "focus / several")),
     }
+
+
+def _train_broad_features() -> None:
+    """Train them, unless that was done."""
+    model = _ROOT / _BROAD
+    if not model.with_suffix(".json").is_file():  # it is written last
+        resume = ["--resume"] if model.with_suffix(".resume.pt").is_file() else []
+        run([*shlex.split(_BROAD_COMMAND), *resume])
 
 
 def _let_ram_be_found() -> None:

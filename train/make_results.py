@@ -285,8 +285,9 @@ def texts(root: Path = ROOT) -> dict[Path, str]:
             (SALIENCY_START, SALIENCY_END, saliency_cells(root, found), SALIENCY_COLUMNS),
         ],
     }
-    if attention := attention_table.read(root / "results" / "attention" / "attention.json"):
-        places[root / "docs" / "attention.md"] = [
+    page = root / "docs" / "attention.md"
+    if page.exists() and (attention := attention_table.read(root / "results" / "attention" / "attention.json")):
+        places[page] = [
             (f"<!-- {name}: made by python train/make_results.py -->\n", f"<!-- /{name} -->", *made_rows)
             for name, made_rows in attention_table.pages(attention).items()
         ]

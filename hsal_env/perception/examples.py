@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from hsal_env import functional as F
 from hsal_env.config import EnvConfig
 from hsal_env.data.canvases import CanvasBatch
 from hsal_env.data.glyphs import cache_folder
@@ -193,16 +194,20 @@ class Examples:
             (row, col) in px, float64 ``[B, M, 2]``; NaN where there is no cell.
         """
         columns = self.map_size[1]
-        if self.config.places == "cells":
+        if self.config.places == "cells" or not (cells >= 0).any():
             return self.grid.centres(cells, columns)
         if self._viewed is None or not np.array_equal(self._viewed[0], images):
-            self._viewed = (images, views(self._encode_some, images, self.grid, self._activation.saliency_channels))
+            self._viewed = (images.copy(), views(self._sums_of_squares, images, self.grid))
         return places_px(self._viewed[1], cells, self.grid, columns)
 
-    def _encode_some(self, images: np.ndarray) -> Tensor:
-        """The volumes of any number of images, in batches."""
-        size = _ENCODE_BATCH[native_bfloat16()]
-        return torch.cat([self.encode(images[first : first + size]) for first in range(0, len(images), size)])
+    def _sums_of_squares(self, images: np.ndarray) -> np.ndarray:
+        """The saliency ``[B, H, W]`` of any number of images, encoded in batches."""
+        size, channels = _ENCODE_BATCH[native_bfloat16()], self._activation.saliency_channels
+        found = []
+        for first in range(0, len(images), size):
+            volume = self.encode(images[first : first + size])
+            found.append(F.sum_of_squares(volume[:, :channels].float()).numpy())
+        return np.concatenate(found)
 
     def _open_store(self, progress: bool) -> ArrayStore:
         key = fingerprint(

@@ -77,6 +77,9 @@ def check_drawable(trace: Trace) -> None:
     shapes = {name: getattr(trace, name).shape for name in ("saliency", "mask", "priority")}
     if len(size) != 2 or 0 in size or any(shape != (count, *size) for shape in shapes.values()):
         raise DataError(f"Expected maps [N, H, W] of {count} decisions and one of [H, W]; got {shapes} and {size}.")
+    looks = trace.location >= 0
+    if trace.location_px.shape != (count, 2) or not np.isfinite(trace.location_px[looks]).all():
+        raise DataError(f"Expected finite location_px [{count}, 2] of each location; got {trace.location_px.shape}.")
     for name, low, high in (
         ("location", -1, size[0] * size[1]), ("label", -1, trace.num_classes + 1), ("labels", 0, trace.num_classes),
     ):  # fmt: skip

@@ -171,11 +171,11 @@ SCHEMA = (
     _field("phase", "int64", "0: attention; 1..k: a location; k + 1: a label", "0..k + 1"),
     _field("location", "int64", "cell looked at, row-major", "0..H W - 1; -1 at other phases"),
     Column(
-        "location_row_px", "float32", "row of the image that it looks at, px", "NaN at other phases",
+        "location_row_px", "float32", "row on the image where it looks, px", "NaN at other phases",
         lambda t: t.location_px[:, 0],
     ),
     Column(
-        "location_col_px", "float32", "column of the image that it looks at, px", "NaN at other phases",
+        "location_col_px", "float32", "column on the image where it looks, px", "NaN at other phases",
         lambda t: t.location_px[:, 1],
     ),
     _field("label", "int64", "label named", "0..C - 1, C: stop; -1 at other phases"),

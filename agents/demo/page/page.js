@@ -377,8 +377,8 @@ function draw() {
   image.clearRect(0, 0, image.canvas.width, image.canvas.height);
   image.drawImage(picture, ...placed(image, trace.image[0].length, trace.image.length));
   drawGrid(image);
-  for (const n of past) drawCell(image, trace.location[n], EARLIER, 2);
-  drawGlimpses(image, looks);
+  for (const n of past) drawCell(image, trace.location[n], EARLIER, 2, 2, beside(image, n));
+  drawGlimpses(image, looks, beside);
   image.canvas.ariaLabel = looks.length
     ? `The image. Glimpses at ${looks.map((n) => place(trace.location[n])).join("; ")}.`
     : "The image. No glimpse in this meta-step yet.";
@@ -467,22 +467,32 @@ function drawGrid(context) {
   for (let cell = 0; cell < trace.map_size[0] * trace.map_size[1]; cell++) drawCell(context, cell, "#ffffff24", 1, 0);
 }
 
-function drawCell(context, cell, style, width, inset = 2) {
+function drawCell(context, cell, style, width, inset = 2, [across, down] = [0, 0]) {
   const [x, y, w, h] = box(context, cell);
   context.strokeStyle = style;
   context.lineWidth = width;
-  context.strokeRect(x + inset, y + inset, w - 2 * inset, h - 2 * inset);
+  context.strokeRect(x + across + inset, y + down + inset, w - 2 * inset, h - 2 * inset);
 }
 
-function drawGlimpses(context, looks) {
+/** How far from its cell's centre the glimpse n looks, across and down, in px of the canvas. */
+function beside(context, n) {
+  const [[firstRow, firstCol], [rowStride, colStride]] = trace.grid, [rows, cols] = trace.map_size;
+  const [row, col] = trace.location_px[n], cell = trace.location[n];
+  const across = (col - firstCol) / colStride - (cell % cols), down = (row - firstRow) / rowStride - Math.floor(cell / cols);
+  return [(across * context.canvas.width) / cols, (down * context.canvas.height) / rows];
+}
+
+/** The cells that were looked at, each moved by what `moved` says of its first glimpse. */
+function drawGlimpses(context, looks, moved = () => [0, 0]) {
   const numbers = new Map(); // of each cell
   for (const n of looks) numbers.set(trace.location[n], [...(numbers.get(trace.location[n]) ?? []), trace.phase[n]]);
   context.font = "700 20px system-ui, sans-serif";
   context.textBaseline = "middle";
   for (const [cell, those] of numbers) {
-    drawCell(context, cell, "#000", 8, 3);
-    drawCell(context, cell, GLIMPSE, 4, 3);
-    const [x, y] = box(context, cell), text = those.join(" ");
+    const by = moved(context, looks.find((n) => trace.location[n] === cell));
+    drawCell(context, cell, "#000", 8, 3, by);
+    drawCell(context, cell, GLIMPSE, 4, 3, by);
+    const [left, top] = box(context, cell), [x, y] = [left + by[0], top + by[1]], text = those.join(" ");
     context.fillStyle = GLIMPSE;
     context.fillRect(x + 1, y + 1, context.measureText(text).width + 10, 25);
     context.fillStyle = "#000";
