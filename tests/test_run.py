@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import re
+import shutil
 import sys
 import time
 from collections import Counter
@@ -692,6 +693,14 @@ def test_there_must_be_something_to_resume(tmp_path: Path):
 def test_a_run_resumes_only_with_the_flags_it_was_started_with(finished: Path, changes: dict, named: str):
     with pytest.raises(CheckpointError, match=f"of another run: {named} differ"):
         start(finished, resume=True, **changes)
+
+
+def test_a_run_is_tested_again_with_other_places(finished: Path):
+    """Where a glimpse is said to look decides nothing that is learned."""
+    again = shutil.copytree(finished, finished.parent / "with places")
+    turned = dataclasses.replace(ENV, places="turned")
+    config = RunConfig(again, turned, "hsal", AGENT, LEARNER, 0, "cpu", val_episodes=12, log_every=2)
+    assert Run(config, resume=True).test(20)["config"]["env"]["places"] == "turned"
 
 
 @pytest.mark.parametrize("below", [".", "deeper/still"])

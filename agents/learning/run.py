@@ -392,7 +392,9 @@ class Run:
         """What must be equal for a run to be continued, and in all its processes."""
         env = self.config.env
         own = {} if env.images is None else {"images": env.data.digest}
-        return {**self._settings(), "source": self.source, "perception": checkpoint.perception(env), **own}
+        settings = self._settings()
+        settings["env"].pop("places")  # no training depends on it
+        return {**settings, "source": self.source, "perception": checkpoint.perception(env), **own}
 
     def _claim_folder(self, resume: bool) -> None:
         self._check_checkpoint(resume)
