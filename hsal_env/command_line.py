@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import select
 import sys
 import time
 from collections.abc import Callable
@@ -49,8 +50,19 @@ def run(main: Callable[[Args], None], parse: Callable[[], Args], interrupted: st
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
+        if not _reader_has_gone():
+            raise  # of another pipe, which is no reason to be silent
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is flushed at the end
         sys.exit(_SIGPIPE_STATUS)
+
+
+def _reader_has_gone() -> bool:
+    """Whether nobody reads what is printed."""
+    if not hasattr(select, "poll"):  # Windows
+        return False
+    stdout = select.poll()
+    stdout.register(sys.stdout.fileno(), 0)  # errors are told in any case
+    return bool(stdout.poll(0))
 
 
 def _run(main: Callable[[Args], None], parse: Callable[[], Args], interrupted: str) -> None:

@@ -14,6 +14,7 @@ import tyro
 from commands import EVALUATE, REPRODUCE, ROOT, TRAIN, Command, run, script, succeeded
 from pages import PAGES, blocks
 
+from hsal_env.command_line import run as run_main
 from hsal_env.command_line import run_command
 from hsal_env.errors import ConfigError
 
@@ -171,3 +172,13 @@ def test_a_command_whose_reader_has_gone_ends_silently(flags: list[str]):
     )
     os.close(writes)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_another_pipe_that_breaks_is_not_silent():
+    """As that to a program which writes a film: what is printed is still read."""
+
+    def main(args: object) -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    with pytest.raises(BrokenPipeError):
+        run_main(main, object)
