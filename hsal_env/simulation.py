@@ -82,6 +82,8 @@ class Simulation:
             )
             for lane, index in enumerate(indices)
         ]  # fmt: skip
+        if self.config.places == "cells":
+            return recorded
         longest = max((len(trace.location) for trace in recorded), default=0)
         cells = np.full((len(recorded), longest), -1)
         for lane, trace in enumerate(recorded):

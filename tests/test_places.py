@@ -72,14 +72,12 @@ def test_an_object_is_found_although_its_cell_is_beside_it(first_px: tuple[float
 
 
 def test_an_object_at_a_cell_is_found_to_the_px():
-    """By hand: all mass is at one place of the image, and of the turned one, where the square fills a cell."""
+    """By hand: the copies see the square at places 2 px apart, with as much on each side of its middle. So do the turned ones."""
     image = np.zeros((1, 40, 64), np.uint8)
     image[0, 12:16, 20:24] = 255  # cell (3, 5)
     model = completed(Beside(0, 0))
     grid, cell = Grid.of(model, (40, 64), MAP), np.array([[3 * 16 + 5, -1]])
     found = measured(model, image, grid, cell)
-    # 1 at the cell; 1/2 half a cell beside it along an axis, 1/4 along both; all within a cell, and alike on all sides but for
-    # copies that are shifted one way only: places at -2, 0 and 2 px, the same turned
     np.testing.assert_allclose(found[0], [[14, 22], [np.nan, np.nan]], atol=1e-12)
 
 
