@@ -199,8 +199,8 @@ def test_the_tables_hold_the_means():
     assert "count network" not in places
     assert pages["objects"][0][0]["5 objects"] == "0.800"
     departures = {(row["agent"], row["departure"]): row for row in pages["departures"][0]}
-    assert departures["**policy**", ""] == {
-        "agent": "**policy**", "departure": "", "0-1": "0.980", "focus / several": "0.50 / 0.02",
+    assert departures["policy", ""] == {
+        "agent": "policy", "departure": "", "0-1": "0.980", "focus / several": "0.50 / 0.02",
     }  # fmt: skip
     assert departures["policy", "printed update"]["0-1"] == "0.700"
 

@@ -5,7 +5,8 @@
     python train/attention_table.py --only policy/boxes           # those whose name holds these words
 
 Every agent learns from the first 20,000 canvases, so that a run takes minutes. Results are added to
-results/attention/attention.json after each run, and what is in it is not run again. docs/attention.md shows them.
+results/attention/attention.json after each run, and what is in it is not run again. make_results.py puts them as tables into
+docs/attention.md, once that page is written.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _SET = "--env-id HSAL-MNISTSet-v0"
 _WINNER = "--attention-policy winner-take-all --location-policy greedy"
 _BROAD = "runs/models/single-classified.pt"
 _BROAD_COMMAND = (
-    f"train/pretrain_perception.py --objects single --objective classify --init compact --num-canvases 12800 --passes 2 "
+    "train/pretrain_perception.py --objects single --objective classify --init compact --num-canvases 12800 --passes 2 "
     f"--output {_BROAD}"
 )
 AGENTS = {
@@ -272,15 +273,16 @@ def pages(found: dict[str, dict[str, Any]]) -> dict[str, tuple[list[dict[str, st
 
     objects = tuple(f"{n} objects" for n in MORE_OBJECTS)
     agents = [{"agent": agent} for agent in AGENTS]
-    departures = []
-    for agent, switches in DEPARTURES.items():
-        whole = text(agent, "sum-of-squares", "exact_match")
-        departures.append({"agent": f"**{agent}**", "departure": "", "0-1": whole})
-        for what in switches:
-            departures.append({"agent": agent, "departure": what, "0-1": text(agent, what, "exact_match")})
-    for row in departures:
-        task = row["departure"] or "sum-of-squares"
-        row["focus / several"] = text(row["agent"].strip("*"), task, "focus", "several")
+    departures = [
+        {
+            "agent": agent,
+            "departure": "" if what == "sum-of-squares" else what,
+            "0-1": text(agent, what, "exact_match"),
+            "focus / several": text(agent, what, "focus", "several"),
+        }
+        for agent, switches in DEPARTURES.items()
+        for what in ("sum-of-squares", *switches)
+    ]
     return {
         "scores": (
             [row | {task: text(row["agent"], task, "exact_match") for task in TASKS} for row in agents],
