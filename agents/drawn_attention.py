@@ -11,9 +11,9 @@ controller has. At meta-step t it draws
 - an extent x_0 and a shift (x_1, x_2) from ``Normal(mean, STD)``, where the mean is linear in the 5x5 patch of S_t about c.
 
 The K Gaussians stand on a square lattice about ``c + SHIFT tanh(x_1, x_2)``, and it reaches ``EXTENT sigmoid(x_0)`` from there.
-Both limits are in units of a seventh of the map's shorter side, a cell of the paper's map. Attention reaches the environment as
-the 4K numbers that describe this lattice (:func:`hsal_env.functional.lattice`). In a test the way is the more probable one and
-the cell its most probable one (:func:`mode`), with its means.
+Lengths are in units of a cell of the paper's map: a seventh of the map's shorter side, or with ``width_unit="cell"`` a cell of
+any map. Attention reaches the environment as the 4K numbers that describe this lattice (:func:`hsal_env.functional.lattice`). In
+a test the way is the more probable one and the cell its most probable one (:func:`mode`), with its means.
 
 Why a convolution: an object that is several cells wide is seldom wiped as a whole. What is left of it and an object that nobody
 has looked at differ in what was wiped beside them, and they do so in the same way all over the map.
@@ -44,7 +44,7 @@ PATCH = 5
 STD = 0.3
 """Standard deviation of the three numbers."""
 EXTENT, SHIFT = 2.0, 1.0
-"""Limits of extent and shift, in sevenths of the map's shorter side."""
+"""Limits of extent and shift, in units of length."""
 FIRST_EXTENT = -1.0
 """First mean of x_0: the lattice reaches 0.54 cells of a 7x7 map."""
 PATTERNS = 16
@@ -103,7 +103,7 @@ class DrawnAttention(EncodedGRU):
         self.hidden, self.state_size = hidden, hidden + cells
         self.saliency_prior = nn.Parameter(torch.tensor(float(saliency_prior)))
         self.away_prior = nn.Parameter(torch.tensor(float(saliency_prior)))
-        self.reach = reach = max(1, round(_unit(map_size)))  # cells in a seventh of the map
+        self.reach = reach = max(1, round(_unit(map_size, rules)))  # in cells
         first, last = (nn.Conv2d(*sizes, 3, padding=reach, dilation=reach) for sizes in ((2, PATTERNS), (PATTERNS, 2)))
         self.look = nn.Sequential(first, nn.ReLU(), last)
         self.mean = nn.Linear(PATCH**2, 3)
@@ -137,14 +137,14 @@ class DrawnAttention(EncodedGRU):
         return choices, self.value(hidden.detach()).float().squeeze(1), torch.cat([hidden, ever], dim=1)
 
     def _around(self, maps: Tensor) -> Tensor:
-        """The largest value within a seventh of the map's shorter side of each cell, of ``maps`` ``[B, H W]``."""
+        """The largest value within a unit of length of each cell, of ``maps`` ``[B, H W]``."""
         pooled = max_pool2d(maps.view(-1, 1, *self.map_size), 2 * self.reach + 1, stride=1, padding=self.reach)
         return pooled.flatten(1)
 
     def means(self, saliency: Tensor, cell: Tensor) -> Tensor:
         """Means of (x_0, x_1, x_2) ``[B, 3]``, from the patch of ``saliency`` ``[B, H, W]`` about ``cell`` ``[B]``.
 
-        Beyond the map S counts as 0. On maps of more cells the patch's points are a seventh of the shorter side apart.
+        Beyond the map S counts as 0. The patch's points are a unit of length apart: a cell, or a seventh of the shorter side.
         """
         half, step = PATCH // 2, self.reach
         rows, cols = (
@@ -211,7 +211,7 @@ def mode(choices: Tensor) -> Tensor:
 
 def mask_about(drawn: AttentionDraw, map_size: tuple[int, int], rules: Rules) -> Tensor:
     """The raw numbers ``[B, 4K]`` of the lattice that ``drawn`` says, on a map of (H, W) cells."""
-    unit = _unit(map_size)
+    unit = _unit(map_size, rules)
     places = (drawn.cell // map_size[1] + 1, drawn.cell % map_size[1] + 1)
     shifts, extent = drawn.shift.tanh().unbind(1), drawn.extent.sigmoid()
     centre = torch.stack([at + SHIFT * unit * shift for at, shift in zip(places, shifts, strict=True)], dim=1)
@@ -219,8 +219,9 @@ def mask_about(drawn: AttentionDraw, map_size: tuple[int, int], rules: Rules) ->
     return F.lattice(centre, reach, map_size, rules.components, rules.coordinates)
 
 
-def _unit(map_size: tuple[int, int]) -> float:
-    return min(map_size) / 7
+def _unit(map_size: tuple[int, int], rules: Rules) -> float:
+    """The unit of length in cells: that of the widths of the environment's masks."""
+    return {"map": min(map_size) / 7, "cell": 1.0}[rules.width_unit]
 
 
 def _about(cell: Tensor, x: Tensor) -> AttentionDraw:

@@ -147,7 +147,7 @@ def initial(example: Example, rules: Rules) -> State:
 def interface(attention: Tensor, saliency: Tensor, volume: Tensor, rules: Rules) -> tuple[Tensor, Tensor, Tensor]:
     """From raw ``attention`` ``[B, 4K]`` to the mask M_t and priority map P_t ``[B, H, W]``, and the glimpse g_0 ``[B, D]``."""
     map_size = (saliency.shape[1], saliency.shape[2])
-    parameters = F.mixture(attention, map_size, rules.coordinates, rules.beta)
+    parameters = F.mixture(attention, map_size, rules.coordinates, rules.beta, rules.width_unit)
     mask = F.attention_mask(parameters, map_size, rules.mask_scale)
     return mask, F.priority(mask, saliency), F.initial_glimpse(mask, volume)
 

@@ -82,18 +82,21 @@ def mixture(
     map_size: tuple[int, int],
     coordinates: Literal["paper", "centred"] = "paper",
     width: Literal["bounded", "exp"] = "bounded",
+    width_unit: Literal["map", "cell"] = "map",
 ) -> Mixture:
     """Transform the 4K raw numbers that the meta-controller puts out, the dots below, to their ranges.
 
     ``alpha = softmax(.)``, ``kappa_1 = sigmoid(.) H`` and ``kappa_2 = sigmoid(.) W`` (S4). ``beta`` is in Appendix A's range
     [1.5, 2.0] on a 7x7 map, ``(1.5 + 0.5 sigmoid(.)) * 49 / (H W)``. The last factor lets a Gaussian cover the same share of any
-    map (S5).
+    map (S5); ``width_unit="cell"`` leaves it out.
 
     Args:
         attention: the raw numbers ``[B, 4K]``: K of alpha, then K each of beta, kappa_1 and kappa_2.
         map_size: (H, W) in cells.
         coordinates: ``"centred"`` adds 1/2 to the centres, so that the interval they can reach is symmetric about the cells 1..H.
         width: ``"exp"`` makes ``beta = exp(.) * 49 / (H W)``, without bounds.
+        width_unit: ``"map"`` scales beta with the map, as above; ``"cell"`` does not, so that a Gaussian is as wide in cells on
+            any map.
 
     Example:
         >>> centre = mixture(torch.zeros(1, 4), map_size=(7, 7))  # one Gaussian
@@ -101,7 +104,7 @@ def mixture(
         (3.5, 3.5, 1.75)
     """
     alpha, inverse_width, row, col = attention.unflatten(1, (4, -1)).unbind(dim=1)  # each [B, K]
-    scale = 49 / (map_size[0] * map_size[1])
+    scale = {"map": 49 / (map_size[0] * map_size[1]), "cell": 1.0}[width_unit]
     offset = {"paper": 0.0, "centred": 0.5}[coordinates]
     beta = {"bounded": lambda raw: 1.5 + 0.5 * raw.sigmoid(), "exp": torch.exp}[width](inverse_width)
     return Mixture(

@@ -12,6 +12,7 @@ MOST_COMPONENTS, MOST_GLIMPSES, MOST_OBJECTS = 65_536, 10_000, 10_000
 
 Coordinates = Literal["paper", "centred"]
 Beta = Literal["bounded", "exp"]
+WidthUnit = Literal["map", "cell"]
 MaskScale = Literal["paper", "peak"]
 UpdateRule = Literal["paper", "peak", "none"]
 RewardProtocol = Literal["free", "teacher"]
@@ -27,6 +28,9 @@ class MetaStepRules:
         coordinates: where the centres of the Gaussians may lie: ``"paper"``, as printed, or ``"centred"``, symmetric about the
             map (S4).
         beta: range of the inverse width of the Gaussians: ``"bounded"`` as in Appendix A, or ``"exp"``, without bounds (S5).
+        width_unit: what widths of masks are counted in (S5): ``"map"``, in sevenths of the map, so that a mask covers the same
+            share of any map, or ``"cell"``, in cells. On maps of 7x7 cells, the paper's, they are the same. Objects of a cell or
+            two on a finer map want ``"cell"``.
         mask_scale: ``"paper"``: the mask as printed. ``"peak"``: divided by its maximum.
         update: what a label subtracts from the saliency S (S8): ``"paper"`` the mask M, ``"peak"`` M / max M, ``"none"``
             nothing.
@@ -42,6 +46,7 @@ class MetaStepRules:
     components: int = 5
     coordinates: Coordinates = "paper"
     beta: Beta = "bounded"
+    width_unit: WidthUnit = "map"
     mask_scale: MaskScale = "paper"
     update: UpdateRule = "paper"
     renormalise_saliency: bool = False

@@ -38,7 +38,7 @@ def sigmoid(x):
     return 1 / (1 + math.exp(-x))
 
 
-def mixture(raw, map_size, coordinates="paper", beta="bounded"):
+def mixture(raw, map_size, coordinates="paper", beta="bounded", width_unit="map"):
     """The 4K raw numbers to a list of (alpha, beta, kappa_1, kappa_2) (S4, S5)."""
     height, width = map_size
     count = len(raw) // 4
@@ -48,7 +48,7 @@ def mixture(raw, map_size, coordinates="paper", beta="bounded"):
     for a, b, r, c in zip(alphas, betas, rows, columns, strict=True):
         inverse_width = 1.5 + 0.5 * sigmoid(b) if beta == "bounded" else math.exp(b)
         shift = 0.5 if coordinates == "centred" else 0.0
-        on_this_map = inverse_width * (7 * 7) / (height * width)
+        on_this_map = inverse_width if width_unit == "cell" else inverse_width * (7 * 7) / (height * width)
         components.append((math.exp(a) / total, on_this_map, sigmoid(r) * height + shift, sigmoid(c) * width + shift))
     return components
 
@@ -129,6 +129,7 @@ class Rules:
     max_objects: int = 4
     coordinates: str = "paper"
     beta: str = "bounded"
+    width_unit: str = "map"
     mask_scale: str = "paper"
     update: str = "paper"
     renormalise_saliency: bool = False
@@ -155,7 +156,7 @@ class Episode:
 
     def attend(self, raw):
         rules = self.rules
-        components = mixture(list(raw), self.map_size, rules.coordinates, rules.beta)
+        components = mixture(list(raw), self.map_size, rules.coordinates, rules.beta, rules.width_unit)
         self.mask = mask(components, self.map_size, rules.mask_scale)
         self.priority = priority(self.mask, self.saliency)
         self.glimpse = initial_glimpse(self.mask, self.volume)

@@ -144,6 +144,24 @@ def test_on_a_finer_map_the_same_numbers_cover_the_same_share_of_it():
     torch.testing.assert_close(place.col.view(3, 3)[0], torch.tensor([5.0, 7.0, 9.0]))
 
 
+def test_with_widths_in_cells_the_same_numbers_cover_as_many_cells_of_any_map():
+    drawn = AttentionDraw(torch.tensor([7 * 14 + 6]), torch.zeros(1), torch.tensor([[math.atanh(0.5), 0.0]]))
+    place = F.mixture(level((14, 14), width_unit="cell").attention(drawn), (14, 14))
+    torch.testing.assert_close(place.row.view(3, 3)[:, 0], torch.tensor([7.5, 8.5, 9.5]))  # half a cell down, reach 1
+    torch.testing.assert_close(place.col.view(3, 3)[0], torch.tensor([6.0, 7.0, 8.0]))
+
+
+def test_with_widths_in_cells_the_patch_and_the_surroundings_are_of_neighbouring_cells():
+    saliency = torch.zeros(1, 14, 14)
+    saliency[0, 6, 5] = 1.0  # left of cell 6 * 14 + 6
+    for unit, seen, around in (("cell", 0.5, 9), ("map", 0.0, 25)):  # a seventh of the map is two cells
+        net = level((14, 14), width_unit=unit)
+        with torch.no_grad():
+            net.mean.weight.view(3, 5, 5)[1, 2, 1] = 0.5  # x_1 reads the patch's left neighbour
+        assert net.means(saliency, torch.tensor([6 * 14 + 6]))[0, 1].item() == seen
+        assert int(net._around(saliency.flatten(1)).sum()) == around
+
+
 def test_on_a_map_that_is_not_square_the_mask_is_and_follows_the_shorter_side():
     drawn = AttentionDraw(torch.tensor([6 * 28 + 9]), torch.zeros(1), torch.tensor([[0.0, math.atanh(0.5)]]))
     place = F.mixture(level((14, 28)).attention(drawn), (14, 28))

@@ -66,6 +66,7 @@ VARIANTS = [
     {"glimpses": 0},
     {"components": 1, "glimpses": 1},
     {"coordinates": "centred", "beta": "exp"},
+    {"beta": "exp", "width_unit": "cell"},
     {"mask_scale": "peak", "update": "none"},
     {"update": "peak", "renormalise_saliency": True},
     {"max_objects": 1},

@@ -91,6 +91,13 @@ def test_beta_has_its_range_and_scales_with_the_map(map_size, scale, width, raw,
     torch.testing.assert_close(parameters.beta, torch.tensor([[beta * scale]]))
 
 
+@pytest.mark.parametrize(("width", "beta"), [("bounded", 1.75), ("exp", 1.0)])
+def test_widths_in_cells_are_the_same_on_any_map(width, beta):
+    for map_size in ((7, 7), (14, 14), (24, 32)):
+        parameters = F.mixture(torch.zeros(1, 4), map_size, width=width, width_unit="cell")
+        torch.testing.assert_close(parameters.beta, torch.tensor([[beta]]))
+
+
 @pytest.mark.parametrize(("coordinates", "low", "high"), [("paper", 0.0, 7.0), ("centred", 0.5, 7.5)])
 def test_centres_reach_the_interval_of_their_coordinates(coordinates, low, high):
     ends = torch.tensor([[0.0, 0.0, 0.0, 0.0, -50.0, 50.0, 50.0, -50.0]])
@@ -120,13 +127,18 @@ def test_mask_adds_its_gaussians_by_importance():
 @pytest.mark.parametrize("components", [1, 5])
 @pytest.mark.parametrize("coordinates", ["paper", "centred"])
 @pytest.mark.parametrize("beta", ["bounded", "exp"])
-def test_attention_equals_the_oracle(map_size, components, coordinates, beta):
+@pytest.mark.parametrize("unit", ["map", "cell"])
+def test_attention_equals_the_oracle(map_size, components, coordinates, beta, unit):
     raw = 2 * random(3, 4 * components)
-    parameters = F.mixture(raw, map_size, coordinates, beta)
-    assert_lanes(torch.stack(parameters, dim=-1), lambda r: reference.mixture(r, map_size, coordinates, beta), raw)
+    parameters = F.mixture(raw, map_size, coordinates, beta, unit)
+    oracle = lambda r: reference.mixture(r, map_size, coordinates, beta, unit)  # noqa: E731
+    assert_lanes(torch.stack(parameters, dim=-1), oracle, raw)
     for scale in ("paper", "peak"):
-        oracle = lambda r: reference.mask(reference.mixture(r, map_size, coordinates, beta), map_size, scale)  # noqa: B023, E731
-        assert_lanes(F.attention_mask(parameters, map_size, scale), oracle, raw)
+        assert_lanes(
+            F.attention_mask(parameters, map_size, scale),
+            lambda r: reference.mask(oracle(r), map_size, scale),  # noqa: B023
+            raw,
+        )
 
 
 @pytest.mark.parametrize("scale", ["paper", "peak"])

@@ -367,6 +367,7 @@ def with_features(args: Args, env: EnvConfig) -> EnvConfig:
         activation=str(args.output_dir / "features.pt"),
         features="store",
         places="turned" if are_photographs(env) else "cells",
+        width_unit="cell",
         **BEST_ENV,
         num_examples=args.agent_images or round(_AGENT_IMAGES * share_for_agent(env)),
         protocol="teacher",

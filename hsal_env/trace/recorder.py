@@ -216,7 +216,9 @@ class _Stacked:
         self.mixture = dict.fromkeys(F.Mixture._fields, np.full((*shape, rules.components), np.nan, np.float32))
         if parts:
             raw = torch.stack([part.attention for part in parts])  # [n, B, 4K]
-            mixture = F.mixture(raw.flatten(0, 1), (map_size[0], map_size[1]), rules.coordinates, rules.beta)
+            mixture = F.mixture(
+                raw.flatten(0, 1), (map_size[0], map_size[1]), rules.coordinates, rules.beta, rules.width_unit
+            )
             self.mixture = {
                 name: spread(list(part.unflatten(0, raw.shape[:2])), said) for name, part in mixture._asdict().items()
             }
