@@ -345,7 +345,7 @@ def run_config(args: Args, env: EnvConfig) -> RunConfig:
         folder=args.output_dir,
         env=task,
         agent_name="hsal",
-        agent=AgentConfig(**BEST_AGENT, stop="median"),
+        agent=AgentConfig(**BEST_AGENT, controller_state="carry", stop="median"),
         learner=LearnerConfig(
             **_LEARNER, batch_size=min(batch_size, task.num_examples or batch_size), passes=args.agent_passes
         ),
