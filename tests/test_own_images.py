@@ -143,23 +143,29 @@ def test_batches_hold_about_as_many_objects(
     assert (learner.batch_size, task.num_examples) == (batch_size, images)
 
 
-def test_an_agent_of_own_images_learns_by_the_best_order_and_stops_at_the_median(folder: Path, tmp_path: Path):
+def test_an_agent_of_own_images_learns_by_the_best_order_remembers_and_stops_at_the_median(
+    folder: Path, tmp_path: Path
+):
     module = script(OWN)
     args = module.Args(folder=folder, output_dir=tmp_path, agent_images=50)
     run = module.run_config(args, module.read(args))
     assert (run.learner.estimator, run.agent.stop) == ("assigned", "median")
+    assert (run.agent.controller_state, run.env.width_unit) == ("carry", "cell")
     assert (run.learner.batch_size, run.env.num_examples) == (50, 50)  # no more than there are
 
 
-@pytest.mark.parametrize(("passes", "fixed"), [(8, 2), (3, 0)])
-def test_features_keep_their_statistics_in_the_last_quarter_of_their_training(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, passes: int, fixed: int
+@pytest.mark.parametrize(
+    ("augment", "passes", "fixed", "ramp"),
+    [("mirrored", 8, 2, (0.15, 0.5)), ("turned", 3, 0, (0.15, 0.5)), ("upright", 8, 0, (0.0, 0.0))],
+)
+def test_features_of_photographs_keep_their_statistics_at_last_and_are_made_sharp_later(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, augment: str, passes: int, fixed: int, ramp: tuple
 ):
     module, seen = script(OWN), []
     monkeypatch.setattr(features, "Pretraining", lambda config, *_: seen.append(config) or SimpleNamespace(run=int))
-    args = module.Args(folder=folder, output_dir=tmp_path, feature_passes=passes)
+    args = module.Args(folder=folder, output_dir=tmp_path, feature_passes=passes, augment=augment)
     module.learn_features(args, module.read(args))
-    assert [config.fixed_passes for config in seen] == [fixed]
+    assert [(config.fixed_passes, config.sharp_ramp) for config in seen] == [(fixed, ramp)]
 
 
 def test_large_photographs_are_brought_to_about_50_000_px(tmp_path: Path):
