@@ -1,6 +1,7 @@
 """Traces: what is recorded is what happened; files hold all of it; the written schema is the one in the code."""
 
 import csv
+import dataclasses
 import re
 import sys
 from pathlib import Path
@@ -44,6 +45,18 @@ def traces(agent) -> list[Trace]:
 
 
 # --- recording --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("unit", ["map", "cell"])
+def test_the_mixture_of_a_trace_is_that_of_its_mask_on_a_map_of_another_size(unit: str):
+    env = dataclasses.replace(ENV, canvas_px=130, width_unit=unit)
+    torch.manual_seed(0)
+    world = World.of(make_env(env, 1).simulation.examples)
+    agent = ActorCritic(world, AgentConfig(meta_hidden=8, controller_hidden=8, location_hidden=8)).eval()
+    (trace,) = record(agent, env, np.arange(1))
+    assert trace.map_size != (7, 7)
+    parts = F.Mixture(*(torch.from_numpy(getattr(trace, name)) for name in F.Mixture._fields))
+    np.testing.assert_allclose(trace.mask, F.attention_mask(parts, trace.map_size), atol=1e-6)
 
 
 def test_the_fields_of_a_trace_agree_with_each_other_and_with_the_equations(traces):
